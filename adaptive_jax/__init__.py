@@ -1,0 +1,36 @@
+"""Adaptive optimizers for JAX: the maths of one array, its hyperparameters as data."""
+
+from . import testing as testing
+from ._rule import Context as Context
+from ._rule import Decay as Decay
+from ._rule import Fraction as Fraction
+from ._rule import Hyper as Hyper
+from ._rule import NonNegative as NonNegative
+from ._rule import Rule as Rule
+from ._rule import Slot as Slot
+from ._storage import Storage as Storage
+from ._transform import chain as chain
+from ._transform import transform as transform
+from .optimizers import adadelta as adadelta
+from .optimizers import adagrad as adagrad
+from .optimizers import adam as adam
+from .optimizers import adamax as adamax
+from .optimizers import adamw as adamw
+from .optimizers import add_decayed_weights as add_decayed_weights
+from .optimizers import amsgrad as amsgrad
+from .optimizers import clip_by_global_norm as clip_by_global_norm
+from .optimizers import nadam as nadam
+from .optimizers import nadamw as nadamw
+from .optimizers import rmsprop as rmsprop
+from .optimizers import scale_by_adadelta as scale_by_adadelta
+from .optimizers import scale_by_adam as scale_by_adam
+from .optimizers import scale_by_adamax as scale_by_adamax
+from .optimizers import scale_by_amsgrad as scale_by_amsgrad
+from .optimizers import scale_by_learning_rate as scale_by_learning_rate
+from .optimizers import scale_by_rms as scale_by_rms
+from .optimizers import scale_by_rss as scale_by_rss
+from .optimizers import scale_by_stddev as scale_by_stddev
+from .optimizers import sgd as sgd
+from .optimizers import trace as trace
+from .rules import LearningRate as LearningRate
+from .rules import WeightDecay as WeightDecay

@@ -1,0 +1,160 @@
+"""The few pieces of arithmetic that rules share, each written so that it cannot make a NaN.
+
+They take and return single arrays, in the dtype that the lift computes in (float32 at least).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class DecayRate(NamedTuple):
+    """A decay rate b of a moving average as a rule sees it: with 1 - b and the bias correction.
+
+    In float32, 1 - 0.999 is wrong by 1.3e-5. The complement is therefore taken from the Python
+    number, in float64, before anything is rounded, and the arithmetic below uses it alone.
+
+    The correction, 1 - b(1)·b(2)···b(t), is one scalar per step: computed once, not once per array.
+    It is None for a rule that does not count its steps.
+    """
+
+    value: jax.Array
+    complement: jax.Array
+    correction: jax.Array | None = None
+
+
+def compute_dtype(dtype: Any, *others: Any) -> Any:
+    """The dtype of the maths for arrays of these: float32 at least, float64 if any of them is.
+
+    Complex if the first one is. (Not by promotion, which users may have made strict.)
+    """
+    wide = any(
+        jnp.issubdtype(each, jnp.inexact) and jnp.finfo(each).bits == 64
+        for each in (dtype, *others)
+    )
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return jnp.dtype(jnp.complex128 if wide else jnp.complex64)
+    return jnp.dtype(jnp.float64 if wide else jnp.float32)
+
+
+def complement(decay: DecayRate | jax.Array) -> jax.Array:
+    """1 - decay, at least one unit in the last place.
+
+    A decay of exactly 1 (a 0.999 that somebody rounded to bfloat16) would average nothing, and its
+    bias correction divides 0 by 0. With the smallest complement instead, the bias-corrected average
+    is the plain mean, which is the limit for decay → 1.
+    """
+    if isinstance(decay, DecayRate):
+        return decay.complement
+    return lax.max(1 - decay, jnp.finfo(decay.dtype).eps)
+
+
+def decayed(average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
+    """decay · average, as average - (1 - decay) · average: in float32, 0.999 itself is rounded."""
+    return average - complement(decay) * average
+
+
+def ema(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
+    """Exponential moving average: decay · average + (1 - decay) · value.
+
+    Written with 1 - decay alone, so that the weights add up to one however decay is rounded. Each
+    term stays below the larger of the two, so nothing overflows.
+    """
+    return decayed(average, decay) + complement(decay) * value
+
+
+def power_complement(decay: DecayRate | jax.Array, step: jax.Array) -> jax.Array:
+    """1 - decay**step, as -expm1(step · log(decay)).
+
+    1 - decay**step cancels: at step 1 it is wrong by 1.3e-5 for 0.999 and by 1.3e-2 for 0.999999.
+    The complement is kept below one for the sake of decay = 0, whose logarithm is infinite.
+    """
+    weight = complement(decay)
+    weight = lax.min(weight, 1 - jnp.finfo(weight.dtype).epsneg)
+    return -jnp.expm1(step.astype(weight.dtype) * jnp.log1p(-weight))
+
+
+def bias_correction(
+    decay: DecayRate | jax.Array, step: jax.Array, *, ahead: bool = False
+) -> jax.Array:
+    """1 - decay**step: the total weight that a moving average started at zero has given so far.
+
+    With `ahead`, the weight that it will have given after one step more.
+    """
+    if not isinstance(decay, DecayRate) or decay.correction is None:
+        return power_complement(decay, step + 1 if ahead else step)
+    if ahead:
+        return ema(jnp.ones_like(decay.correction), decay.correction, decay)
+    return decay.correction
+
+
+def abs_squared(x: jax.Array) -> jax.Array:
+    """|x|², real also for complex x, and at most half the largest finite number.
+
+    So a second moment is finite for every finite x, and so is its sum with another. An infinite x
+    stays visible in the direction, which is not squared.
+    """
+    squared = (
+        lax.square(lax.real(x)) + lax.square(lax.imag(x)) if jnp.iscomplexobj(x) else lax.square(x)
+    )
+    return lax.min(squared, squared.dtype.type(jnp.finfo(squared.dtype).max / 2))
+
+
+def least_denominator(dtype: Any) -> float:
+    """2^-53 in float32, 2^-501 in float64: its square, and a thousandth of that, are normal numbers.
+
+    A denominator that is not below it divides 0 to 0, and has a finite derivative.
+    """
+    return math.sqrt(float(jnp.finfo(dtype).tiny) * 2.0**20)
+
+
+def square_root(x: jax.Array) -> jax.Array:
+    """√x of a second moment, for a denominator: at least `least_denominator`.
+
+    So 0/√0 is 0, and a second moment that has underflowed gives a small update instead of an
+    infinite one.
+    """
+    return lax.sqrt(lax.max(x, x.dtype.type(least_denominator(x.dtype) ** 2)))
+
+
+def saturating_add(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x + y of non-negative arrays, at most the largest finite number."""
+    return lax.min(x + y, jnp.finfo(x.dtype).max)
+
+
+def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x in another floating-point dtype; what is too large for it becomes its largest number.
+
+    A complex x loses its imaginary part in a real dtype; NaN stays NaN.
+    """
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
+        x = lax.real(x)
+    if jnp.finfo(dtype).max < jnp.finfo(x.dtype).max:
+        largest = jnp.finfo(x.dtype).dtype.type(jnp.finfo(dtype).max)
+        if jnp.iscomplexobj(x):
+            x = lax.complex(
+                lax.clamp(-largest, lax.real(x), largest), lax.clamp(-largest, lax.imag(x), largest)
+            )
+        else:
+            x = lax.clamp(-largest, x, largest)
+    return lax.convert_element_type(x, dtype)
+
+
+def global_norm(arrays: Sequence[jax.Array]) -> jax.Array:
+    """√Σ|x|² over all arrays, in float32 at least.
+
+    The squares are those of x · 2^-32 (2^-256 in float64), so that neither the square of the largest
+    gradient nor the sum of any number of them overflows.
+    """
+    dtype = compute_dtype(jnp.float32, *(x.dtype for x in arrays))
+    scale = math.ldexp(1.0, jnp.finfo(dtype).maxexp // 4)
+    total = jnp.zeros((), dtype)
+    for x in arrays:
+        total = total + jnp.sum(abs_squared(x * (1 / scale))).astype(dtype)
+    return scale * square_root(total)

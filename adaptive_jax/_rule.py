@@ -1,0 +1,274 @@
+"""What a rule is: the maths of one array, with its hyperparameters as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import jax
+
+from . import _check, _maths
+
+Hyper = Annotated[Any, _check.Interval()]
+"""A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
+
+NonNegative = Annotated[Any, _check.Interval(0.0)]
+"""A hyperparameter that must not be negative."""
+
+Fraction = Annotated[Any, _check.Interval(0.0, 1.0)]
+"""A hyperparameter from 0 to 1."""
+
+Decay = Annotated[Any, _check.Interval(0.0, 1.0, open_above=True)]
+"""The decay rate of a moving average, from 0 to below 1. A rule sees it as a `DecayRate`, whose
+complement is exact and whose bias correction is computed once per step."""
+
+_ANNOTATIONS = {"Hyper": Hyper, "NonNegative": NonNegative, "Fraction": Fraction, "Decay": Decay}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Optimizer state of the shape of a parameter.
+
+    initial: its first value, a number or the name of the hyperparameter that holds it.
+    nonnegative: whether it is real and never negative, such as a second moment.
+    """
+
+    initial: float | str = 0.0
+    nonnegative: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the lift tells a rule about the step at hand.
+
+    step: 1 for the first update, int32, shape (). None for a rule that does not count its steps.
+    statistic: what `Rule.statistic` returned for this step; None without one.
+    selected: whether the rule's `mask` selects this array; True without a mask.
+    store: `store(name, value)` returns value as the slot will hold it. A rule that computes its
+      direction from stored values takes the same steps after a restart, whatever the storage.
+    """
+
+    step: Any
+    statistic: Any
+    selected: bool
+    store: Callable[[str, jax.Array], jax.Array]
+
+
+class Rule:
+    """The maths of one array. Subclass it as a frozen dataclass whose fields are hyperparameters.
+
+    A field annotated `Hyper`, `NonNegative`, `Fraction` or `Decay` is data: changing its value
+    compiles nothing again. Every other field is static, an option that chooses code. A rule knows
+    nothing of pytrees, dtypes, schedules or storage: it sees arrays of float32 at least, and
+    hyperparameters as arrays of shape () in the same precision.
+
+    Never branch in Python on a hyperparameter's value: it may be a tracer. `x is None` is fine.
+
+        @dataclass(frozen=True)
+        class Momentum(aj.Rule):
+            decay: aj.Hyper = 0.9
+            slots = {"velocity": aj.Slot()}
+
+            def update(self, grad, slots, param, ctx):
+                velocity = ctx.store("velocity", self.decay * slots["velocity"] + grad)
+                return velocity, {"velocity": velocity}
+
+    Class attributes:
+      slots: the rule's state, from names to `Slot`s. Names are a stable format: never rename one.
+      counts_steps: whether the rule needs `ctx.step` or a bias correction. If None, it counts
+        when it has slots.
+      needs_params: whether it needs the parameters (otherwise `param` may be None).
+      state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
+    """
+
+    slots: ClassVar[Mapping[str, Slot]] = {}
+    counts_steps: ClassVar[bool | None] = None
+    needs_params: ClassVar[bool] = False
+    state_type_name: ClassVar[str | None] = None
+
+    def update(
+        self, grad: jax.Array, slots: Mapping[str, jax.Array], param: jax.Array | None, ctx: Context
+    ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+        """The direction for one array, and the new values of its slots."""
+        raise NotImplementedError(f"{type(self).__name__} defines no `update`.")
+
+    statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
+    """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Set here, in the class itself, so that @dataclass leaves it alone.
+        if "__repr__" not in cls.__dict__:
+            cls.__repr__ = Rule.__repr__
+        jax.tree_util.register_pytree_with_keys(
+            cls, _flatten_with_keys, functools.partial(_unflatten, cls), _flatten
+        )
+
+    def __post_init__(self) -> None:
+        for name, interval in fields(type(self))[1].items():
+            value = _check.hyperparameter(type(self).__name__, name, getattr(self, name), interval)
+            # A schedule becomes a pytree without leaves: static data, compared by identity.
+            if callable(value) and not isinstance(value, jax.tree_util.Partial):
+                value = jax.tree_util.Partial(value)
+            object.__setattr__(self, name, value)
+        if (mask := getattr(self, "mask", None)) is not None:
+            object.__setattr__(self, "mask", Mask.of(mask))
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{field.name}={show(value)}"
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which arrays a rule's `mask` selects: a function of the parameters, or a tree of bools.
+
+    It is static data, so a tree is kept as its leaves and its structure, which hash.
+    """
+
+    function: Callable[[Any], Any] | None
+    leaves: tuple[bool, ...] = ()
+    treedef: Any = None
+
+    @classmethod
+    def of(cls, mask: Any) -> Mask:
+        if isinstance(mask, Mask):
+            return mask
+        # A module that can be called but is a pytree is a tree of bools.
+        if callable(mask) and jax.tree_util.all_leaves([mask]):
+            return cls(mask)
+        leaves, treedef = jax.tree_util.tree_flatten(mask)
+        _check.mask_leaves(mask)
+        return cls(None, tuple(bool(leaf) for leaf in leaves), treedef)
+
+    def tree(self, params: Any) -> Any:
+        """A tree of bools, whose structure is a prefix of that of params."""
+        if self.function is None:
+            return jax.tree_util.tree_unflatten(self.treedef, self.leaves)
+        tree = self.function(params)
+        _check.mask_leaves(tree)
+        return tree
+
+    def __repr__(self) -> str:
+        if self.function is not None:
+            return getattr(self.function, "__name__", repr(self.function))
+        return repr(jax.tree_util.tree_unflatten(self.treedef, self.leaves))
+
+
+@functools.cache
+def fields(
+    cls: type[Rule],
+) -> tuple[tuple[str, ...], dict[str, _check.Interval], tuple[str, ...]]:
+    """Of a rule's class: the data fields, each one's interval, and the static fields."""
+    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise TypeError(
+            f"{cls.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it."
+        )
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:  # Annotations that are strings, of names local to a function.
+        hints = {
+            name: _ANNOTATIONS.get(str(hint).rpartition(".")[2], hint)
+            for name, hint in cls.__annotations__.items()
+        }
+    names = [f.name for f in dataclasses.fields(cls)]
+    intervals = {
+        name: part
+        for name in names
+        for part in getattr(hints.get(name), "__metadata__", ())
+        if isinstance(part, _check.Interval)
+    }
+    return tuple(intervals), intervals, tuple(name for name in names if name not in intervals)
+
+
+def decay_names(cls: type[Rule]) -> list[str]:
+    """The names of the fields annotated `Decay`."""
+    return [name for name, interval in fields(cls)[1].items() if interval.open_above]
+
+
+def counts_steps(rule: Rule) -> bool:
+    """Whether the rule's state holds the number of updates so far."""
+    counts = rule.counts_steps if rule.counts_steps is not None else bool(rule.slots)
+    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule))[0])
+
+
+def scheduled_decays(rule: Rule) -> list[str]:
+    """The decay rates under a schedule, whose bias correction must be carried in the state."""
+    return [name for name in decay_names(type(rule)) if callable(getattr(rule, name))]
+
+
+def state_fields(rule: Rule) -> tuple[str, ...]:
+    """The names of the entries of the rule's state, in order."""
+    count = ("count",) if counts_steps(rule) else ()
+    return (*count, *(f"{name}_correction" for name in scheduled_decays(rule)), *rule.slots)
+
+
+def state_name(rule: Rule) -> str:
+    """The name of the NamedTuple that holds the rule's state."""
+    return rule.state_type_name or f"{type(rule).__name__}State"
+
+
+def state_type(rule: Rule) -> Callable[..., Any]:
+    """The NamedTuple that holds the rule's state."""
+    return _state_type(state_name(rule), state_fields(rule))
+
+
+@functools.cache
+def _state_type(name: str, entries: tuple[str, ...]) -> Any:
+    cls = namedtuple(name, entries)
+    # Pickled by how it is made: the type is not an attribute of any module.
+    cls.__reduce__ = lambda self: (_make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]
+    return cls
+
+
+def _make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return _state_type(name, entries)(*values)
+
+
+def _flatten(rule: Rule) -> tuple[list[Any], tuple[Any, ...]]:
+    data, _, static = fields(type(rule))
+    values = rule.__dict__
+    return [values[name] for name in data], tuple([values[name] for name in static])
+
+
+def _flatten_with_keys(rule: Rule) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    leaves, static = _flatten(rule)
+    keys = [jax.tree_util.GetAttrKey(name) for name in fields(type(rule))[0]]
+    return list(zip(keys, leaves, strict=True)), static
+
+
+def _unflatten(cls: type[Rule], static: tuple[Any, ...], leaves: Sequence[Any]) -> Rule:
+    # Without __init__: leaves may be tracers, or any object that somebody maps over the tree.
+    data, _, static_names = fields(cls)
+    rule = object.__new__(cls)
+    rule.__dict__.update(zip(data, leaves, strict=True))
+    rule.__dict__.update(zip(static_names, static, strict=True))
+    return rule
+
+
+def replace(rule: Rule, **values: Any) -> Rule:
+    """The rule with other values in its fields, unchecked: they may be arrays or `DecayRate`s."""
+    new = object.__new__(type(rule))
+    new.__dict__.update(rule.__dict__, **values)
+    return new
+
+
+def show(value: Any) -> str:
+    """A hyperparameter as a person would write it."""
+    if isinstance(value, jax.tree_util.Partial):
+        return getattr(value.func, "__name__", repr(value.func))
+    if isinstance(value, _maths.DecayRate):
+        return show(value.value)
+    if isinstance(value, jax.Array):
+        concrete = value.ndim == 0 and not isinstance(value, jax.core.Tracer)
+        return f"{value.item():.6g}" if concrete else jax.typeof(value).str_short()
+    return repr(value)

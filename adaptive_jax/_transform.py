@@ -1,0 +1,456 @@
+"""The lift: from the maths of one array to an optax transformation of a whole pytree.
+
+With `_check.py`, which words the errors, this is the only code that knows pytrees, dtypes, schedules
+and storage: each handled once, for every rule.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from . import _check, _maths, _rule, _storage
+from ._rule import Context, Rule
+
+
+class Transformation(optax.GradientTransformationExtraArgs):
+    """An optax gradient transformation that is data: `init` and `update` are pytrees themselves."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return repr(self.init.args[0])  # type: ignore[attr-defined]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rules"],
+    meta_fields=["storages", "factory", "options"],
+)
+@dataclass(frozen=True, repr=False)
+class Lifted:
+    """Rules, the storage of each one's slots, and the call that put them together."""
+
+    rules: tuple[Rule, ...]
+    storages: tuple[tuple[_storage.Storage, ...], ...]
+    factory: Callable[..., Any] | None
+    options: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        """The call that made it, with the values that its hyperparameters have now."""
+        shown = [f"{name}={text}" for name, text in self.options]
+        if self.factory is None:
+            return f"transform({', '.join([*map(repr, self.rules), *shown])})"
+        arguments = []
+        for name, parameter in inspect.signature(self.factory).parameters.items():
+            for rule in self.rules:
+                value = getattr(rule, name, None)
+                is_default = isinstance(value, (bool, str)) and value == parameter.default
+                if value is not None and not is_default:
+                    arguments.append(f"{name}={_rule.show(value)}")
+                    break
+        return f"{self.factory.__name__}({', '.join(arguments + shown)})"
+
+
+def transform(*rules: Rule, storage: Any = None) -> Transformation:
+    """Rules in a row, lifted from one array to an optax gradient transformation of pytrees.
+
+    Each rule turns the direction that the one before it gave into a new one; the first gets the
+    gradient, the last one gives the update. The result is an `optax.GradientTransformationExtraArgs`,
+    and a pytree whose leaves are the hyperparameters: it goes through `jax.jit` as an argument and
+    comes out of `jax.vmap` as many optimizers.
+
+    The maths runs in float32, or in float64 where parameters or gradients are; an update has the dtype
+    of its gradient. A gradient that is None gives None and leaves its slots alone.
+
+    Args:
+      *rules: the rules, in the order in which they apply.
+      storage: how slots are kept: None or "float32" (at least), a `Storage`, or a mapping from names
+        of slots to these.
+
+    Returns:
+      The transformation. The state of one rule is a NamedTuple of `count` (if the rule counts its
+      steps) and the rule's slots, or `optax.EmptyState()` if it has neither. The state of several
+      rules is the tuple of theirs, as in `optax.chain`.
+
+    Raises:
+      TypeError: for what is not a rule, or not a storage.
+      ValueError: for no rules at all, an unknown storage, or a storage for an unknown slot.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.transform(aj.WeightDecay(0.01), aj.LearningRate(0.1))
+      transform(WeightDecay(weight_decay=0.01), LearningRate(learning_rate=0.1))
+    """
+    return build(None, *rules, storage=storage)
+
+
+def build(
+    factory: Callable[..., Any] | None, *rules: Rule, storage: Any = None, **options: Any
+) -> Transformation:
+    """`transform`, for an optimizer whose repr is to be the call of factory.
+
+    options: arguments of that call that no rule has as a field, where they are not the default.
+    """
+    if not rules:
+        raise ValueError("transform needs at least one rule, such as aj.LearningRate(1e-3).")
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                f"transform takes rules, got {rule!r} of type {type(rule).__name__}. Transformations, "
+                "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
+            )
+        _rule.fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
+    _storage.check_slot_names(storage, {name for rule in rules for name in rule.slots})
+    storages = tuple(tuple(_storage.per_slot(storage, rule.slots).values()) for rule in rules)
+    if storage is not None:
+        options["storage"] = storage
+    lifted = Lifted(rules, storages, factory, tuple((k, repr(v)) for k, v in options.items()))
+    return Transformation(Partial(_init, lifted), Partial(_update, lifted))
+
+
+def _init(lifted: Lifted, params: Any) -> Any:
+    """The state at first. It maps over params only: some tools of optax pass a placeholder."""
+    _check.leaves("params", params)
+    scalar_dtype = _maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
+    states = []
+    for rule, storages in zip(lifted.rules, lifted.storages, strict=True):
+        entries: list[Any] = [jnp.zeros((), jnp.int32)] if _rule.counts_steps(rule) else []
+        entries += [jnp.zeros((), scalar_dtype) for _ in _rule.scheduled_decays(rule)]
+        for slot, storage in zip(rule.slots.values(), storages, strict=True):
+            initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
+            first = functools.partial(storage.init, initial, real=slot.nonnegative)
+            entries.append(jax.tree.map(first, params))
+        states.append(_rule.state_type(rule)(*entries) if entries else optax.EmptyState())
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def _update(
+    lifted: Lifted, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, Any]:
+    """optax's `update`. Extra arguments are meant for other members of a chain."""
+    del extra_args
+    try:
+        return _update_tree(lifted, _exact_complements(lifted.rules), updates, state, params)
+    except TypeError:
+        # What is no array at all is refused by jit, before the checks inside.
+        _check.leaves("gradients", updates)
+        _check.leaves("params", params)
+        raise
+
+
+def _exact_complements(rules: tuple[Rule, ...]) -> tuple[dict[str, float], ...]:
+    """1 - b of each rule's decay rates that are Python numbers: in float64, before jit rounds b."""
+    return tuple(
+        {
+            name: 1.0 - value
+            for name in _rule.decay_names(type(rule))
+            if isinstance(value := getattr(rule, name), float)
+        }
+        for rule in rules
+    )
+
+
+@jax.jit
+def _update_tree(
+    lifted: Lifted, complements: tuple[dict[str, Any], ...], updates: Any, state: Any, params: Any
+) -> tuple[Any, Any]:
+    """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
+
+    All checks run while it is traced, so from the second call on they cost nothing.
+    """
+    rules = lifted.rules
+    gradients = _check.Gradients(updates)
+    param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
+    entries = [(_rule.state_name(rule), _rule.state_fields(rule)) for rule in rules]
+    states = _check.state(state, entries)
+    steps = [_Step(*each) for each in zip(rules, complements, states, strict=True)]
+    slots = [
+        {
+            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
+            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
+        }
+        for rule, storages, old in zip(rules, lifted.storages, states, strict=True)
+    ]
+    selected = [gradients.selected(getattr(rule, "mask", None), params) for rule in rules]
+
+    directions = list(gradients.leaves)
+    for start, stop in _stretches(rules):
+        part = slice(start, stop)
+        statistic = None
+        if rules[start].statistic is not None:
+            arrays = [
+                jax.lax.convert_element_type(x, _compute_dtype(x))
+                for x in directions
+                if x is not None
+            ]
+            widest = _maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays))
+            statistic = steps[start].rule_in(widest).statistic(arrays)
+        for i, (gradient, direction) in enumerate(zip(gradients.leaves, directions, strict=True)):
+            if direction is None:
+                continue
+            stored = tuple(
+                {name: leaves[i] for name, leaves in each.items()} for each in slots[part]
+            )
+            dtype = _compute_dtype(direction, stored)
+            directions[i], new = _update_array(
+                tuple(step.rule_in(dtype) for step in steps[part]),
+                tuple(step.step for step in steps[part]),
+                statistic,
+                direction,
+                stored,
+                param_leaves[i],
+                storages=lifted.storages[part],
+                selected=tuple(each[i] for each in selected[part]),
+                dtypes=(dtype, jnp.result_type(gradient) if stop == len(rules) else dtype),
+            )
+            for each, values in zip(slots[part], new, strict=True):
+                for name, value in values.items():
+                    each[name][i] = value
+
+    new_states = tuple(
+        step.state(
+            old, {name: gradients.treedef.unflatten(leaves) for name, leaves in each.items()}
+        )
+        for step, old, each in zip(steps, states, slots, strict=True)
+    )
+    new_updates = gradients.treedef.unflatten(directions)
+    return new_updates, new_states if len(rules) > 1 else new_states[0]
+
+
+class _Step:
+    """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
+
+    def __init__(self, rule: Rule, complements: dict[str, Any], old: Any) -> None:
+        self._rule = rule
+        self._complements = complements
+        self._in_dtype: dict[Any, Rule] = {}
+        count = getattr(old, "count", None) if _rule.counts_steps(rule) else None
+        self.step = None if count is None else optax.safe_increment(count)
+        self._values = {}
+        for name in _rule.fields(type(rule))[0]:
+            value = getattr(rule, name)
+            if callable(value):
+                value = _check.scheduled(type(rule).__name__, name, value(count))
+            self._values[name] = value
+        # For a constant b, the bias correction follows from the step.
+        self._corrections = {
+            f"{name}_correction": self._advance(name, getattr(old, f"{name}_correction"))
+            for name in _rule.scheduled_decays(rule)
+        }
+
+    def _advance(self, name: str, correction: jax.Array) -> jax.Array:
+        """1 - b(1)···b(t): the moving average, with these b, of the number one."""
+        decay = self._decay(name, correction.dtype)
+        return _maths.ema(jnp.ones_like(correction), correction, decay)
+
+    def _decay(self, name: str, dtype: Any) -> _maths.DecayRate | None:
+        if self._values[name] is None:
+            return None
+        value = _scalar(self._values[name], dtype)
+        exact = self._complements.get(name)
+        rate = _maths.complement(value) if exact is None else _scalar(exact, dtype)
+        return _maths.DecayRate(value, rate)
+
+    def rule_in(self, dtype: Any) -> Rule:
+        """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
+        dtype = jnp.finfo(dtype).dtype
+        if dtype not in self._in_dtype:
+            values = {
+                name: None if value is None else _scalar(value, dtype)
+                for name, value in self._values.items()
+            }
+            for name in _rule.decay_names(type(self._rule)):
+                decay = self._decay(name, dtype)
+                if decay is None:
+                    continue
+                if f"{name}_correction" in self._corrections:
+                    correction = _scalar(self._corrections[f"{name}_correction"], dtype)
+                    decay = decay._replace(correction=correction)
+                elif self.step is not None:
+                    decay = decay._replace(correction=_maths.power_complement(decay, self.step))
+                values[name] = decay
+            self._in_dtype[dtype] = _rule.replace(self._rule, **values)
+        return self._in_dtype[dtype]
+
+    def state(self, old: Any, slots: dict[str, Any]) -> Any:
+        """The rule's state after this step. A rule without state hands back what it got."""
+        fields = _rule.state_fields(self._rule)
+        if not fields:
+            return old
+        return _rule.state_type(self._rule)(
+            **{**({"count": self.step} if "count" in fields else {}), **self._corrections, **slots}
+        )
+
+
+def _scalar(value: Any, dtype: Any) -> jax.Array:
+    return jax.lax.convert_element_type(value, dtype)
+
+
+def _stretches(rules: Sequence[Rule]) -> list[tuple[int, int]]:
+    """Where to cut the rules: a statistic of the whole tree needs all arrays up to it first."""
+    cuts = [0, *(i for i, rule in enumerate(rules) if i and rule.statistic is not None), len(rules)]
+    return list(itertools.pairwise(cuts))
+
+
+def _compute_dtype(x: Any, stored: Any = ()) -> Any:
+    return _maths.compute_dtype(*(jnp.result_type(leaf) for leaf in (x, *jax.tree.leaves(stored))))
+
+
+@functools.partial(jax.jit, static_argnames=("storages", "selected", "dtypes"))
+def _update_array(
+    rules: tuple[Rule, ...],
+    steps: tuple[jax.Array | None, ...],
+    statistic: Any,
+    gradient: jax.Array,
+    stored: tuple[dict[str, Any], ...],
+    param: jax.Array | None,
+    *,
+    storages: tuple[tuple[_storage.Storage, ...], ...],
+    selected: tuple[bool, ...],
+    dtypes: tuple[Any, Any],
+) -> tuple[jax.Array, tuple[dict[str, Any], ...]]:
+    """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once."""
+    dtype, out_dtype = dtypes
+    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
+    direction = jax.lax.convert_element_type(gradient, dtype)
+    if param is not None:
+        kind = _maths.compute_dtype(jnp.result_type(param), dtype)
+        param = jax.lax.convert_element_type(param, kind)
+    new = []
+    for rule, step, old, codecs, select in zip(
+        rules, steps, stored, storages, selected, strict=True
+    ):
+        slots = _Slots(rule, old, codecs, dtype)
+        context = Context(step=step, statistic=statistic, selected=select, store=slots.store)
+        # Complex arrays times real scalars are meant, also where a user forbids promotion.
+        with jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext():
+            direction, values = rule.update(direction, slots.read(), param, context)
+        _check.returned(rule, gradient, direction, values)
+        new.append(slots.encoded(values))
+    return _maths.saturating_cast(direction, out_dtype), tuple(new)
+
+
+class _Slots:
+    """The slots of one rule for one array, between the state and the rule."""
+
+    def __init__(
+        self, rule: Rule, stored: dict[str, Any], storages: Sequence[_storage.Storage], dtype: Any
+    ) -> None:
+        self._stored = stored
+        self._storages = dict(zip(rule.slots, storages, strict=True))
+        real = jnp.finfo(dtype).dtype
+        self._dtypes = {
+            name: real if slot.nonnegative else dtype for name, slot in rule.slots.items()
+        }
+        self._codes: dict[str, tuple[jax.Array, Any]] = {}
+
+    def read(self) -> dict[str, jax.Array]:
+        return {name: self._decode(name, stored) for name, stored in self._stored.items()}
+
+    def _decode(self, name: str, stored: Any) -> jax.Array:
+        return _maths.saturating_cast(self._storages[name].decode(stored), self._dtypes[name])
+
+    def store(self, name: str, value: jax.Array) -> jax.Array:
+        """Encodes value, and returns what it reads back as."""
+        _check.slot_name(name, self._stored)
+        code = self._storages[name].encode(value, self._stored[name])
+        self._codes[name] = self._decode(name, code), code
+        return self._codes[name][0]
+
+    def encoded(self, values: Any) -> dict[str, Any]:
+        """What the state is to hold. A value that came from `store` is not encoded again."""
+        for name, value in values.items():
+            if name not in self._codes or self._codes[name][0] is not value:
+                self.store(name, value)
+        return {name: self._codes[name][1] for name in self._stored}
+
+
+def chain(*transformations: optax.GradientTransformation) -> Transformation:
+    """Transformations one after the other: `optax.chain`, as a pytree.
+
+    Each gets the updates of the one before it. Members of this library keep their hyperparameters
+    as leaves; any other optax transformation is static data, compared by identity.
+
+    Args:
+      *transformations: at least one optax gradient transformation.
+
+    Returns:
+      The transformation. Its state is the tuple of the members' states, as in `optax.chain`.
+
+    Raises:
+      TypeError: for something that is not an optax gradient transformation.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1))
+      chain(clip_by_global_norm(max_norm=1.0), sgd(learning_rate=0.1))
+    """
+    chained = Chained(tuple(_member(each) for each in transformations))
+    return Transformation(Partial(_chain_init, chained), Partial(_chain_update, chained))
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
+@dataclass(frozen=True, repr=False)
+class Chained:
+    """The members of a chain."""
+
+    members: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        return f"chain({', '.join(map(repr, self.members))})"
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, repr=False)
+class Foreign:
+    """Another library's transformation: static, and equal to any other wrapping of the same one."""
+
+    transformation: optax.GradientTransformation
+
+    def init(self, params: Any) -> Any:
+        return self.transformation.init(params)
+
+    def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        if not isinstance(self.transformation, optax.GradientTransformationExtraArgs):
+            extra_args = {}
+        return self.transformation.update(updates, state, params, **extra_args)
+
+    def __repr__(self) -> str:
+        return getattr(self.transformation.update, "__qualname__", "…").partition(".")[0]
+
+
+def _member(transformation: Any) -> Any:
+    if isinstance(transformation, Transformation):
+        return transformation
+    if isinstance(transformation, optax.GradientTransformation):
+        return Foreign(transformation)
+    raise TypeError(
+        f"chain takes optax gradient transformations, got {transformation!r} of type "
+        f"{type(transformation).__name__}. Rules are put together by aj.transform."
+    )
+
+
+def _chain_init(chained: Chained, params: Any) -> Any:
+    return tuple(member.init(params) for member in chained.members)
+
+
+def _chain_update(
+    chained: Chained, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, Any]:
+    _check.chain_state(state, len(chained.members))
+    new_state = []
+    for member, old in zip(chained.members, state, strict=True):
+        updates, new = member.update(updates, old, params, **extra_args)
+        new_state.append(new)
+    return updates, tuple(new_state)

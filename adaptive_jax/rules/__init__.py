@@ -1,0 +1,13 @@
+"""The rules: the maths of one array. One family a file, from the simplest to the richest."""
+
+from .adagrad import AdaGrad as AdaGrad
+from .adam import Adam as Adam
+from .adam import AdaMax as AdaMax
+from .adam import AMSGrad as AMSGrad
+from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
+from .momentum import Trace as Trace
+from .rms import AdaDelta as AdaDelta
+from .rms import Rms as Rms
+from .rms import StdDev as StdDev
+from .scaling import LearningRate as LearningRate
+from .scaling import WeightDecay as WeightDecay

@@ -1,0 +1,29 @@
+"""AdaGrad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._maths import abs_squared, saturating_add, square_root
+from .._rule import NonNegative, Rule, Slot
+
+
+@dataclass(frozen=True)
+class AdaGrad(Rule):
+    """G ← G + g²; d = g/√(G + ε), or g/(√G + ε).
+
+    Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html.
+    """
+
+    initial_accumulator_value: NonNegative = 0.1
+    eps: NonNegative = 1e-7
+    eps_in_sqrt: bool = True
+    slots = {"sum_of_squares": Slot(initial="initial_accumulator_value", nonnegative=True)}
+    counts_steps = False
+    state_type_name = "ScaleByRssState"
+
+    def update(self, grad, slots, param, ctx):
+        total = saturating_add(slots["sum_of_squares"], abs_squared(grad))
+        total = ctx.store("sum_of_squares", total)
+        root = square_root(total + self.eps) if self.eps_in_sqrt else square_root(total) + self.eps
+        return grad / root, {"sum_of_squares": total}

@@ -1,0 +1,36 @@
+"""Momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._maths import complement
+from .._rule import Decay, Fraction, Rule, Slot
+
+
+@dataclass(frozen=True)
+class Trace(Rule):
+    """v ← γv + (1-τ)g; the direction is v, or with Nesterov's momentum γv + (1-τ)g once more.
+
+    Polyak 1964, https://doi.org/10.1016/0041-5553(64)90137-5; Nesterov 1983; Sutskever et al. 2013,
+    https://proceedings.mlr.press/v28/sutskever13.html.
+
+    Before the learning rate, v is a velocity of gradients; after it, of steps. With the dampening
+    τ = γ, v is a moving average of gradients.
+    """
+
+    decay: Fraction
+    nesterov: bool = False
+    dampening: Decay = None
+    slots = {"trace": Slot()}
+    counts_steps = False
+
+    @property
+    def momentum(self):
+        return self.decay
+
+    def update(self, grad, slots, param, ctx):
+        if self.dampening is not None:
+            grad = complement(self.dampening) * grad
+        trace = ctx.store("trace", self.decay * slots["trace"] + grad)
+        return self.decay * trace + grad if self.nesterov else trace, {"trace": trace}

@@ -1,0 +1,425 @@
+"""Checks that a rule, or an optimizer made of rules, keeps every promise of this library."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ._rule import Rule, state_fields
+from ._transform import Transformation, transform
+
+_STEPS = 3
+
+
+class BrokenPromise(AssertionError):
+    """A promise that does not hold: which one, for what, and how it broke."""
+
+
+def check_rule(rule: Rule | optax.GradientTransformation) -> None:
+    """Raises unless a rule keeps what every optimizer of this library promises.
+
+    It takes a rule with its hyperparameters, or a whole transformation, and runs a few updates of
+    small trees under jit, vmap, scan, grad and cond, in every dtype, with None, empty and zero-size
+    arrays, with extreme and zero gradients, inside optax's wrappers, and after a restart. That
+    takes some seconds, most of them to compile.
+
+    Args:
+      rule: a `Rule`, or an optax gradient transformation.
+
+    Raises:
+      BrokenPromise: an AssertionError that names the promise and says how it broke.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.testing.check_rule(aj.WeightDecay(0.01))
+    """
+    tx = transform(rule) if isinstance(rule, Rule) else rule
+    for promise, check in PROMISES.items():
+        try:
+            check(tx)
+        except Exception as error:
+            raise BrokenPromise(f"{rule!r} breaks a promise: {promise}. {error}") from error
+
+
+def _params(dtype: Any = np.float32) -> dict[str, Any]:
+    """Arrays of several ranks; a zero-size one, a scalar, and a None."""
+    generator = np.random.default_rng(0)
+    shapes = {"matrix": (3, 4), "vector": (5,), "scalar": (), "empty": (0, 2)}
+    tree = {name: _random(generator, shape, dtype) for name, shape in shapes.items()}
+    return {**tree, "nested": [None, (_random(generator, (2,), dtype),)]}
+
+
+def _random(generator: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    values = generator.normal(size=shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        values = values + 1j * generator.normal(size=shape)
+    return jnp.asarray(np.asarray(values), dtype)
+
+
+def _gradients(params: Any, seed: int) -> Any:
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: _random(generator, x.shape, x.dtype), params)
+
+
+def _run(
+    tx: Any, params: Any, steps: int = _STEPS, update: Callable[..., Any] | None = None
+) -> Any:
+    """The updates of some steps, and the state after them."""
+    state, all_updates = tx.init(params), []
+    for step in range(steps):
+        updates, state = (update or tx.update)(_gradients(params, step), state, params)
+        all_updates.append(updates)
+    return all_updates, state
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+def _require_close(got: Any, expected: Any, what: str, tolerance: float = 1e-5) -> None:
+    _require(
+        jax.tree.structure(got) == jax.tree.structure(expected),
+        f"{what}: {jax.tree.structure(got)} in place of {jax.tree.structure(expected)}.",
+    )
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+    ):
+        x, y = (np.asarray(z).astype(np.complex128) for z in (x, y))
+        _require(
+            np.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True),
+            f"{what}: at {jax.tree_util.keystr(path)} it gives {x}, not {y}.",
+        )
+
+
+def _signature(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types, as jit sees them."""
+    return jax.tree.map(
+        lambda x: (np.shape(x), np.dtype(jnp.result_type(x)).name, jax.typeof(x).weak_type), tree
+    )
+
+
+def _check_jit(tx: Any) -> None:
+    params = _params()
+    plain = _run(tx, params)
+    _require_close(_run(tx, params, update=jax.jit(tx.update)), plain, "under jit")
+    with jax.disable_jit():
+        _require_close(_run(tx, params, steps=2), _run(tx, params, steps=2), "without jit")
+
+
+def _check_stable_state(tx: Any) -> None:
+    params = _params()
+    state = tx.init(params)
+    _, new = tx.update(_gradients(params, 0), state, params)
+    before, after = _signature(state), _signature(new)
+    _require(before == after, f"An update changes the state from {before} to {after}.")
+    weak = [
+        path
+        for path, leaf in jax.tree_util.tree_leaves_with_path(new)
+        if jax.typeof(leaf).weak_type
+    ]
+    _require(not weak, f"The state has weakly typed entries: {weak}.")
+    step = jax.jit(lambda updates, state, params: tx.update(updates, state, params))
+    for seed in range(_STEPS):
+        _, state = step(_gradients(params, seed), state, params)
+    _require(step._cache_size() == 1, f"{_STEPS} calls compiled {step._cache_size()} times.")
+
+
+def _check_scan(tx: Any) -> None:
+    params = _params()
+    gradients = [_gradients(params, step) for step in range(_STEPS)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *gradients)
+
+    def body(state: Any, updates: Any) -> Any:
+        updates, state = tx.update(updates, state, params)
+        return state, updates
+
+    state, updates = jax.lax.scan(body, tx.init(params), stacked)
+    loop_updates, loop_state = _run(tx, params)
+    _require_close(state, loop_state, "the state of a scan")
+    _require_close(updates, jax.tree.map(lambda *x: jnp.stack(x), *loop_updates), "a scan")
+
+
+def _check_vmap(tx: Any) -> None:
+    params = [jax.tree.map(lambda x, factor=factor: factor * x, _params()) for factor in (1.0, 0.5)]
+    stack = lambda *trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)  # noqa: E731
+
+    def run(params: Any) -> Any:
+        state, gradients = tx.init(params), params
+        for _ in range(2):
+            gradients, state = tx.update(gradients, state, params)
+        return gradients, state
+
+    _require_close(jax.vmap(run)(stack(*params)), stack(*map(run, params)), "under vmap")
+
+
+def _check_transforms(tx: Any) -> None:
+    params, gradients = _params(), _gradients(_params(), 0)
+    state = tx.init(params)
+    shapes = jax.eval_shape(tx.update, gradients, state, params)
+    updates, new = tx.update(gradients, state, params)
+    _require(
+        jax.tree.map(lambda x: (x.shape, x.dtype), shapes)
+        == jax.tree.map(lambda x: (x.shape, x.dtype), (updates, new)),
+        "eval_shape of an update differs from the update.",
+    )
+    abstract = jax.eval_shape(tx.init, params)
+    _require(
+        jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+        == jax.tree.map(lambda x: (x.shape, x.dtype), state),
+        "eval_shape of init differs from init.",
+    )
+    branch = jax.lax.cond(
+        jnp.array(True), lambda: tx.update(gradients, state, params), lambda: (gradients, state)
+    )
+    _require_close(branch, (updates, new), "under lax.cond")
+
+
+def _check_grad(tx: Any) -> None:
+    params = _params()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    def loss(gradients: Any, params: Any) -> jax.Array:
+        state, total = tx.init(params), jnp.zeros(())
+        for _ in range(2):
+            updates, state = tx.update(gradients, state, params)
+            total = sum((jnp.sum(x) for x in jax.tree.leaves(updates)), total)
+        return total
+
+    slope = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    for name, gradients in (("random gradients", _gradients(params, 0)), ("zero gradients", zeros)):
+        slopes = slope(gradients, params)
+        _require(_finite(slopes), f"The derivative of an update is not finite, for {name}.")
+
+
+def _check_dtypes(tx: Any) -> None:
+    for dtype in (jnp.float16, jnp.bfloat16):
+        low = _params(dtype)
+        high = jax.tree.map(lambda x: x.astype(jnp.float32), low)
+        gradients = _gradients(low, 0)
+        wide_gradients = jax.tree.map(lambda x: x.astype(jnp.float32), gradients)
+        updates, state = tx.update(gradients, tx.init(low), low)
+        wide_updates, _ = tx.update(wide_gradients, tx.init(high), high)
+        _require_dtypes(updates, gradients, "update")
+        expected = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), wide_updates)
+        precision = 2 * float(jnp.finfo(dtype).eps)
+        _require_close(
+            updates, expected, f"{np.dtype(dtype).name} maths is not float32 maths", precision
+        )
+        _, mixed = tx.update(wide_gradients, tx.init(low), low)
+        _require(
+            _signature(mixed) == _signature(state) == _signature(tx.init(low)),
+            f"With {np.dtype(dtype).name} parameters, the dtype of the gradients changes the state.",
+        )
+
+
+def _check_float64(tx: Any) -> None:
+    with jax.enable_x64(True):
+        params = _params(np.float64)
+        updates, state = tx.update(_gradients(params, 0), tx.init(params), params)
+        _require_dtypes(updates, params, "update")
+        narrow = [
+            path
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+            if leaf.dtype == jnp.float32 and leaf.ndim
+        ]
+        _require(not narrow, f"The state of float64 parameters is float32 at {narrow}.")
+        params = _params(np.float32)
+        updates, state = tx.update(_gradients(params, 0), tx.init(params), params)
+        _require_dtypes(updates, params, "update")
+        wide = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float64]
+        _require(not wide, "With x64 enabled, the state of float32 parameters is float64.")
+
+
+def _check_complex(tx: Any) -> None:
+    params = _params(np.complex64)
+    try:
+        state = tx.init(params)
+    except (TypeError, ValueError) as error:
+        _require("complex" in str(error), f"Complex parameters are refused without a name: {error}")
+        return
+    updates, new = tx.update(_gradients(params, 0), state, params)
+    _require_dtypes(updates, params, "update")
+    _require(
+        _signature(state) == _signature(new), "An update changes the state of complex parameters."
+    )
+
+
+def _require_dtypes(got: Any, like: Any, what: str) -> None:
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(like), strict=True
+    ):
+        _require(
+            x.dtype == y.dtype and not jax.typeof(x).weak_type,
+            f"The {what} at {jax.tree_util.keystr(path)} is {x.dtype}, its gradient {y.dtype}.",
+        )
+
+
+def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
+    """Names and sequences of gradients.
+
+    The largest is a 64th of the dtype's largest number: a velocity is a sum of gradients, and a sum
+    that no float32 can hold is infinite by right.
+    """
+    info = jnp.finfo(dtype)
+    largest, smallest, denormal = (
+        float(info.max) / 64,
+        float(info.tiny),
+        float(info.smallest_subnormal),
+    )
+    yield "huge", [largest] * 4
+    yield "huge, of both signs", [largest, -largest] * 2
+    yield "huge once, then zero", [largest, 0.0, 0.0, 0.0]
+    yield "the smallest normal number", [smallest] * 4
+    yield "denormal numbers", [denormal] * 4
+    yield "numbers of all sizes", [denormal, 1.0, largest, smallest]
+    yield "a constant", [1.0] * 30
+
+
+def _check_finite(tx: Any) -> None:
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        for name, values in _extremes(dtype):
+            params = {"w": jnp.ones((3,), dtype)}
+            state = tx.init(params)
+            for value in values:
+                gradients = {"w": jnp.full((3,), value, dtype)}
+                updates, state = tx.update(gradients, state, params)
+                _require(
+                    _finite(updates),
+                    f"{np.dtype(dtype).name} gradients that are {name} give the update {updates}.",
+                )
+                _require(
+                    _finite(state),
+                    f"{np.dtype(dtype).name} gradients that are {name} give {state}.",
+                )
+
+
+def _check_zero(tx: Any) -> None:
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        zeros = jax.tree.map(jnp.zeros_like, _params(dtype))
+        state = tx.init(zeros)
+        for _ in range(_STEPS):
+            updates, state = tx.update(zeros, state, zeros)
+            _require(
+                all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(updates)),
+                f"Zero gradients from the start give {updates} in {np.dtype(dtype).name}.",
+            )
+
+
+def _check_not_hidden(tx: Any) -> None:
+    params = {"w": jnp.ones((2,))}
+    for value in (np.nan, np.inf):
+        updates, _ = tx.update({"w": jnp.array([value, 1.0])}, tx.init(params), params)
+        _require(not _finite(updates), f"A gradient that is {value} gives the update {updates}.")
+
+
+def _finite(tree: Any) -> bool:
+    return all(
+        bool(jnp.all(jnp.isfinite(x)))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    )
+
+
+def _check_none_and_empty(tx: Any) -> None:
+    params, gradients = _params(), _gradients(_params(), 0)
+    state = tx.init(params)
+    updates, new = tx.update({**gradients, "vector": None}, state, params)
+    _require(updates["vector"] is None, "The update of a None gradient is not None.")
+    for before, after in zip(_vectors(state), _vectors(new), strict=True):
+        _require(
+            np.array_equal(before, after), "A None gradient changes the slots of its parameter."
+        )
+    for empty in ({}, [], (), None):
+        updates, _ = tx.update(empty, tx.init(empty), empty)
+        _require(updates == empty, f"The update of the empty tree {empty!r} is {updates!r}.")
+
+
+def _vectors(state: Any) -> list[Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return [leaf for path, leaf in leaves if jax.tree_util.DictKey("vector") in path]
+
+
+def _check_optax(tx: Any) -> None:
+    params = _params()
+    alone = _run(tx, params)[0]
+    for name, wrapped in {
+        "optax.chain": optax.chain(optax.identity(), tx),
+        "optax.masked": optax.masked(tx, jax.tree.map(lambda _: True, params)),
+        "optax.partition": optax.partition({"a": tx}, jax.tree.map(lambda _: "a", params)),
+        "optax.apply_if_finite": optax.apply_if_finite(tx, 3),
+        "optax.with_extra_args_support": optax.with_extra_args_support(tx),
+    }.items():
+        _require_close(_run(wrapped, params)[0], alone, f"inside {name}")
+    accumulating = optax.MultiSteps(tx, 2)
+    gradients, state = _gradients(params, 0), accumulating.init(params)
+    for _ in range(2):
+        with jax.numpy_dtype_promotion("standard"):  # MultiSteps adds integers to floats.
+            updates, state = accumulating.update(gradients, state, params)
+    _require_close(updates, alone[0], "inside optax.MultiSteps")
+    state = tx.init(params)
+    mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
+    _require_close(mapped, state, "through optax.tree.map_params")
+
+
+def _check_state_format(tx: Any) -> None:
+    params = _params()
+    _, state = _run(tx, params)
+    if isinstance(tx, Transformation) and hasattr(tx.init.args[0], "rules"):  # type: ignore[attr-defined]
+        rules = tx.init.args[0].rules  # type: ignore[attr-defined]
+        parts = (state,) if len(rules) == 1 else state
+        for rule, part in zip(rules, parts, strict=True):
+            _require(
+                part._fields == state_fields(rule),
+                f"The state of {rule!r} has the entries {part._fields}, not {state_fields(rule)}.",
+            )
+    restored = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
+    gradients = _gradients(params, 7)
+    here, there = tx.update(gradients, state, params), tx.update(gradients, restored, params)
+    _require(
+        all(
+            np.array_equal(x, y)
+            for x, y in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True)
+        ),
+        "A run that continues from a saved state differs from the one that was not stopped.",
+    )
+
+
+def _check_data(tx: Any) -> None:
+    if not isinstance(tx, Transformation):
+        return
+    params = _params()
+    step = jax.jit(lambda tx, updates, state, params: tx.update(updates, state, params))
+    state, gradients = tx.init(params), _gradients(params, 0)
+    step(tx, gradients, state, params)
+    leaves, treedef = jax.tree.flatten(tx)
+    halved = treedef.unflatten([0.5 * leaf for leaf in leaves])
+    step(halved, gradients, state, params)
+    _require(step._cache_size() == 1, "A change of the hyperparameters compiles again.")
+
+
+PROMISES: dict[str, Callable[[Any], None]] = {
+    "it works under jit and without": _check_jit,
+    "its state keeps structure, shapes and dtypes, so nothing compiles twice": _check_stable_state,
+    "it works in a scan": _check_scan,
+    "it works under vmap": _check_vmap,
+    "it works under cond and eval_shape": _check_transforms,
+    "it can be differentiated": _check_grad,
+    "its maths is in float32 at least, and an update has its gradient's dtype": _check_dtypes,
+    "float64 stays float64, and float32 stays float32": _check_float64,
+    "complex parameters work, or are refused by name": _check_complex,
+    "finite gradients give finite updates": _check_finite,
+    "zero gradients from the start give zero updates": _check_zero,
+    "a gradient that is not finite stays visible": _check_not_hidden,
+    "None, empty trees, zero-size and scalar arrays just work": _check_none_and_empty,
+    "it works inside the wrappers of optax": _check_optax,
+    "its state is a stable format that a run can continue from": _check_state_format,
+    "its hyperparameters are data": _check_data,
+}
+"""What `check_rule` checks, in order."""

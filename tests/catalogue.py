@@ -1,0 +1,92 @@
+"""Everything exported that makes a transformation, with the settings under which it is tested.
+
+Every property test walks this table, and `test_catalogue.py` fails if an export is missing from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import optax
+
+import adaptive_jax as aj
+
+SETTINGS: dict[str, list[dict[str, Any]]] = {
+    "sgd": [
+        {"learning_rate": 0.1},
+        {"learning_rate": 0.1, "momentum": 0.9},
+        {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.9},
+        {
+            "learning_rate": optax.linear_schedule(0.1, 0.0, 10),
+            "momentum": 0.9,
+            "velocity": "steps",
+        },
+    ],
+    "adagrad": [
+        {"learning_rate": 0.1},
+        {"learning_rate": 0.1, "initial_accumulator_value": 0.0, "eps_in_sqrt": False, "eps": 0.0},
+    ],
+    "adadelta": [{}, {"learning_rate": 0.5, "weight_decay": 0.01}],
+    "rmsprop": [
+        {"learning_rate": 0.1},
+        {"learning_rate": 0.1, "eps": 0.0, "eps_in_sqrt": False, "bias_correction": True},
+        {"learning_rate": 0.1, "centered": True, "momentum": 0.9, "weight_decay": 0.01},
+        {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "velocity": "gradients"},
+    ],
+    "adam": [
+        {"learning_rate": 0.1},
+        {"learning_rate": optax.linear_schedule(0.1, 0.0, 10), "eps": 0.0, "b1": 0.0},
+        {"learning_rate": 0.1, "eps_hat": True, "weight_decay": 0.01},
+        {"learning_rate": 0.1, "bias_correction": False, "eps_root": 1e-8},
+        {"learning_rate": 0.1, "b1": optax.linear_schedule(0.9, 0.5, 10)},
+    ],
+    "adamw": [{"learning_rate": 0.1}],
+    "nadam": [{"learning_rate": 0.1}],
+    "nadamw": [{"learning_rate": 0.1}],
+    "amsgrad": [
+        {"learning_rate": 0.1},
+        {"learning_rate": 0.1, "maximum_of": "raw", "eps_hat": True, "eps": 0.0},
+    ],
+    "adamax": [{"learning_rate": 0.1}, {"learning_rate": 0.1, "eps": 0.0}],
+    "trace": [{"decay": 0.9}],
+    "scale_by_rss": [{}],
+    "scale_by_adadelta": [{}],
+    "scale_by_rms": [{}],
+    "scale_by_stddev": [{}],
+    "scale_by_adam": [{}],
+    "scale_by_amsgrad": [{}],
+    "scale_by_adamax": [{}],
+    "clip_by_global_norm": [{"max_norm": 1.0}],
+    "add_decayed_weights": [{"weight_decay": 0.01}],
+    "scale_by_learning_rate": [{"learning_rate": 0.1}],
+}
+
+WHOLE_OPTIMIZERS = ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "nadamw"]
+WHOLE_OPTIMIZERS += ["amsgrad", "adamax"]
+
+
+def label(name: str, settings: dict[str, Any]) -> str:
+    """A readable test id."""
+    shown = [f"{key}={getattr(value, '__name__', value)}" for key, value in settings.items()]
+    return f"{name}({','.join(shown)})"
+
+
+CASES = {
+    label(name, settings): (getattr(aj, name), settings)
+    for name, all_settings in SETTINGS.items()
+    for settings in all_settings
+}
+"""From a readable id to the function and its arguments."""
+
+
+def exported_factories() -> set[str]:
+    """The names of everything exported that returns a transformation made of rules."""
+    return {
+        name
+        for name, value in vars(aj).items()
+        if inspect.isfunction(value)
+        and inspect.signature(value).return_annotation == "Transformation"
+        and name not in ("chain", "transform")
+    }

@@ -1,0 +1,53 @@
+"""The table of everything exported is complete, and everything in it keeps every promise."""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import optax
+import pytest
+from catalogue import CASES, SETTINGS, WHOLE_OPTIMIZERS, exported_factories
+
+import adaptive_jax as aj
+from adaptive_jax.testing import PROMISES
+
+
+def test_every_export_is_in_the_table():
+    assert exported_factories() == set(SETTINGS)
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("case", CASES)
+def test_promise(case, promise):
+    factory, settings = CASES[case]
+    PROMISES[promise](factory(**settings))
+
+
+@pytest.mark.parametrize("name", sorted(exported_factories()))
+def test_signature_is_that_of_optax_where_optax_has_one(name):
+    theirs = inspect.signature(getattr(optax, name)).parameters
+    ours = inspect.signature(getattr(aj, name)).parameters
+    expected = list(theirs)
+    if name == "adadelta":  # The one name that is not the same on every optimizer of optax.
+        expected[expected.index("weight_decay_mask")] = "mask"
+    positional = [p.name for p in ours.values() if p.kind is not p.KEYWORD_ONLY]
+    assert positional == [n for n in expected if n not in ("nesterov", "flip_sign")] or (
+        positional == expected
+    )
+    for argument, parameter in zip(expected, theirs.values(), strict=True):
+        if (name, argument) == ("scale_by_learning_rate", "learning_rate"):
+            continue  # optax leaves out the sign with its default None, and ascends.
+        assert ours[argument].default == parameter.default, argument
+
+
+@pytest.mark.parametrize("name", WHOLE_OPTIMIZERS)
+def test_every_whole_optimizer_decays_weights_under_the_same_names(name):
+    parameters = inspect.signature(getattr(aj, name)).parameters
+    assert {"weight_decay", "mask", "storage"} <= set(parameters)
+    params = {"w": jax.numpy.ones((2, 2)), "b": jax.numpy.ones(2)}
+    tx = getattr(aj, name)(0.5, weight_decay=0.1, mask={"w": True, "b": False})
+    zeros = jax.tree.map(jax.numpy.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    assert updates["w"] == pytest.approx(-0.5 * 0.1)
+    assert updates["b"] == pytest.approx(0.0)

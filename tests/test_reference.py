@@ -1,0 +1,564 @@
+"""Every optimizer, in every variant, against the papers' formulas in reference.py, step by step.
+
+How the error is measured. Library and reference get the same gradients, rounded to the dtype under
+test, and in every step the same parameters, those of the reference. Of each element of each update,
+
+    error = |library - reference| / size
+
+where size is what the update would have been had no two terms of it cancelled: the same formula for
+the gradients |g|, plus ηλ|θ| for weight decay. An average of gradients of both signs may come out
+near zero; no arithmetic gets many digits of such a difference right, but it can be right compared
+with its terms. An element is never measured against another element, nor a step against another
+step: being wrong for small gradients alone, or in the first step alone, shows. Where size is 0 the
+update must be exactly 0.
+
+Centered RMSprop subtracts under the root too: see `condition_of_variance`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adaptive_jax as aj
+from tests import reference
+
+# The largest error allowed, as defined above: 9000 roundings to nearest in float64, 34 in float32.
+# A moving average collects one or two of them, of either sign, in each of the 200 steps.
+TOLERANCE = {"float64": 1e-12, "float32": 2e-6, "complex64": 2e-6}
+
+STEPS = 200
+ELEMENTS = 48
+
+
+class Schedule:
+    """A hyperparameter that changes: a schedule for the library, a sequence for the reference.
+
+    The values are numbers of float32, so that both see the same ones in every dtype.
+    """
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray]):
+        self.values = function(np.arange(STEPS)).astype(np.float32).astype(np.float64)
+
+    def __call__(self, count):
+        return jnp.asarray(self.values)[count]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A factory with settings, the formula that it promises, and optax's counterpart if any."""
+
+    name: str
+    factory: Callable[..., optax.GradientTransformation]
+    formula: Callable[..., np.ndarray]
+    optax: Callable[..., optax.GradientTransformation] | None
+    settings: dict[str, Any]
+
+    def expected(self, gradients: np.ndarray, params: np.ndarray, **changes: Any) -> np.ndarray:
+        """The reference's updates, with some settings changed."""
+        values = {
+            name: value.values if isinstance(value, Schedule) else value
+            for name, value in self.settings.items()
+        }
+        return self.formula(gradients, params, **(values | changes))
+
+    def per_step(self, name: str, steps: int) -> np.ndarray:
+        """A setting in each step, by default the reference's default, 1 if that is None."""
+        value = self.settings.get(name, inspect.signature(self.formula).parameters[name].default)
+        value = value.values if isinstance(value, Schedule) else value
+        value = 1.0 if value is None else value
+        return np.broadcast_to(np.asarray(value), steps)[:, None]
+
+
+warmup_and_decay = Schedule(lambda count: 0.1 * np.minimum((count + 1) / 20, 0.99**count))
+rising = Schedule(lambda count: 0.95 - 0.45 * 0.97**count)
+falling = Schedule(lambda count: 0.3 / (count + 1))
+# Zero in the first step, as in Adafactor.
+from_zero = Schedule(lambda count: 1 - (count + 1.0) ** -0.8)
+
+
+def case(name, factory, formula, optax_factory=None, /, **settings) -> Case:
+    return Case(name, factory, formula, optax_factory, {"learning_rate": 0.1} | settings)
+
+
+# The settings make each option matter: with eps = 1e-3 some gradients lie above it and some below.
+CASES = [
+    case("sgd", aj.sgd, reference.sgd, optax.sgd),
+    case("sgd scheduled", aj.sgd, reference.sgd, optax.sgd, learning_rate=warmup_and_decay),
+    case("sgd momentum", aj.sgd, reference.sgd, optax.sgd, momentum=0.9),
+    case("sgd nesterov", aj.sgd, reference.sgd, optax.sgd, momentum=0.9, nesterov=True),
+    case(
+        "sgd momentum scheduled", aj.sgd, reference.sgd, optax.sgd,
+        learning_rate=warmup_and_decay, momentum=0.9,
+    ),
+    case("sgd momentum rising", aj.sgd, reference.sgd, momentum=rising),
+    case("sgd moving average", aj.sgd, reference.sgd, momentum=0.9, dampening=0.9),
+    case("sgd dampening", aj.sgd, reference.sgd, momentum=0.8, dampening=0.3),
+    case(
+        "sgd moving average nesterov", aj.sgd, reference.sgd,
+        momentum=0.9, dampening=0.9, nesterov=True,
+    ),
+    case(
+        "sgd velocity of steps", aj.sgd, reference.sgd,
+        momentum=0.9, velocity="steps", learning_rate=warmup_and_decay,
+    ),
+    case(
+        "sgd velocity of steps nesterov", aj.sgd, reference.sgd,
+        momentum=0.9, velocity="steps", nesterov=True, learning_rate=warmup_and_decay,
+    ),
+    case(
+        "sgd velocity of steps dampening", aj.sgd, reference.sgd,
+        momentum=0.9, velocity="steps", dampening=0.5, learning_rate=warmup_and_decay,
+    ),
+    case("sgd weight decay", aj.sgd, reference.sgd, weight_decay=0.3),
+    case("sgd momentum weight decay", aj.sgd, reference.sgd, momentum=0.9, weight_decay=0.3),
+    case(
+        "sgd nesterov weight decay scheduled", aj.sgd, reference.sgd,
+        momentum=0.9, nesterov=True, weight_decay=falling, learning_rate=warmup_and_decay,
+    ),
+    case(
+        "sgd velocity of steps weight decay", aj.sgd, reference.sgd,
+        momentum=0.9, velocity="steps", weight_decay=0.3, learning_rate=warmup_and_decay,
+    ),
+    #
+    case("adagrad", aj.adagrad, reference.adagrad, optax.adagrad),
+    case("adagrad eps inside", aj.adagrad, reference.adagrad, optax.adagrad, eps=1e-3),
+    case("adagrad eps outside", aj.adagrad, reference.adagrad, eps=1e-3, eps_in_sqrt=False),
+    case(
+        "adagrad from zero", aj.adagrad, reference.adagrad, optax.adagrad,
+        initial_accumulator_value=0.0, eps=1e-6,
+    ),
+    case(
+        "adagrad from zero eps outside", aj.adagrad, reference.adagrad,
+        initial_accumulator_value=0.0, eps=1e-10, eps_in_sqrt=False,
+    ),
+    case("adagrad weight decay", aj.adagrad, reference.adagrad, weight_decay=0.3),
+    case(
+        "adagrad scheduled", aj.adagrad, reference.adagrad, optax.adagrad,
+        learning_rate=warmup_and_decay,
+    ),
+    #
+    case("adadelta", aj.adadelta, reference.adadelta, optax.adadelta, learning_rate=1.0),
+    case("adadelta no rate", aj.adadelta, reference.adadelta, learning_rate=None, eps=1e-5),
+    case("adadelta rho", aj.adadelta, reference.adadelta, optax.adadelta, rho=0.95, eps=1e-3),
+    case("adadelta weight decay", aj.adadelta, reference.adadelta, weight_decay=0.3),
+    case(
+        "adadelta scheduled", aj.adadelta, reference.adadelta, optax.adadelta,
+        learning_rate=warmup_and_decay,
+    ),
+    #
+    case("rmsprop", aj.rmsprop, reference.rmsprop, optax.rmsprop),
+    case("rmsprop eps inside", aj.rmsprop, reference.rmsprop, optax.rmsprop, eps=1e-3, decay=0.99),
+    case(
+        "rmsprop eps outside", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        eps=1e-3, decay=0.99, eps_in_sqrt=False,
+    ),
+    case("rmsprop initial scale", aj.rmsprop, reference.rmsprop, optax.rmsprop, initial_scale=0.5),
+    case(
+        "rmsprop bias correction", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        decay=0.999, bias_correction=True,
+    ),
+    case(
+        "rmsprop bias correction eps outside", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        decay=0.999, bias_correction=True, eps_in_sqrt=False, eps=1e-3,
+    ),
+    case(
+        "rmsprop bias correction initial scale", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        decay=0.99, bias_correction=True, initial_scale=0.5,
+    ),
+    case(
+        "rmsprop scheduled decay", aj.rmsprop, reference.rmsprop,
+        decay=from_zero, bias_correction=True,
+    ),
+    case("rmsprop momentum", aj.rmsprop, reference.rmsprop, optax.rmsprop, momentum=0.9),
+    case(
+        "rmsprop momentum before the rate", aj.rmsprop, reference.rmsprop,
+        momentum=0.9, velocity="gradients", learning_rate=warmup_and_decay,
+    ),
+    case(
+        "rmsprop momentum after the rate", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        momentum=0.9, velocity="steps", learning_rate=warmup_and_decay,
+    ),
+    case(
+        "rmsprop nesterov", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        momentum=0.9, nesterov=True, learning_rate=warmup_and_decay,
+    ),
+    case(
+        "rmsprop nesterov before the rate", aj.rmsprop, reference.rmsprop,
+        momentum=0.9, nesterov=True, velocity="gradients", learning_rate=warmup_and_decay,
+    ),
+    case(
+        "rmsprop scheduled", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        learning_rate=warmup_and_decay,
+    ),
+    case("rmsprop weight decay", aj.rmsprop, reference.rmsprop, weight_decay=0.3),
+    case(
+        "rmsprop momentum weight decay", aj.rmsprop, reference.rmsprop,
+        momentum=0.9, weight_decay=0.3,
+    ),
+    case(
+        "rmsprop momentum before the rate weight decay", aj.rmsprop, reference.rmsprop,
+        momentum=0.9, velocity="gradients", weight_decay=0.3, learning_rate=warmup_and_decay,
+    ),
+    case("rmsprop centered", aj.rmsprop, reference.rmsprop, optax.rmsprop, centered=True),
+    case(
+        "rmsprop centered eps inside", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        centered=True, eps=1e-3,
+    ),
+    case(
+        "rmsprop centered eps outside", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        centered=True, eps=1e-3, eps_in_sqrt=False,
+    ),
+    case(
+        "rmsprop centered bias correction", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        centered=True, bias_correction=True, eps=1e-3, decay=0.99,
+    ),
+    case(
+        "rmsprop centered initial scale", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        centered=True, initial_scale=0.5,
+    ),
+    case(
+        "rmsprop centered momentum", aj.rmsprop, reference.rmsprop, optax.rmsprop,
+        centered=True, momentum=0.9,
+    ),
+    case(
+        "rmsprop centered nesterov weight decay", aj.rmsprop, reference.rmsprop,
+        centered=True, momentum=0.9, nesterov=True, velocity="gradients", weight_decay=0.3,
+    ),
+    #
+    case("adam", aj.adam, reference.adam, optax.adam),
+    case("adam rates", aj.adam, reference.adam, optax.adam, b1=0.5, b2=0.9, eps=1e-3),
+    case("adam b1 zero", aj.adam, reference.adam, optax.adam, b1=0.0),
+    case("adam b2 near one", aj.adam, reference.adam, b2=0.9999),
+    case("adam eps root", aj.adam, reference.adam, optax.adam, eps=0.0, eps_root=1e-3),
+    case("adam eps and eps root", aj.adam, reference.adam, optax.adam, eps=1e-3, eps_root=1e-3),
+    case("adam no bias correction", aj.adam, reference.adam, bias_correction=False),
+    case(
+        "adam no bias correction eps root", aj.adam, reference.adam,
+        bias_correction=False, eps=0.0, eps_root=1e-3,
+    ),
+    case("adam eps hat", aj.adam, reference.adam, eps_hat=True, eps=1e-3),
+    case("adam eps hat eps root", aj.adam, reference.adam, eps_hat=True, eps=1e-3, eps_root=1e-6),
+    case("adam nesterov", aj.adam, reference.adam, optax.adam, nesterov=True),
+    case(
+        "adam nesterov no bias correction", aj.adam, reference.adam,
+        nesterov=True, bias_correction=False,
+    ),
+    case("adam nesterov eps hat", aj.adam, reference.adam, nesterov=True, eps_hat=True, eps=1e-3),
+    case("adam weight decay", aj.adam, reference.adam, weight_decay=0.3),
+    case("adam scheduled", aj.adam, reference.adam, optax.adam, learning_rate=warmup_and_decay),
+    case("adam scheduled b1", aj.adam, reference.adam, b1=rising),
+    case("adam scheduled b2", aj.adam, reference.adam, b2=rising),
+    case("adam scheduled b2 from zero", aj.adam, reference.adam, b2=from_zero),
+    case(
+        "adam all scheduled", aj.adam, reference.adam,
+        learning_rate=warmup_and_decay, b1=rising, b2=from_zero,
+    ),
+    case(
+        "adam scheduled b1 no bias correction", aj.adam, reference.adam,
+        b1=rising, bias_correction=False,
+    ),
+    #
+    case("adamw", aj.adamw, reference.adamw, optax.adamw),
+    case("adamw weight decay", aj.adamw, reference.adamw, optax.adamw, weight_decay=0.3),
+    case(
+        "adamw scheduled", aj.adamw, reference.adamw, optax.adamw,
+        weight_decay=0.3, learning_rate=warmup_and_decay,
+    ),
+    case(
+        "adamw scheduled weight decay", aj.adamw, reference.adamw, optax.adamw,
+        weight_decay=falling,
+    ),
+    case(
+        "adamw nesterov", aj.adamw, reference.adamw, optax.adamw,
+        weight_decay=0.3, nesterov=True,
+    ),
+    case(
+        "adamw eps root", aj.adamw, reference.adamw, optax.adamw,
+        weight_decay=0.3, eps_root=1e-3,
+    ),
+    case("adamw eps hat", aj.adamw, reference.adamw, weight_decay=0.3, eps_hat=True, eps=1e-3),
+    case(
+        "adamw no bias correction", aj.adamw, reference.adamw,
+        weight_decay=0.3, bias_correction=False,
+    ),
+    #
+    case("nadam", aj.nadam, reference.nadam, optax.nadam),
+    case("nadam rates", aj.nadam, reference.nadam, optax.nadam, b1=0.5, b2=0.9, eps=1e-3),
+    case(
+        "nadam scheduled", aj.nadam, reference.nadam, optax.nadam,
+        learning_rate=warmup_and_decay,
+    ),
+    case("nadam scheduled b1", aj.nadam, reference.nadam, b1=rising),
+    case("nadam weight decay", aj.nadam, reference.nadam, weight_decay=0.3),
+    case("nadamw", aj.nadamw, reference.nadamw, optax.nadamw),
+    case("nadamw weight decay", aj.nadamw, reference.nadamw, optax.nadamw, weight_decay=0.3),
+    case(
+        "nadamw scheduled", aj.nadamw, reference.nadamw, optax.nadamw,
+        weight_decay=0.3, learning_rate=warmup_and_decay,
+    ),
+    #
+    case("amsgrad", aj.amsgrad, reference.amsgrad, optax.amsgrad),
+    case("amsgrad rates", aj.amsgrad, reference.amsgrad, optax.amsgrad, b1=0.5, b2=0.9, eps=1e-3),
+    case(
+        "amsgrad eps root", aj.amsgrad, reference.amsgrad, optax.amsgrad,
+        eps=0.0, eps_root=1e-3, b2=0.9,
+    ),
+    case("amsgrad raw", aj.amsgrad, reference.amsgrad, maximum_of="raw", b2=0.9),
+    case("amsgrad raw b2", aj.amsgrad, reference.amsgrad, maximum_of="raw"),
+    case(
+        "amsgrad of the paper", aj.amsgrad, reference.amsgrad, optax.amsgrad,
+        bias_correction_mu=False, bias_correction_nu=False,
+    ),
+    case(
+        "amsgrad only nu corrected", aj.amsgrad, reference.amsgrad, optax.amsgrad,
+        bias_correction_mu=False,
+    ),
+    case(
+        "amsgrad only mu corrected", aj.amsgrad, reference.amsgrad, optax.amsgrad,
+        bias_correction_nu=False,
+    ),
+    case(
+        "amsgrad raw only nu corrected", aj.amsgrad, reference.amsgrad,
+        maximum_of="raw", bias_correction_mu=False,
+    ),
+    case(
+        "amsgrad raw eps hat", aj.amsgrad, reference.amsgrad,
+        maximum_of="raw", eps_hat=True, eps=1e-3,
+    ),
+    case("amsgrad weight decay", aj.amsgrad, reference.amsgrad, weight_decay=0.3),
+    case(
+        "amsgrad scheduled", aj.amsgrad, reference.amsgrad, optax.amsgrad,
+        learning_rate=warmup_and_decay,
+    ),
+    case("amsgrad scheduled b1", aj.amsgrad, reference.amsgrad, b1=rising),
+    #
+    case("adamax", aj.adamax, reference.adamax, optax.adamax),
+    case("adamax rates", aj.adamax, reference.adamax, optax.adamax, b1=0.5, b2=0.9, eps=1e-3),
+    case("adamax weight decay", aj.adamax, reference.adamax, optax.adamaxw, weight_decay=0.3),
+    case(
+        "adamax scheduled", aj.adamax, reference.adamax, optax.adamax,
+        learning_rate=warmup_and_decay,
+    ),
+    case("adamax scheduled b1", aj.adamax, reference.adamax, b1=rising),
+]  # fmt: skip
+
+SLOW_AVERAGES = [
+    case("sgd moving average", aj.sgd, reference.sgd, momentum=0.999, dampening=0.999),
+    case("adam", aj.adam, reference.adam, b1=0.999, b2=0.999999),
+    case("adam eps hat", aj.adam, reference.adam, b1=0.999, b2=0.999999, eps_hat=True),
+    case("nadam", aj.nadam, reference.nadam, b1=0.9999, b2=0.999999),
+    case("amsgrad", aj.amsgrad, reference.amsgrad, b2=0.999999),
+    case("amsgrad raw", aj.amsgrad, reference.amsgrad, b2=0.999999, maximum_of="raw"),
+    case("adamax", aj.adamax, reference.adamax, b1=0.999999),
+    case("rmsprop", aj.rmsprop, reference.rmsprop, decay=0.999999, bias_correction=True),
+]
+
+COMPLEX = {
+    "sgd", "sgd nesterov", "sgd velocity of steps weight decay",
+    "adagrad eps inside", "adagrad eps outside",
+    "adadelta", "adadelta weight decay",
+    "rmsprop eps outside", "rmsprop centered eps inside", "rmsprop momentum",
+    "adam", "adam eps root", "adamw weight decay", "nadam",
+    "amsgrad", "amsgrad raw",
+}  # fmt: skip
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def problem(dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of all steps and the first parameters: numbers of dtype, in twice the bits.
+
+    Each element has a scale of its own between 1e-4 and 1e2, which drifts by two decades within
+    these bounds, and a mean between none and twice its noise. A tenth of all gradients are exactly
+    zero; the last elements begin with zeros, end with zeros, or see nothing else.
+    """
+    rng = np.random.default_rng(2015)
+
+    def normal(*shape):
+        real = rng.standard_normal(shape)
+        return real + 1j * rng.standard_normal(shape) if dtype == "complex64" else real
+
+    step = np.arange(STEPS)[:, None]
+    drift = np.sin(2 * np.pi * (step / rng.uniform(40, 400, ELEMENTS) + rng.random(ELEMENTS)))
+    scale = 10 ** np.clip(rng.uniform(-4, 2, ELEMENTS) + drift, -4, 2)
+    mean = rng.uniform(0, 2, ELEMENTS) * np.exp(1j * np.angle(normal(ELEMENTS)))
+    mean = mean if dtype == "complex64" else mean.real
+    gradients = scale * (mean + normal(STEPS, ELEMENTS))
+    gradients[rng.random(gradients.shape) < 0.1] = 0
+    gradients[:20, -6:-4] = 0
+    # No longer: what nothing feeds is 0.9^k of its past, and 0.9 in float32 is wrong by 3e-8.
+    gradients[170:, -4:-2] = 0
+    gradients[:, -2:] = 0
+    params = normal(ELEMENTS)
+    # To the precision under test and back.
+    wide = gradients.dtype
+    return gradients.astype(dtype).astype(wide), params.astype(dtype).astype(wide)
+
+
+def trajectory(params: np.ndarray, updates: np.ndarray) -> np.ndarray:
+    """The parameters that each step sees: every update is added to what the earlier ones made."""
+    return np.cumsum(np.concatenate([params[None], updates[:-1]]), axis=0)
+
+
+def updates_of(tx: optax.GradientTransformation, gradients, params, dtype: str) -> np.ndarray:
+    """The updates of a transformation in all steps, its arithmetic in dtype."""
+    gradients, params = jnp.asarray(gradients, dtype), jnp.asarray(params, dtype)
+
+    @jax.jit
+    def run(gradients, params):
+        def step(state, inputs):
+            updates, state = tx.update(inputs[0], state, inputs[1])
+            return state, updates
+
+        return jax.lax.scan(step, tx.init(params[0]), (gradients, params))[1]
+
+    updates = run(gradients, params)
+    assert updates.dtype == dtype
+    return np.asarray(updates)
+
+
+def condition_of_variance(case: Case, gradients: np.ndarray) -> np.ndarray:
+    """By how much centered RMSprop magnifies rounding errors, in every step.
+
+    A relative error of ν and |μ|² becomes one of the variance that is (ν + |μ|²)/(ν - |μ|²) times
+    as large, in any arithmetic. The ε added to the variance, or the square of the one added to its
+    root, bounds that. It is below 30 where gradients vary, and huge for the first gradient that a
+    bias-corrected variance sees: that variance is 0.
+    """
+    steps = len(gradients)
+    decay, eps = case.per_step("decay", steps), case.per_step("eps", steps)
+    mu, nu, weight = np.zeros_like(gradients[0]), case.per_step("initial_scale", steps)[0], 0.0
+    conditions = []
+    for g, b, e in zip(gradients, decay, eps, strict=True):
+        mu, nu, weight = b * mu + (1 - b) * g, b * nu + (1 - b) * np.abs(g) ** 2, b * weight + 1 - b
+        correction = weight if case.settings.get("bias_correction") else 1.0
+        mean_squared = np.abs(mu / correction) ** 2
+        variance = np.maximum(nu / correction - mean_squared, 0.0)
+        floor = e if case.settings.get("eps_in_sqrt", True) else e**2
+        conditions.append(1 + (nu / correction + mean_squared) / (variance + floor))
+    return np.stack(conditions)
+
+
+def size_of_updates(case: Case, gradients: np.ndarray, params: np.ndarray) -> np.ndarray:
+    """The size of each update if none of its terms cancelled, times the condition of a variance."""
+    nothing = np.zeros(ELEMENTS)
+    if case.settings.get("centered"):
+        directions = case.expected(
+            gradients, np.zeros_like(params[0]), weight_decay=0.0, momentum=None
+        )
+        size = np.abs(directions) * condition_of_variance(case, gradients)
+        if "momentum" in case.settings:
+            # A constant learning rate may as well stand before the momentum.
+            assert not isinstance(case.settings["learning_rate"], Schedule)
+            momentum = {name: case.settings.get(name, False) for name in ("momentum", "nesterov")}
+            size = np.abs(reference.sgd(size, nothing, 1.0, **momentum))
+    else:
+        size = np.abs(case.expected(np.abs(gradients), nothing, weight_decay=0.0))
+    steps = len(gradients)
+    decay = case.per_step("learning_rate", steps) * case.per_step("weight_decay", steps)
+    return size + decay * np.abs(params)
+
+
+def assert_close(
+    actual: np.ndarray, expected: np.ndarray, size: np.ndarray, tolerance: float
+) -> None:
+    """Every element of every step: |actual - expected| <= tolerance · size."""
+    assert np.isfinite(actual).all()
+    difference = np.abs(actual - expected)
+    # Nothing over nothing is no error.
+    error = np.divide(difference, size, out=np.where(difference > 0, np.inf, 0.0), where=size > 0)
+    step, element = np.unravel_index(np.argmax(error), error.shape)
+    assert error.max() <= tolerance, (
+        f"error {error.max():.3g} > {tolerance:.0e} in step {step + 1}, element {element}: "
+        f"{actual[step, element]} instead of {expected[step, element]}"
+    )
+
+
+def check(
+    case: Case,
+    factory: Callable[..., optax.GradientTransformation],
+    dtype: str,
+    steps: int = STEPS,
+) -> None:
+    gradients, first_params = problem(dtype)
+    gradients = gradients[:steps]
+    expected = case.expected(gradients, first_params)
+    params = trajectory(first_params, expected)
+    params = params.astype(dtype).astype(params.dtype)
+    size = size_of_updates(case, gradients, params)
+    with jax.enable_x64(dtype == "float64"):
+        actual = updates_of(factory(**case.settings), gradients, params, dtype)
+    assert_close(actual, expected, size, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@every_case
+def test_follows_the_paper(case, dtype):
+    check(case, case.factory, dtype)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in COMPLEX], ids=lambda case: case.name
+)
+def test_follows_the_paper_with_complex_gradients(case):
+    check(case, case.factory, "complex64")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("case", SLOW_AVERAGES, ids=lambda case: case.name)
+def test_first_steps_of_slow_averages(case, dtype):
+    """Taken in float32, 1 - b is wrong by 1e-5 for 0.999 and by 1e-2 for 0.999999.
+
+    Only 20 steps: where gradients are much smaller than their average, every step takes the same
+    few units in the last place from it, and the rounding of these adds up over the steps.
+    """
+    check(case, case.factory, dtype, steps=20)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.optax], ids=lambda case: case.name)
+def test_reference_agrees_with_optax(case):
+    """The reference against an implementation that is not ours, wherever optax has the variant."""
+    settings = dict(case.settings)
+    settings.pop("velocity", None)  # optax's own order is the one in the table.
+    # optax multiplies floats by integers, which strict promotion forbids.
+    with jax.numpy_dtype_promotion("standard"):
+        check(dataclasses.replace(case, settings=settings), case.optax, "float64")
+
+
+def test_no_two_cases_are_the_same():
+    """Each setting in the table makes a difference: a factory that ignores one is caught."""
+    gradients, params = problem("float64")
+    updates = [case.expected(gradients, params) for case in CASES]
+    sizes = [
+        size_of_updates(case, gradients, trajectory(params, expected))
+        for case, expected in zip(CASES, updates, strict=True)
+    ]
+    for one, other in itertools.combinations(range(len(CASES)), 2):
+        if CASES[one].factory is CASES[other].factory:
+            difference = np.abs(updates[one] - updates[other])
+            names = CASES[one].name, CASES[other].name
+            assert (difference > 1e-3 * np.minimum(sizes[one], sizes[other])).any(), names
+
+
+def test_every_complex_case_exists():
+    assert {case.name for case in CASES} >= COMPLEX
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.settings.get("centered")], ids=lambda case: case.name
+)
+def test_variance_is_well_conditioned_in_most_steps(case):
+    """The condition excuses few steps: the comparison is strict in the others."""
+    gradients, _ = problem("float32")
+    assert np.mean(condition_of_variance(case, gradients) < 30) > 0.9
