@@ -1,5 +1,6 @@
 """Adaptive optimizers for JAX: the maths of one array, its hyperparameters as data."""
 
+from . import maths as maths
 from . import testing as testing
 from ._rule import Context as Context
 from ._rule import Decay as Decay

@@ -102,6 +102,19 @@ def leaves(what: str, tree: Any) -> None:
             )
 
 
+def no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
+    """Raises a TypeError, with the path, for a complex leaf that one of the rules cannot take."""
+    for rule in rules:
+        if rule.takes_complex:
+            continue
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.iscomplexobj(leaf):
+                raise TypeError(
+                    f"{what}{keystr(path)} is {describe(leaf)}: {type(rule).__name__} takes no complex "
+                    "arrays. Give it the real and the imaginary part as two arrays."
+                )
+
+
 def _is_none(x: Any) -> bool:
     return x is None
 
@@ -210,8 +223,8 @@ def state(state: Any, expected: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[
         isinstance(parts, (tuple, list))
         and len(parts) == len(expected)
         and all(
-            not entries or getattr(part, "_fields", None) == entries
-            for part, (_, entries) in zip(parts, expected, strict=True)
+            not entries or (type(part).__name__, getattr(part, "_fields", None)) == (name, entries)
+            for part, (name, entries) in zip(parts, expected, strict=True)
         )
     ):
         return tuple(parts)

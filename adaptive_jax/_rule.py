@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 
-from . import _check, _maths
+from . import _check, maths
 
 Hyper = Annotated[Any, _check.Interval()]
 """A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
@@ -83,12 +83,14 @@ class Rule:
       counts_steps: whether the rule needs `ctx.step` or a bias correction. If None, it counts
         when it has slots.
       needs_params: whether it needs the parameters (otherwise `param` may be None).
+      takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
+    takes_complex: ClassVar[bool] = True
     state_type_name: ClassVar[str | None] = None
 
     def update(
@@ -266,7 +268,7 @@ def show(value: Any) -> str:
     """A hyperparameter as a person would write it."""
     if isinstance(value, jax.tree_util.Partial):
         return getattr(value.func, "__name__", repr(value.func))
-    if isinstance(value, _maths.DecayRate):
+    if isinstance(value, maths.DecayRate):
         return show(value.value)
     if isinstance(value, jax.Array):
         concrete = value.ndim == 0 and not isinstance(value, jax.core.Tracer)

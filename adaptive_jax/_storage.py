@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _maths
+from . import maths
 
 
 class Storage:
@@ -49,13 +49,13 @@ class Float(Storage):
     def init(self, value: float | jax.Array, param: Any, *, real: bool) -> jax.Array:
         dtype = self.dtype
         if dtype is None:
-            dtype = _maths.compute_dtype(jnp.result_type(param))
+            dtype = maths.compute_dtype(jnp.result_type(param))
         if real:
             dtype = jnp.finfo(dtype).dtype
         return jnp.full_like(param, value, dtype=dtype)
 
     def encode(self, value: jax.Array, stored: jax.Array) -> jax.Array:
-        return _maths.saturating_cast(value, stored.dtype)
+        return maths.saturating_cast(value, stored.dtype)
 
     def decode(self, stored: jax.Array) -> jax.Array:
         return stored

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from . import _check, _maths, _rule, _storage
+from . import _check, _rule, _storage, maths
 from ._rule import Context, Rule
 
 
@@ -122,7 +122,8 @@ def build(
 def _init(lifted: Lifted, params: Any) -> Any:
     """The state at first. It maps over params only: some tools of optax pass a placeholder."""
     _check.leaves("params", params)
-    scalar_dtype = _maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
+    _check.no_complex("params", params, lifted.rules)
+    scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
     states = []
     for rule, storages in zip(lifted.rules, lifted.storages, strict=True):
         entries: list[Any] = [jnp.zeros((), jnp.int32)] if _rule.counts_steps(rule) else []
@@ -171,6 +172,7 @@ def _update_tree(
     """
     rules = lifted.rules
     gradients = _check.Gradients(updates)
+    _check.no_complex("gradients", updates, rules)
     param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
     entries = [(_rule.state_name(rule), _rule.state_fields(rule)) for rule in rules]
     states = _check.state(state, entries)
@@ -194,7 +196,7 @@ def _update_tree(
                 for x in directions
                 if x is not None
             ]
-            widest = _maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays))
+            widest = maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays))
             statistic = steps[start].rule_in(widest).statistic(arrays)
         for i, (gradient, direction) in enumerate(zip(gradients.leaves, directions, strict=True)):
             if direction is None:
@@ -252,15 +254,15 @@ class _Step:
     def _advance(self, name: str, correction: jax.Array) -> jax.Array:
         """1 - b(1)···b(t): the moving average, with these b, of the number one."""
         decay = self._decay(name, correction.dtype)
-        return _maths.ema(jnp.ones_like(correction), correction, decay)
+        return maths.ema(jnp.ones_like(correction), correction, decay)
 
-    def _decay(self, name: str, dtype: Any) -> _maths.DecayRate | None:
+    def _decay(self, name: str, dtype: Any) -> maths.DecayRate | None:
         if self._values[name] is None:
             return None
         value = _scalar(self._values[name], dtype)
         exact = self._complements.get(name)
-        rate = _maths.complement(value) if exact is None else _scalar(exact, dtype)
-        return _maths.DecayRate(value, rate)
+        rate = maths.complement(value) if exact is None else _scalar(exact, dtype)
+        return maths.DecayRate(value, rate)
 
     def rule_in(self, dtype: Any) -> Rule:
         """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
@@ -278,7 +280,7 @@ class _Step:
                     correction = _scalar(self._corrections[f"{name}_correction"], dtype)
                     decay = decay._replace(correction=correction)
                 elif self.step is not None:
-                    decay = decay._replace(correction=_maths.power_complement(decay, self.step))
+                    decay = decay._replace(correction=maths.power_complement(decay, self.step))
                 values[name] = decay
             self._in_dtype[dtype] = _rule.replace(self._rule, **values)
         return self._in_dtype[dtype]
@@ -304,7 +306,7 @@ def _stretches(rules: Sequence[Rule]) -> list[tuple[int, int]]:
 
 
 def _compute_dtype(x: Any, stored: Any = ()) -> Any:
-    return _maths.compute_dtype(*(jnp.result_type(leaf) for leaf in (x, *jax.tree.leaves(stored))))
+    return maths.compute_dtype(*(jnp.result_type(leaf) for leaf in (x, *jax.tree.leaves(stored))))
 
 
 @functools.partial(jax.jit, static_argnames=("storages", "selected", "dtypes"))
@@ -325,7 +327,7 @@ def _update_array(
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
     direction = jax.lax.convert_element_type(gradient, dtype)
     if param is not None:
-        kind = _maths.compute_dtype(jnp.result_type(param), dtype)
+        kind = maths.compute_dtype(jnp.result_type(param), dtype)
         param = jax.lax.convert_element_type(param, kind)
     new = []
     for rule, step, old, codecs, select in zip(
@@ -338,7 +340,7 @@ def _update_array(
             direction, values = rule.update(direction, slots.read(), param, context)
         _check.returned(rule, gradient, direction, values)
         new.append(slots.encoded(values))
-    return _maths.saturating_cast(direction, out_dtype), tuple(new)
+    return maths.saturating_cast(direction, out_dtype), tuple(new)
 
 
 class _Slots:
@@ -359,7 +361,7 @@ class _Slots:
         return {name: self._decode(name, stored) for name, stored in self._stored.items()}
 
     def _decode(self, name: str, stored: Any) -> jax.Array:
-        return _maths.saturating_cast(self._storages[name].decode(stored), self._dtypes[name])
+        return maths.saturating_cast(self._storages[name].decode(stored), self._dtypes[name])
 
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""

@@ -195,7 +195,11 @@ def _check_grad(tx: Any) -> None:
     slope = jax.jit(jax.grad(loss, argnums=(0, 1)))
     for name, gradients in (("random gradients", _gradients(params, 0)), ("zero gradients", zeros)):
         slopes = slope(gradients, params)
-        _require(_finite(slopes), f"The derivative of an update is not finite, for {name}.")
+        _require(
+            _finite(slopes),
+            f"The derivative of an update is not finite, for {name}. (√x has none at 0; "
+            "aj.maths.square_root(x) has.)",
+        )
 
 
 def _check_dtypes(tx: Any) -> None:
@@ -244,7 +248,12 @@ def _check_complex(tx: Any) -> None:
     except (TypeError, ValueError) as error:
         _require("complex" in str(error), f"Complex parameters are refused without a name: {error}")
         return
-    updates, new = tx.update(_gradients(params, 0), state, params)
+    try:
+        updates, new = tx.update(_gradients(params, 0), state, params)
+    except (TypeError, ValueError) as error:
+        raise AssertionError(
+            f"{error} (A rule for real arrays says takes_complex = False.)"
+        ) from error
     _require_dtypes(updates, params, "update")
     _require(
         _signature(state) == _signature(new), "An update changes the state of complex parameters."
@@ -410,13 +419,13 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "it works in a scan": _check_scan,
     "it works under vmap": _check_vmap,
     "it works under cond and eval_shape": _check_transforms,
-    "it can be differentiated": _check_grad,
-    "its maths is in float32 at least, and an update has its gradient's dtype": _check_dtypes,
-    "float64 stays float64, and float32 stays float32": _check_float64,
-    "complex parameters work, or are refused by name": _check_complex,
     "finite gradients give finite updates": _check_finite,
     "zero gradients from the start give zero updates": _check_zero,
     "a gradient that is not finite stays visible": _check_not_hidden,
+    "its maths is in float32 at least, and an update has its gradient's dtype": _check_dtypes,
+    "float64 stays float64, and float32 stays float32": _check_float64,
+    "complex parameters work, or are refused by name": _check_complex,
+    "it can be differentiated, at zero too": _check_grad,
     "None, empty trees, zero-size and scalar arrays just work": _check_none_and_empty,
     "it works inside the wrappers of optax": _check_optax,
     "its state is a stable format that a run can continue from": _check_state_format,

@@ -155,10 +155,12 @@ class Substitution:
             self.errors.append(report.longreprtext)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # Of one test, its setup, call, teardown and subtests each come with a report.
         test = self.tests.setdefault(report.nodeid, {"outcome": "passed", "why": ""})
         test.update(report.user_properties)
-        if OUTCOMES.index(report.outcome) > OUTCOMES.index(test["outcome"]):
-            test.update(outcome=report.outcome, why=report.longreprtext)
+        test["outcome"] = max(test["outcome"], report.outcome, key=OUTCOMES.index)
+        if report.outcome != "passed":
+            test["why"] += report.longreprtext + "\n"
 
     def pytest_sessionfinish(self) -> None:
         is_worker = hasattr(

@@ -23,13 +23,15 @@ import adaptive_jax
 
 SITE = Path(optax.__file__).parents[1]
 
-# The deliberate differences: for a case of a test, why it fails with ours.
+# The deliberate differences: part of the tests, case of a test, why it fails with ours.
+WIDE_STATE = "state is kept in float32 at least: a second moment in bfloat16 does not decay"
 BFLOAT16_STATE = "params_dtype='bfloat16', state_dtype=None"
 DIFFERENCES = {
-    f"AliasTest::test_explicit_dtype({BFLOAT16_STATE}, opt_name='{name}')": (
-        "state is kept in float32 at least: a second moment in bfloat16 does not decay"
-    )
-    for name in ("sgd_mom", "adam", "adamw")
+    "optimizers": {
+        f"AliasTest::test_explicit_dtype({BFLOAT16_STATE}, opt_name='{name}')": WIDE_STATE
+        for name in ("sgd_mom", "adam", "adamw")
+    },
+    "long": {"GaLoreTest::test_mu_dtype_controls_moment_dtype": WIDE_STATE},
 }
 
 # Nothing that could be ours is called in these.
@@ -55,10 +57,11 @@ WITHOUT_OPTIMIZERS = (
     "tree_utils/_random_test.py",
     "tree_utils/_tree_math_test.py",
 )
-ALIASES = "_src/alias_test.py"  # One table of all optimizers, through every test.
+ALIASES = "_src/alias_test.py"  # One table of optimizers, through every test.
 SHARDING = "_src/sharding_test.py"  # Eight devices, which a process has from the start or never.
 ACCUMULATION = "transforms/_accumulation_test.py"  # Needs flax.
 LONG = (
+    f"{ALIASES}::LBFGSTest",  # Of ours, it has only a chain that hands extra arguments on.
     "_src/linesearch_test.py",
     "contrib/_common_test.py",
     "contrib/_galore_test.py",
@@ -91,29 +94,27 @@ class Part:
     at_least: int
     calls: frozenset[str]
     options: tuple[str, ...] = ()
-    differences: frozenset[str] = frozenset()
 
 
 PARTS = {
     "optimizers": Part(
         (ALIASES, *rest()),
-        at_least=300,
+        at_least=350,
         calls=WHOLE_OPTIMIZERS | {"chain", "clip_by_global_norm", "add_decayed_weights", "trace"},
-        options=("--optimizers=replaced",),
-        differences=frozenset(DIFFERENCES),
+        options=("--optimizers=replaced", "-k", "not LBFGSTest"),
     ),
     "sharding": Part(
-        (SHARDING,), at_least=70, calls=WHOLE_OPTIMIZERS, options=("--compare-versions",)
+        (SHARDING,), at_least=75, calls=WHOLE_OPTIMIZERS, options=("--compare-versions",)
     ),
     # Optimizers of optax's own, with ours as their pieces: lamb scales by adam, lbfgs is a chain.
     "pieces": Part(
         (ALIASES,),
-        at_least=300,
+        at_least=280,
         calls=frozenset({"chain", "scale_by_adam", "scale_by_learning_rate", "trace"}),
         options=("--optimizers=others",),
     ),
     "long": Part(
-        LONG, at_least=650, calls=frozenset({"adam", "adamw", "amsgrad", "rmsprop", "sgd"})
+        LONG, at_least=740, calls=frozenset({"adam", "adamw", "amsgrad", "rmsprop", "sgd"})
     ),
     "accumulation": Part((ACCUMULATION,), at_least=5, calls=frozenset({"adam", "sgd"})),
 }
@@ -124,8 +125,9 @@ def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, 
     """Runs tests of the installed optax, and returns the plugin's report."""
     own = ("JAX_", "PYTEST_", "XLA_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(own)}
-    paths = [str(Path(adaptive_jax.__file__).parents[1]), str(Path(__file__).parent)]
-    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    paths = [Path(adaptive_jax.__file__).parents[1], Path(__file__).parent]
+    python_path = os.pathsep.join([*map(str, paths), *sys.path])
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path}
     process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),
@@ -166,16 +168,18 @@ def test_what_passes_with_optax_passes_with_ours(name, tmp_path):
     not_passed = [key for key, test in tests.items() if test["outcome"] != "passed"]
     lost = {}
     if not_passed:
-        options = [option for option in part.options if not option.startswith("--optimizers")]
-        own = run_tests(not_passed, "--own-functions", *options, outcomes=tmp_path / "own.json")
+        own = run_tests(
+            not_passed, "--own-functions", *part.options, outcomes=tmp_path / "own.json"
+        )
         lost = {
             tests[key]["label"]: f"{key}\n{tests[key]['why']}"
             for key in not_passed
             if own["tests"][key]["outcome"] == "passed"
         }
-    unexpected = [why for label, why in lost.items() if label not in part.differences]
+    differences = DIFFERENCES.get(name, {})
+    unexpected = [why for label, why in lost.items() if label not in differences]
     assert not unexpected, "pass with optax's functions, not with ours:\n" + "\n".join(unexpected)
-    assert part.differences == lost.keys(), "no longer a difference"
+    assert differences.keys() == lost.keys(), "no longer a difference"
 
     passed = [test for test in tests.values() if test["outcome"] == "passed"]
     called = {function for test in passed for function in test["called"]}

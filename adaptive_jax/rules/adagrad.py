@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._maths import abs_squared, saturating_add, square_root
 from .._rule import NonNegative, Rule, Slot
+from ..maths import abs_squared, saturating_add, square_root
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from .._check import one_of
-from .._maths import abs_squared, bias_correction, decayed, ema, least_denominator, square_root
 from .._rule import Decay, NonNegative, Rule, Slot
+from ..maths import abs_squared, bias_correction, decayed, ema, least_denominator, square_root
 
 
 @dataclass(frozen=True)

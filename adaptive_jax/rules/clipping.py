@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from .. import _maths
+from .. import maths
 from .._rule import NonNegative, Rule
 
 
@@ -20,7 +20,7 @@ class ClipByGlobalNorm(Rule):
     max_norm: NonNegative
 
     def statistic(self, grads):
-        return _maths.global_norm(grads)
+        return maths.global_norm(grads)
 
     def update(self, grad, slots, param, ctx):
         norm = ctx.statistic.astype(self.max_norm.dtype)

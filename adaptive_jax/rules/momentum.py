@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._maths import complement
 from .._rule import Decay, Fraction, Rule, Slot
+from ..maths import complement
 
 
 @dataclass(frozen=True)

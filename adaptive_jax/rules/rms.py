@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from .._maths import abs_squared, bias_correction, ema, square_root
 from .._rule import Decay, NonNegative, Rule, Slot
+from ..maths import abs_squared, bias_correction, ema, square_root
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,14 @@ class Rms(Rule):
     eps_in_sqrt: bool = True
     bias_correction: bool = False
     slots = {"nu": Slot(initial="initial_scale", nonnegative=True)}
-    state_type_name = "ScaleByRmsState"
 
     @property
     def counts_steps(self):
         return self.bias_correction
+
+    @property
+    def state_type_name(self):
+        return "ScaleByRmsWithCountState" if self.bias_correction else "ScaleByRmsState"
 
     def update(self, grad, slots, param, ctx):
         nu = ctx.store("nu", ema(abs_squared(grad), slots["nu"], self.decay))
@@ -49,7 +52,10 @@ class StdDev(Rms):
     """
 
     slots = {"mu": Slot(), **Rms.slots}
-    state_type_name = "ScaleByRStdDevState"
+
+    @property
+    def state_type_name(self):
+        return "ScaleByRStdDevWithCountState" if self.bias_correction else "ScaleByRStdDevState"
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(grad, slots["mu"], self.decay))

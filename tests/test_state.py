@@ -1,0 +1,195 @@
+"""The state is a stable format, and it is that of optax."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint
+import pytest
+from catalogue import CASES, label
+
+import adaptive_jax as aj
+
+# What the state of each optimizer holds. A change of any of these breaks saved runs: do not edit
+# them, but give the new layout a way in for old states.
+FORMAT = {
+    "sgd(learning_rate=0.1)": "EmptyState()",
+    "sgd(learning_rate=0.1,momentum=0.9)": "(TraceState(trace), EmptyState())",
+    "sgd(learning_rate=schedule,momentum=0.9,velocity=steps)": (
+        "(ScaleByScheduleState(count), TraceState(trace), WeightDecayState(count))"
+    ),
+    "adagrad(learning_rate=0.1)": "(ScaleByRssState(sum_of_squares), EmptyState())",
+    "adadelta()": "(ScaleByAdaDeltaState(e_g, e_x), EmptyState())",
+    "rmsprop(learning_rate=0.1)": "(ScaleByRmsState(nu), EmptyState())",
+    "rmsprop(learning_rate=0.1,eps=0.0,eps_in_sqrt=False,bias_correction=True)": (
+        "(ScaleByRmsWithCountState(count, nu), EmptyState())"
+    ),
+    "rmsprop(learning_rate=0.1,centered=True,momentum=0.9,weight_decay=0.01)": (
+        "(ScaleByRStdDevState(mu, nu), EmptyState(), TraceState(trace), EmptyState())"
+    ),
+    "adam(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "adam(learning_rate=schedule,eps=0.0,b1=0.0)": (
+        "(ScaleByAdamState(count, mu, nu), ScaleByScheduleState(count))"
+    ),
+    "adam(learning_rate=0.1,b1=schedule)": (
+        "(ScaleByAdamState(count, b1_correction, mu, nu), EmptyState())"
+    ),
+    "adamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "nadam(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "nadamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "amsgrad(learning_rate=0.1)": "(ScaleByAmsgradState(count, mu, nu, nu_max), EmptyState())",
+    "adamax(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "trace(decay=0.9)": "TraceState(trace)",
+    "scale_by_rss()": "ScaleByRssState(sum_of_squares)",
+    "scale_by_adadelta()": "ScaleByAdaDeltaState(e_g, e_x)",
+    "scale_by_rms()": "ScaleByRmsState(nu)",
+    "scale_by_stddev()": "ScaleByRStdDevState(mu, nu)",
+    "scale_by_adam()": "ScaleByAdamState(count, mu, nu)",
+    "scale_by_amsgrad()": "ScaleByAmsgradState(count, mu, nu, nu_max)",
+    "scale_by_adamax()": "ScaleByAdamState(count, mu, nu)",
+    "clip_by_global_norm(max_norm=1.0)": "EmptyState()",
+    "add_decayed_weights(weight_decay=0.01)": "EmptyState()",
+    "scale_by_learning_rate(learning_rate=0.1)": "EmptyState()",
+}
+
+PARAMS = {"w": jnp.array([1.0, -2.0]), "half": jnp.ones(3, jnp.bfloat16), "none": None}
+
+
+def gradients(step):
+    return jax.tree.map(
+        lambda x: (jnp.cos(3.0 * step) * x.astype(jnp.float32)).astype(x.dtype), PARAMS
+    )
+
+
+def outline(state):
+    if hasattr(state, "_fields"):
+        return f"{type(state).__name__}({', '.join(state._fields)})"
+    return f"({', '.join(map(outline, state))})"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layout(case):
+    factory, settings = CASES[case]
+    state = factory(**settings).init(PARAMS)
+    if case in FORMAT:
+        assert outline(state) == FORMAT[case]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        is_count = path[-1] == jax.tree_util.GetAttrKey("count")
+        assert leaf.dtype == (jnp.int32 if is_count else jnp.float32)
+
+
+def test_every_optimizer_has_its_layout_written_down():
+    assert {name.partition("(")[0] for name in FORMAT} == {name.partition("(")[0] for name in CASES}
+    assert set(FORMAT) <= set(CASES)
+
+
+def run(tx, state, steps):
+    params = PARAMS
+    for step in steps:
+        updates, state = tx.update(gradients(step), state, params)
+    return updates, state
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("save", ["pickle", "deepcopy", "orbax"])
+def test_a_run_continues_from_a_saved_state_bit_by_bit(case, save, tmp_path):
+    factory, settings = CASES[case]
+    tx = factory(**settings)
+    _, state = run(tx, tx.init(PARAMS), range(3))
+    if save == "pickle":
+        restored = pickle.loads(pickle.dumps(state))
+    elif save == "deepcopy":
+        restored = copy.deepcopy(state)
+    else:
+        if not jax.tree.leaves(state):
+            pytest.skip("Orbax saves no tree without arrays")
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "state", state)
+            checkpointer.wait_until_finished()
+            restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, PARAMS))
+    there, here = run(tx, restored, range(3, 6)), run(tx, state, range(3, 6))
+    assert jax.tree.structure(there) == jax.tree.structure(here)
+    for x, y in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sgd", {"momentum": 0.9}),
+        ("adagrad", {}),
+        ("adam", {}),
+        ("nadam", {}),
+        ("amsgrad", {}),
+        ("adamax", {}),
+    ],
+)
+@jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
+def test_a_run_of_optax_continues_here(name, settings):
+    params = {"w": PARAMS["w"]}
+    theirs = getattr(optax, name)(0.1, **settings)
+    state = theirs.init(params)
+    for step in range(3):
+        _, state = theirs.update({"w": gradients(step)["w"]}, state, params)
+    ours = getattr(aj, name)(0.1, **settings)
+    for step in range(3, 6):
+        expected, _ = theirs.update({"w": gradients(step)["w"]}, state, params)
+        updates, state = ours.update({"w": gradients(step)["w"]}, state, params)
+        np.testing.assert_allclose(updates["w"], expected["w"], rtol=2e-5)
+
+
+def test_parts_are_found_by_name_and_by_position():
+    tx = aj.adam(optax.constant_schedule(0.1))
+    _, state = run(tx, tx.init(PARAMS), range(2))
+    assert optax.tree.get(state, "mu") is state[0].mu
+    assert optax.tree.get(state, "nu") is state[0].nu
+    assert int(state[0].count) == int(state[1].count) == 2
+    assert (
+        optax.tree.get(optax.tree.set(state, count=jnp.int32(7)), "ScaleByScheduleState").count == 7
+    )
+
+
+def test_slots_follow_parameters_not_gradients():
+    tx = aj.adam(0.1)
+    half = {"w": jnp.ones(3, jnp.bfloat16)}
+    state = tx.init(half)
+    updates, state = tx.update({"w": jnp.ones(3, jnp.float32)}, state, half)
+    assert updates["w"].dtype == jnp.float32
+    assert state[0].mu["w"].dtype == state[0].nu["w"].dtype == jnp.float32
+    updates, _ = tx.update({"w": jnp.ones(3, jnp.bfloat16)}, state, half)
+    assert updates["w"].dtype == jnp.bfloat16
+
+
+def test_mu_dtype_keeps_one_slot_narrow():
+    tx = aj.adam(0.1, mu_dtype=jnp.bfloat16)
+    params = {"w": jnp.ones(3)}
+    updates, state = tx.update(params, tx.init(params))
+    assert state[0].mu["w"].dtype == jnp.bfloat16
+    assert state[0].nu["w"].dtype == updates["w"].dtype == jnp.float32
+
+
+def test_an_update_is_explained_by_the_state_it_leaves():
+    # With a slot in bfloat16, the direction comes from the rounded value, not from the one before.
+    tx = aj.scale_by_adam(mu_dtype=jnp.bfloat16, eps=0.0)
+    gradient = {"w": jnp.linspace(0.1, 1.0, 50)}
+    updates, state = tx.update(gradient, tx.init(gradient))
+    mu_hat = state.mu["w"].astype(jnp.float32) / 0.1
+    np.testing.assert_allclose(updates["w"], mu_hat / gradient["w"], rtol=1e-6)
+    assert not np.allclose(updates["w"], 1.0, rtol=1e-6)
+
+
+def test_init_of_abstract_parameters():
+    shape = {"w": jax.ShapeDtypeStruct((2, 3), jnp.bfloat16)}
+    state = aj.adam(0.1).init(shape)
+    assert state[0].mu["w"].shape == (2, 3)
+    abstract = jax.eval_shape(aj.adam(0.1).init, shape)
+    assert abstract[0].nu["w"].dtype == jnp.float32
+
+
+def test_labels_name_settings():
+    assert label("adam", {"eps": 0.1}) == "adam(eps=0.1)"
