@@ -1,6 +1,7 @@
 """Adaptive optimizers for JAX: the maths of one array, its hyperparameters as data."""
 
 from . import maths as maths
+from . import rules as rules
 from . import testing as testing
 from ._rule import Context as Context
 from ._rule import Decay as Decay

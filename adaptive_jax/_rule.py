@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import typing
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import jax
+from jax.core import Tracer
 
 from . import _check, maths
 
@@ -122,11 +123,13 @@ class Rule:
             object.__setattr__(self, "mask", Mask.of(mask))
 
     def __repr__(self) -> str:
-        shown = [
-            f"{field.name}={show(value)}"
-            for field in dataclasses.fields(self)
-            if (value := getattr(self, field.name)) is not None
-        ]
+        """The call that made it; options that have their default are left out."""
+        shown = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # A dataclass below here.
+            value = getattr(self, field.name)
+            is_default = isinstance(value, (bool, str)) and value == field.default
+            if value is not None and not is_default:
+                shown.append(f"{field.name}={show(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -248,7 +251,7 @@ def _flatten_with_keys(rule: Rule) -> tuple[list[tuple[Any, Any]], tuple[Any, ..
     return list(zip(keys, leaves, strict=True)), static
 
 
-def _unflatten(cls: type[Rule], static: tuple[Any, ...], leaves: Sequence[Any]) -> Rule:
+def _unflatten(cls: type[Rule], static: tuple[Any, ...], leaves: Iterable[Any]) -> Rule:
     # Without __init__: leaves may be tracers, or any object that somebody maps over the tree.
     data, _, static_names = fields(cls)
     rule = object.__new__(cls)
@@ -271,6 +274,6 @@ def show(value: Any) -> str:
     if isinstance(value, maths.DecayRate):
         return show(value.value)
     if isinstance(value, jax.Array):
-        concrete = value.ndim == 0 and not isinstance(value, jax.core.Tracer)
+        concrete = value.ndim == 0 and not isinstance(value, Tracer)
         return f"{value.item():.6g}" if concrete else jax.typeof(value).str_short()
     return repr(value)

@@ -189,15 +189,7 @@ def _update_tree(
     directions = list(gradients.leaves)
     for start, stop in _stretches(rules):
         part = slice(start, stop)
-        statistic = None
-        if rules[start].statistic is not None:
-            arrays = [
-                jax.lax.convert_element_type(x, _compute_dtype(x))
-                for x in directions
-                if x is not None
-            ]
-            widest = maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays))
-            statistic = steps[start].rule_in(widest).statistic(arrays)
+        statistic = steps[start].statistic(directions)
         for i, (gradient, direction) in enumerate(zip(gradients.leaves, directions, strict=True)):
             if direction is None:
                 continue
@@ -238,7 +230,7 @@ class _Step:
         self._complements = complements
         self._in_dtype: dict[Any, Rule] = {}
         count = getattr(old, "count", None) if _rule.counts_steps(rule) else None
-        self.step = None if count is None else optax.safe_increment(count)
+        self.step: Any = None if count is None else optax.safe_increment(count)
         self._values = {}
         for name in _rule.fields(type(rule))[0]:
             value = getattr(rule, name)
@@ -256,34 +248,40 @@ class _Step:
         decay = self._decay(name, correction.dtype)
         return maths.ema(jnp.ones_like(correction), correction, decay)
 
-    def _decay(self, name: str, dtype: Any) -> maths.DecayRate | None:
-        if self._values[name] is None:
-            return None
-        value = _scalar(self._values[name], dtype)
+    def _decay(self, name: str, dtype: Any) -> maths.DecayRate:
+        value = _cast(self._values[name], dtype)
         exact = self._complements.get(name)
-        rate = maths.complement(value) if exact is None else _scalar(exact, dtype)
+        rate = maths.complement(value) if exact is None else _cast(exact, dtype)
         return maths.DecayRate(value, rate)
 
     def rule_in(self, dtype: Any) -> Rule:
         """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
         dtype = jnp.finfo(dtype).dtype
         if dtype not in self._in_dtype:
-            values = {
-                name: None if value is None else _scalar(value, dtype)
+            values: dict[str, Any] = {
+                name: None if value is None else _cast(value, dtype)
                 for name, value in self._values.items()
             }
             for name in _rule.decay_names(type(self._rule)):
-                decay = self._decay(name, dtype)
-                if decay is None:
+                if values[name] is None:
                     continue
+                decay = self._decay(name, dtype)
                 if f"{name}_correction" in self._corrections:
-                    correction = _scalar(self._corrections[f"{name}_correction"], dtype)
+                    correction = _cast(self._corrections[f"{name}_correction"], dtype)
                     decay = decay._replace(correction=correction)
                 elif self.step is not None:
                     decay = decay._replace(correction=maths.power_complement(decay, self.step))
                 values[name] = decay
             self._in_dtype[dtype] = _rule.replace(self._rule, **values)
         return self._in_dtype[dtype]
+
+    def statistic(self, directions: Sequence[Any]) -> Any:
+        """What the rule wants to know of the whole tree."""
+        if self._rule.statistic is None:
+            return None
+        arrays = [_cast(x, _compute_dtype(x)) for x in directions if x is not None]
+        rule = self.rule_in(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
+        return rule.statistic(arrays)  # type: ignore[misc]  # Not None: checked above.
 
     def state(self, old: Any, slots: dict[str, Any]) -> Any:
         """The rule's state after this step. A rule without state hands back what it got."""
@@ -295,7 +293,8 @@ class _Step:
         )
 
 
-def _scalar(value: Any, dtype: Any) -> jax.Array:
+def _cast(value: Any, dtype: Any) -> jax.Array:
+    """The value in a dtype, never weakly typed."""
     return jax.lax.convert_element_type(value, dtype)
 
 
@@ -325,10 +324,9 @@ def _update_array(
     """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once."""
     dtype, out_dtype = dtypes
     is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    direction = jax.lax.convert_element_type(gradient, dtype)
+    direction = _cast(gradient, dtype)
     if param is not None:
-        kind = maths.compute_dtype(jnp.result_type(param), dtype)
-        param = jax.lax.convert_element_type(param, kind)
+        param = _cast(param, maths.compute_dtype(jnp.result_type(param), dtype))
     new = []
     for rule, step, old, codecs, select in zip(
         rules, steps, stored, storages, selected, strict=True

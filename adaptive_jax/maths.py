@@ -95,15 +95,24 @@ def bias_correction(
 
 
 def abs_squared(x: jax.Array) -> jax.Array:
-    """|x|², real also for complex x, and at most half the largest finite number.
+    """|x|², real also for complex x."""
+    if jnp.iscomplexobj(x):
+        return lax.square(lax.real(x)) + lax.square(lax.imag(x))
+    return lax.square(x)
 
-    So a second moment is finite for every finite x, and so is its sum with another. An infinite x
-    stays visible in the direction, which is not squared.
+
+def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
+    """Exponential moving average of |value|², at most half the largest finite number.
+
+    So it is finite for every finite value, and so is its sum with another. An infinite value stays
+    visible in the direction, which is not squared.
     """
-    squared = (
-        lax.square(lax.real(x)) + lax.square(lax.imag(x)) if jnp.iscomplexobj(x) else lax.square(x)
-    )
-    return lax.min(squared, squared.dtype.type(jnp.finfo(squared.dtype).max / 2))
+    return saturated(ema(abs_squared(value), average, decay))
+
+
+def saturated(x: jax.Array) -> jax.Array:
+    """Non-negative x, at most half the largest finite number."""
+    return lax.min(x, x.dtype.type(jnp.finfo(x.dtype).max / 2))
 
 
 def least_denominator(dtype: Any) -> float:
@@ -121,11 +130,6 @@ def square_root(x: jax.Array) -> jax.Array:
     infinite one.
     """
     return lax.sqrt(lax.max(x, x.dtype.type(least_denominator(x.dtype) ** 2)))
-
-
-def saturating_add(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x + y of non-negative arrays, at most the largest finite number."""
-    return lax.min(x + y, jnp.finfo(x.dtype).max)
 
 
 def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -293,8 +293,8 @@ def adam(
       >>> params = {"w": jnp.array([1.0, -2.0])}
       >>> state = tx.init(params)
       >>> updates, state = tx.update(params, state, params)  # the gradients of ‖w‖²/2
-      >>> optax.apply_updates(params, updates)["w"].round(4)
-      Array([ 0.999, -1.999], dtype=float32)
+      >>> print(optax.apply_updates(params, updates)["w"])
+      [ 0.999 -1.999]
     """
     rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
     storage = _storage.with_dtype(storage, "mu", mu_dtype)

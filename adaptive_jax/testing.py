@@ -125,7 +125,7 @@ def _check_stable_state(tx: Any) -> None:
         if jax.typeof(leaf).weak_type
     ]
     _require(not weak, f"The state has weakly typed entries: {weak}.")
-    step = jax.jit(lambda updates, state, params: tx.update(updates, state, params))
+    step: Any = jax.jit(lambda updates, state, params: tx.update(updates, state, params))
     for seed in range(_STEPS):
         _, state = step(_gradients(params, seed), state, params)
     _require(step._cache_size() == 1, f"{_STEPS} calls compiled {step._cache_size()} times.")
@@ -368,9 +368,9 @@ def _check_optax(tx: Any) -> None:
         _require_close(_run(wrapped, params)[0], alone, f"inside {name}")
     accumulating = optax.MultiSteps(tx, 2)
     gradients, state = _gradients(params, 0), accumulating.init(params)
-    for _ in range(2):
-        with jax.numpy_dtype_promotion("standard"):  # MultiSteps adds integers to floats.
-            updates, state = accumulating.update(gradients, state, params)
+    with jax.numpy_dtype_promotion("standard"):  # MultiSteps adds integers to floats.
+        _, state = accumulating.update(gradients, state, params)
+        updates, state = accumulating.update(gradients, state, params)
     _require_close(updates, alone[0], "inside optax.MultiSteps")
     state = tx.init(params)
     mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
@@ -404,7 +404,7 @@ def _check_data(tx: Any) -> None:
     if not isinstance(tx, Transformation):
         return
     params = _params()
-    step = jax.jit(lambda tx, updates, state, params: tx.update(updates, state, params))
+    step: Any = jax.jit(lambda tx, updates, state, params: tx.update(updates, state, params))
     state, gradients = tx.init(params), _gradients(params, 0)
     step(tx, gradients, state, params)
     leaves, treedef = jax.tree.flatten(tx)

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from .._check import one_of
 from .._rule import Decay, NonNegative, Rule, Slot
-from ..maths import abs_squared, bias_correction, decayed, ema, least_denominator, square_root
+from ..maths import (
+    bias_correction,
+    decayed,
+    ema,
+    least_denominator,
+    saturated,
+    second_moment,
+    square_root,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Adam(Rule):
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
-        nu = ctx.store("nu", ema(abs_squared(grad), slots["nu"], self.b2))
+        nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
         correction_1 = bias_correction(self.b1, ctx.step) if self.bias_correction else 1
         correction_2 = bias_correction(self.b2, ctx.step) if self.bias_correction else 1
         numerator = mu
@@ -89,11 +97,11 @@ class AMSGrad(Rule):
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
-        nu = ctx.store("nu", ema(abs_squared(grad), slots["nu"], self.b2))
+        nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
         correction_1 = bias_correction(self.b1, ctx.step) if self.bias_correction_mu else 1
         correction_2 = bias_correction(self.b2, ctx.step) if self.bias_correction_nu else 1
         if self.maximum_of == "corrected":
-            nu_max = ctx.store("nu_max", jnp.maximum(slots["nu_max"], nu / correction_2))
+            nu_max = ctx.store("nu_max", jnp.maximum(slots["nu_max"], saturated(nu / correction_2)))
             correction_2 = 1
         else:
             nu_max = ctx.store("nu_max", jnp.maximum(slots["nu_max"], nu))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from .._rule import Decay, NonNegative, Rule, Slot
-from ..maths import abs_squared, bias_correction, ema, square_root
+from ..maths import abs_squared, bias_correction, ema, second_moment, square_root
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Rms(Rule):
         return "ScaleByRmsWithCountState" if self.bias_correction else "ScaleByRmsState"
 
     def update(self, grad, slots, param, ctx):
-        nu = ctx.store("nu", ema(abs_squared(grad), slots["nu"], self.decay))
+        nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         nu_hat = nu / bias_correction(self.decay, ctx.step) if self.bias_correction else nu
         return grad / self.root(nu_hat), {"nu": nu}
 
@@ -59,7 +59,7 @@ class StdDev(Rms):
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(grad, slots["mu"], self.decay))
-        nu = ctx.store("nu", ema(abs_squared(grad), slots["nu"], self.decay))
+        nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         correction = bias_correction(self.decay, ctx.step) if self.bias_correction else 1
         mean_square = nu / correction
         variance = mean_square - abs_squared(mu / correction)
@@ -81,7 +81,7 @@ class AdaDelta(Rule):
     state_type_name = "ScaleByAdaDeltaState"
 
     def update(self, grad, slots, param, ctx):
-        e_g = ctx.store("e_g", ema(abs_squared(grad), slots["e_g"], self.rho))
+        e_g = ctx.store("e_g", second_moment(grad, slots["e_g"], self.rho))
         direction = grad * (square_root(slots["e_x"] + self.eps) / square_root(e_g + self.eps))
-        e_x = ctx.store("e_x", ema(abs_squared(direction), slots["e_x"], self.rho))
+        e_x = ctx.store("e_x", second_moment(direction, slots["e_x"], self.rho))
         return direction, {"e_g": e_g, "e_x": e_x}

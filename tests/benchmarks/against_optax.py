@@ -14,13 +14,14 @@ Both libraries run through the same code: only the factory differs (``adaptive_j
 ``optax.adam``), with the same arguments. Machines are noisy and drift, so no figure is taken from
 one library first and from the other afterwards: a round measures each once, the next round in
 another order, and rounds go on until the time for that column of the cell is used up
-(``--budget``), but at least 3 times (``--rounds`` fixes their number instead). Of a warm call, a
-round takes the median of as many calls as fit into 20 ms.
+(``--budget``) and each has been the first at least twice (``--rounds`` fixes their number
+instead). Of a warm call, a round takes the median of as many calls as fit into 20 ms.
 
-A ratio is the median of our rounds over the median of theirs: below 1, ours is faster or smaller.
-A ``~`` in front of it says that the quartiles of the ratio taken round by round lie on both sides
-of 1: the rounds do not tell the two apart. ``--detail`` prints these quartiles and the ratio of the
-fastest rounds, which suffers less from whatever else the machine is doing.
+A ratio is the median of the ratios that the rounds gave, ours over theirs: below 1, ours is faster
+or smaller. A ``~`` in front of it says that their quartiles lie on both sides of 1: the rounds do
+not tell the two apart. ``--detail`` prints these quartiles and the ratio of the two fastest rounds,
+which suffers less from whatever else the machine is doing. The second table has the median times
+of each, which under drift need not have the same ratio.
 
 ``--null`` puts optax in the place of adaptive_jax too. What differs from 1 then is the noise of
 this machine, and a real ratio that is no further from 1 means nothing.
@@ -164,8 +165,9 @@ CLOCKS: dict[str, Clock] = {
 }
 SAMPLE_SECONDS = 0.02
 TORCH_PAUSE_SECONDS = 0.01
-LEAST_ROUNDS = 3
-MOST_ROUNDS = 200
+# A turn is as many rounds as there are contenders: each is the first once.
+LEAST_TURNS = 2
+MOST_TURNS = 100
 
 
 # The trees
@@ -299,12 +301,17 @@ def interleave(
     """Take samples in rounds: each contender once a round, beginning with another each time."""
     names = list(samplers)
     samples: dict[str, Samples] = {name: [] for name in names}
-    least, most = (rounds, rounds) if rounds else (LEAST_ROUNDS, MOST_ROUNDS)
     deadline = time.perf_counter() + budget
     for taken in itertools.count():
-        if taken >= most or (taken >= least and time.perf_counter() > deadline):
+        turns, first = divmod(taken, len(names))
+        if rounds is not None:
+            done = taken == rounds
+        else:
+            # Only when each has been first as often as the others.
+            late = time.perf_counter() > deadline
+            done = first == 0 and (turns >= MOST_TURNS or (late and turns >= LEAST_TURNS))
+        if done:
             return samples
-        first = taken % len(names)
         for name in names[first:] + names[:first]:
             samples[name].append(samplers[name]())
     raise AssertionError("count() does not end")
@@ -312,46 +319,57 @@ def interleave(
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure of one cell: medians of ours and of another's, and how the rounds spread."""
+    """One figure of one cell: what each round gave for ours and for another contender."""
 
-    ours: float
-    other: float
+    ours: list[float]
+    other: list[float]
     unit: str
-    rounds: int = 1
-    quartiles: tuple[float, float] | None = None
-    ratio_of_fastest: float | None = None
 
     @property
-    def ratio(self) -> float | None:
-        if self.other == 0:
-            return 1.0 if self.ours == 0 else None
-        return self.ours / self.other
+    def medians(self) -> tuple[float, float]:
+        return statistics.median(self.ours), statistics.median(self.other)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Round by round. Nothing over nothing is 1, and something over nothing infinite."""
+        pairs = zip(self.ours, self.other, strict=True)
+        return [a / b if b else 1.0 if a == 0 else math.inf for a, b in pairs]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def quartiles(self) -> tuple[float, float] | None:
+        if len(self.ratios) < 2:
+            return None
+        low, _, high = statistics.quantiles(self.ratios, n=4, method="inclusive")
+        return low, high
 
     @property
     def undecided(self) -> bool:
         return self.quartiles is not None and self.quartiles[0] < 1 < self.quartiles[1]
 
     def as_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"ratio": self.ratio}
+        # JSON has no infinity.
+        ratio = self.ratio if math.isfinite(self.ratio) else None
+        medians = dict(zip(("ours", "other"), self.medians, strict=True))
+        rounds = {"ours": self.ours, "other": self.other}
+        return {
+            "unit": self.unit,
+            "ratio": ratio,
+            "quartiles": self.quartiles,
+            "medians": medians,
+            "rounds": rounds,
+        }
 
 
 def compare(ours: Samples, other: Samples) -> dict[str, Figure]:
     """Figures of two contenders whose samples were taken in the same rounds."""
-
-    def figure(name: str) -> Figure:
-        mine, theirs = ([sample[name] for sample in samples] for samples in (ours, other))
-        ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return Figure(
-            statistics.median(mine),
-            statistics.median(theirs),
-            "s",
-            rounds=len(ratios),
-            quartiles=(low, high),
-            ratio_of_fastest=min(mine) / min(theirs),
-        )
-
-    return {name: figure(name) for name in ours[0]}
+    return {
+        name: Figure([sample[name] for sample in ours], [sample[name] for sample in other], "s")
+        for name in ours[0]
+    }
 
 
 # What a contender is asked to do
@@ -548,7 +566,7 @@ def compare_samplers(
 
 def compare_memory(ours: JittedStep, other: JittedStep) -> dict[str, Figure]:
     mine, theirs = ours.memory(), other.memory()
-    return {name: Figure(mine[name], theirs[name], "B") for name in mine}
+    return {name: Figure([mine[name]], [theirs[name]], "B") for name in mine}
 
 
 def compare_steps(
@@ -726,7 +744,7 @@ def report(line: str) -> None:
 def format_ratio(figure: Figure | None) -> str:
     if figure is None:
         return "-"
-    if figure.ratio is None:
+    if math.isinf(figure.ratio):
         return "more"
     return f"{'~' if figure.undecided else ''}{figure.ratio:.2f}"
 
@@ -742,7 +760,7 @@ def format_quantity(value: float, unit: str) -> str:
 def format_values(figure: Figure | None) -> str:
     if figure is None:
         return "-"
-    ours, other = (format_quantity(value, figure.unit) for value in (figure.ours, figure.other))
+    ours, other = (format_quantity(value, figure.unit) for value in figure.medians)
     return f"{ours} | {other}"
 
 
@@ -766,10 +784,11 @@ def print_rounds(cells: Sequence[Cell]) -> None:
         for name, figure in cell.figures.items():
             if figure.quartiles is not None:
                 low, high = figure.quartiles
+                fastest = min(figure.ours) / min(figure.other)
                 print(
                     f"{cell.tree:6} {cell.optimizer:8} {name:14} {format_ratio(figure):>6}  "
-                    f"quartiles {low:.2f} to {high:.2f}, fastest {figure.ratio_of_fastest:.2f}, "
-                    f"{figure.rounds} rounds"
+                    f"quartiles {low:.2f} to {high:.2f}, fastest {fastest:.2f}, "
+                    f"{len(figure.ratios)} rounds"
                 )
 
 
