@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import jax
+import optax
 from jax.core import Tracer
 
 from . import _check, maths
@@ -229,6 +230,9 @@ def state_type(rule: Rule) -> Callable[..., Any]:
 
 @functools.cache
 def _state_type(name: str, entries: tuple[str, ...]) -> Any:
+    theirs = getattr(optax, name, None)
+    if getattr(theirs, "_fields", None) == entries:
+        return theirs  # The states of optax and of this library are then the same pytrees.
     cls = namedtuple(name, entries)
     # Pickled by how it is made: the type is not an attribute of any module.
     cls.__reduce__ = lambda self: (_make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]

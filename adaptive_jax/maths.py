@@ -102,12 +102,14 @@ def abs_squared(x: jax.Array) -> jax.Array:
 
 
 def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
-    """Exponential moving average of |value|², at most half the largest finite number.
+    """Exponential moving average of |value|², whose square counts as half the largest number at most.
 
-    So it is finite for every finite value, and so is its sum with another. An infinite value stays
-    visible in the direction, which is not squared.
+    So it is finite for every finite value. An infinite value stays visible in the direction, which
+    is not squared. The clipping sits inside, and the sum comes last and has two products only: XLA
+    then stores the average once and reads it back, where it would copy or compile twice as long.
     """
-    return saturated(ema(abs_squared(value), average, decay))
+    kept = decay.value if isinstance(decay, DecayRate) else 1 - complement(decay)
+    return kept * average + complement(decay) * saturated(abs_squared(value))
 
 
 def saturated(x: jax.Array) -> jax.Array:

@@ -49,8 +49,8 @@ _ARGUMENTS = {
     "bias_correction_mu": "whether to correct the first moment for its start at zero.",
     "bias_correction_nu": "whether to correct the second moment for its start at zero.",
     "maximum_of": '"corrected" for the maximum of ν̂, "raw" for that of ν, corrected afterwards.',
-    "weight_decay": "the decoupled weight decay λ, >= 0: θ ← θ - ηλθ. If it is not 0, `update` needs "
-    "the parameters.",
+    "weight_decay": "the decoupled weight decay λ, >= 0: θ ← θ - ηλθ; None or 0 for none. With one, "
+    "`update` needs the parameters.",
     "mask": "which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.",
     "storage": 'how the slots are kept: None or "float32" for float32 at least, a `Storage`, or a '
     "mapping from names of slots to these.",
@@ -124,7 +124,7 @@ def sgd(
     *,
     dampening: Any = 0.0,
     velocity: str = "gradients",
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
@@ -164,7 +164,7 @@ def adagrad(
     eps: Any = 1e-7,
     *,
     eps_in_sqrt: bool = True,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
@@ -227,7 +227,7 @@ def rmsprop(
     bias_correction: bool = False,
     *,
     velocity: str = "steps",
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
@@ -273,7 +273,7 @@ def adam(
     nesterov: bool = False,
     bias_correction: bool = True,
     eps_hat: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
@@ -343,7 +343,7 @@ def nadam(
     nesterov: bool = True,
     bias_correction: bool = True,
     eps_hat: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
@@ -406,7 +406,7 @@ def amsgrad(
     *,
     maximum_of: str = "corrected",
     eps_hat: bool = False,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
@@ -436,7 +436,7 @@ def adamax(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     *,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:

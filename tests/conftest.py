@@ -1,4 +1,8 @@
-"""Strict settings for every test."""
+"""Strict settings for every test, and several devices to share arrays between."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
 import jax
 import pytest

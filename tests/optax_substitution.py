@@ -2,8 +2,8 @@
 
 `python -m pytest -p optax_substitution ...` loads it before any test module is imported. Every
 function that optax and adaptive_jax both export under one name is then replaced by ours wherever a
-module of optax holds it, so that optax's tests and the rest of optax find ours. The tests themselves
-are the installed ones, unchanged.
+module of optax holds it, so that optax's tests and the rest of optax find ours. The tests
+themselves are the installed ones, unchanged.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--optimizers",
         choices=("all", "replaced", "others"),
         default="all",
-        help="of the cases that name an optimizer, only those with a replaced one, or only the others",
+        help="of cases that name an optimizer, only those with a replaced one, or only the others",
     )
     group.addoption(
         "--compare-versions",
@@ -86,8 +86,8 @@ class Substitution:
     def noting(self, name: str, theirs: Callable[..., Any], ours: Callable[..., Any]) -> Any:
         """Ours, noting its calls.
 
-        Arguments show optax's annotations: one of its tests skips the optimizers whose learning rate
-        is not annotated with the very type that optax uses.
+        Arguments show optax's annotations: one of its tests skips the optimizers whose learning
+        rate is not annotated with the very type that optax uses.
         """
 
         @functools.wraps(ours)
@@ -163,9 +163,8 @@ class Substitution:
             test["why"] += report.longreprtext + "\n"
 
     def pytest_sessionfinish(self) -> None:
-        is_worker = hasattr(
-            self.config, "workerinput"
-        )  # Workers of xdist report to the main process.
+        # Workers of xdist report to the main process.
+        is_worker = hasattr(self.config, "workerinput")
         if self.config.getoption("outcomes") and not is_worker:
             report = {
                 "library": adaptive_jax.__file__,

@@ -23,7 +23,7 @@ class AdaGrad(Rule):
     state_type_name = "ScaleByRssState"
 
     def update(self, grad, slots, param, ctx):
-        total = saturated(slots["sum_of_squares"] + abs_squared(grad))
+        total = saturated(slots["sum_of_squares"]) + saturated(abs_squared(grad))
         total = ctx.store("sum_of_squares", total)
         root = square_root(total + self.eps) if self.eps_in_sqrt else square_root(total) + self.eps
         return grad / root, {"sum_of_squares": total}

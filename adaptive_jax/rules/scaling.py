@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .._rule import NonNegative, Rule
+from .._rule import Hyper, NonNegative, Rule
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WeightDecay(Rule):
     decoupled. After the learning rate, give that here too: d - ηλθ, for momentum that sums steps.
     """
 
-    weight_decay: NonNegative
+    weight_decay: Hyper
     mask: Any = None
     learning_rate: NonNegative = None
 

@@ -1,7 +1,7 @@
 """adaptive_jax and optax side by side in one process, with PyTorch beside them where installed.
 
-    python tests/benchmarks/against_optax.py              # everything: ten minutes on two cores
-    python tests/benchmarks/against_optax.py --quick      # two of the trees: two minutes
+    python tests/benchmarks/against_optax.py              # everything: some ten minutes
+    python tests/benchmarks/against_optax.py --quick      # two of the trees: some minutes
     python tests/benchmarks/against_optax.py --trees gpt --optimizers adam --columns step memory
     python tests/benchmarks/against_optax.py --json figures.json
 
@@ -75,8 +75,8 @@ torch
     threads of torch do not disturb the column ``step``. Each framework uses the threads that it
     takes by itself. Those of torch wait for one another at every array: on a machine that is busy
     otherwise its times grow far more than those of JAX, and mean nothing (the line above the
-    tables says how busy it was). RMSprop of torch adds epsilon outside the root, so that one
-    operation stands in another place. Left out, with a line that says so, where torch is not
+    tables says how busy it was). RMSprop and Adagrad of torch add epsilon outside the root: one
+    operation in another place. Left out, with a line that says so, where torch is not
     installed or does not run on the device of JAX.
 
 After the first step the parameters of all contenders are compared. A benchmark of optimizers that
