@@ -1,6 +1,7 @@
 """The few pieces of arithmetic that rules share, each written so that it cannot make a NaN.
 
-They take and return single arrays, in the dtype that the lift computes in (float32 at least).
+They take and return single arrays, in the dtype that the lift computes in (float32 at least). What
+every array of every step goes through is written in jax.lax, which traces many times faster.
 """
 
 from __future__ import annotations
@@ -55,9 +56,14 @@ def complement(decay: DecayRate | jax.Array) -> jax.Array:
     return lax.max(1 - decay, jnp.finfo(decay.dtype).eps)
 
 
+def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """factor · x, for a real factor of shape ()."""
+    return lax.mul(lax.convert_element_type(factor, x.dtype), x)
+
+
 def decayed(average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
     """decay · average, as average - (1 - decay) · average: in float32, 0.999 itself is rounded."""
-    return average - complement(decay) * average
+    return lax.sub(average, scaled(average, complement(decay)))
 
 
 def ema(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
@@ -66,7 +72,7 @@ def ema(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> j
     Written with 1 - decay alone, so that the weights add up to one however decay is rounded. Each
     term stays below the larger of the two, so nothing overflows.
     """
-    return decayed(average, decay) + complement(decay) * value
+    return lax.add(decayed(average, decay), scaled(value, complement(decay)))
 
 
 def power_complement(decay: DecayRate | jax.Array, step: jax.Array) -> jax.Array:
@@ -97,7 +103,7 @@ def bias_correction(
 def abs_squared(x: jax.Array) -> jax.Array:
     """|x|², real also for complex x."""
     if jnp.iscomplexobj(x):
-        return lax.square(lax.real(x)) + lax.square(lax.imag(x))
+        return lax.add(lax.square(lax.real(x)), lax.square(lax.imag(x)))
     return lax.square(x)
 
 
@@ -109,7 +115,8 @@ def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.A
     then stores the average once and reads it back, where it would copy or compile twice as long.
     """
     kept = decay.value if isinstance(decay, DecayRate) else 1 - complement(decay)
-    return kept * average + complement(decay) * saturated(abs_squared(value))
+    square = saturated(abs_squared(value))
+    return lax.add(scaled(average, kept), scaled(square, complement(decay)))
 
 
 def saturated(x: jax.Array) -> jax.Array:
@@ -125,13 +132,14 @@ def least_denominator(dtype: Any) -> float:
     return math.sqrt(float(jnp.finfo(dtype).tiny) * 2.0**20)
 
 
-def square_root(x: jax.Array) -> jax.Array:
-    """√x of a second moment, for a denominator: at least `least_denominator`.
+def square_root(x: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
+    """√(x + eps) of a second moment, for a denominator: at least `least_denominator`.
 
     So 0/√0 is 0, and a second moment that has underflowed gives a small update instead of an
-    infinite one.
+    infinite one. It is eps that is held above zero: one number, not every element.
     """
-    return lax.sqrt(lax.max(x, x.dtype.type(least_denominator(x.dtype) ** 2)))
+    least = x.dtype.type(least_denominator(x.dtype) ** 2)
+    return lax.sqrt(lax.add(x, lax.max(jnp.asarray(eps, x.dtype), least)))
 
 
 def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

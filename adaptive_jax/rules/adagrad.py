@@ -25,5 +25,5 @@ class AdaGrad(Rule):
     def update(self, grad, slots, param, ctx):
         total = saturated(slots["sum_of_squares"]) + saturated(abs_squared(grad))
         total = ctx.store("sum_of_squares", total)
-        root = square_root(total + self.eps) if self.eps_in_sqrt else square_root(total) + self.eps
+        root = square_root(total, self.eps) if self.eps_in_sqrt else square_root(total) + self.eps
         return grad / root, {"sum_of_squares": total}

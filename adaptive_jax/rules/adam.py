@@ -60,9 +60,9 @@ def ratio(rule, mu, correction_1, nu, correction_2):
     With ε̂: √correction_2·μ̂/(√(ν + ε_root) + ε̂). μ is divided last, so that μ̂ cannot overflow.
     """
     if rule.eps_hat:
-        root = square_root(nu + rule.eps_root) + rule.eps
+        root = square_root(nu, rule.eps_root) + rule.eps
         return mu * jnp.sqrt(correction_2) / (correction_1 * root)
-    root = square_root(nu / correction_2 + rule.eps_root) + rule.eps
+    root = square_root(nu / correction_2, rule.eps_root) + rule.eps
     return mu / (correction_1 * root)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._rule import Decay, Fraction, Rule, Slot
-from ..maths import complement
+from ..maths import complement, scaled
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class Trace(Rule):
 
     def update(self, grad, slots, param, ctx):
         if self.dampening is not None:
-            grad = complement(self.dampening) * grad
-        trace = ctx.store("trace", self.decay * slots["trace"] + grad)
-        return self.decay * trace + grad if self.nesterov else trace, {"trace": trace}
+            grad = scaled(grad, complement(self.dampening))
+        trace = ctx.store("trace", scaled(slots["trace"], self.decay) + grad)
+        return scaled(trace, self.decay) + grad if self.nesterov else trace, {"trace": trace}

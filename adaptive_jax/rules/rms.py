@@ -39,7 +39,7 @@ class Rms(Rule):
         return grad / self.root(nu_hat), {"nu": nu}
 
     def root(self, nu):
-        return square_root(nu + self.eps) if self.eps_in_sqrt else square_root(nu) + self.eps
+        return square_root(nu, self.eps) if self.eps_in_sqrt else square_root(nu) + self.eps
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,6 @@ class AdaDelta(Rule):
 
     def update(self, grad, slots, param, ctx):
         e_g = ctx.store("e_g", second_moment(grad, slots["e_g"], self.rho))
-        direction = grad * (square_root(slots["e_x"] + self.eps) / square_root(e_g + self.eps))
+        direction = grad * (square_root(slots["e_x"], self.eps) / square_root(e_g, self.eps))
         e_x = ctx.store("e_x", second_moment(direction, slots["e_x"], self.rho))
         return direction, {"e_g": e_g, "e_x": e_x}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._rule import Hyper, NonNegative, Rule
+from ..maths import scaled
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LearningRate(Rule):
     def update(self, grad, slots, param, ctx):
         if self.weight_decay is not None and ctx.selected:
             grad = grad + self.weight_decay * param
-        return (-self.learning_rate if self.flip_sign else self.learning_rate) * grad, {}
+        return scaled(grad, -self.learning_rate if self.flip_sign else self.learning_rate), {}
 
 
 @dataclass(frozen=True)
