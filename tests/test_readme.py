@@ -1,0 +1,38 @@
+"""The README's Python runs as it stands, and its table names everything exported."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from catalogue import exported_factories
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_python_blocks_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 4
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
+    np.testing.assert_allclose(names["params"]["w"], [1.0, 2.0, 3.0], atol=0.05)
+    assert names["step"]._cache_size() == 1
+    params = {"w": jnp.ones(3)}
+    tx = names["tx"]
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1e-4 * (1 + 0.01), rtol=1e-5)
+
+
+def test_the_first_two_shell_blocks_are_the_two_commands():
+    first, second = re.findall(r"```(?:sh|bash|shell)\n(.*?)```", README, flags=re.DOTALL)[:2]
+    assert "examples/train_digits.py" in first
+    assert "pytest" in second
+
+
+def test_the_table_names_everything_exported():
+    for name in exported_factories():
+        assert f"`{name}" in README, name
