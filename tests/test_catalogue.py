@@ -7,7 +7,7 @@ import inspect
 import jax
 import optax
 import pytest
-from catalogue import CASES, SETTINGS, WHOLE_OPTIMIZERS, exported_factories
+from catalogue import CASES, SETTINGS, WHOLE_OPTIMIZERS, exported_factories, label
 
 import adaptive_jax as aj
 from adaptive_jax.testing import PROMISES
@@ -17,8 +17,15 @@ def test_every_export_is_in_the_table():
     assert exported_factories() == set(SETTINGS)
 
 
+FIRST = {label(name, settings[0]) for name, settings in SETTINGS.items()}
+
+
 @pytest.mark.parametrize("promise", PROMISES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    # Every optimizer in each run; its further settings, which take minutes, in the slow one.
+    [pytest.param(case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES],
+)
 def test_promise(case, promise):
     factory, settings = CASES[case]
     PROMISES[promise](factory(**settings))
