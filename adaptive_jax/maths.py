@@ -19,7 +19,7 @@ class DecayRate(NamedTuple):
     """A decay rate b of a moving average as a rule sees it: with 1 - b and the bias correction.
 
     In float32, 1 - 0.999 is wrong by 1.3e-5. The complement is therefore taken from the Python
-    number, in float64, before anything is rounded, and the arithmetic below uses it alone.
+    number, in float64, before anything is rounded.
 
     The correction, 1 - b(1)·b(2)···b(t), is one scalar per step: computed once, not once per array.
     It is None for a rule that does not count its steps.
@@ -145,18 +145,15 @@ def square_root(x: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
 def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x in another floating-point dtype; what is too large for it becomes its largest number.
 
-    A complex x loses its imaginary part in a real dtype; NaN stays NaN.
+    A complex x loses its imaginary part in a real dtype. What is not finite stays so: 0 · inf is NaN.
     """
-    if jnp.iscomplexobj(x) and not jnp.issubdtype(dtype, jnp.complexfloating):
-        x = lax.real(x)
+    if jnp.iscomplexobj(x):
+        if not jnp.issubdtype(dtype, jnp.complexfloating):
+            return saturating_cast(lax.real(x), dtype)
+        return lax.convert_element_type(x, dtype)
     if jnp.finfo(dtype).max < jnp.finfo(x.dtype).max:
-        largest = jnp.finfo(x.dtype).dtype.type(jnp.finfo(dtype).max)
-        if jnp.iscomplexobj(x):
-            x = lax.complex(
-                lax.clamp(-largest, lax.real(x), largest), lax.clamp(-largest, lax.imag(x), largest)
-            )
-        else:
-            x = lax.clamp(-largest, x, largest)
+        largest = x.dtype.type(jnp.finfo(dtype).max)
+        x = lax.add(lax.clamp(-largest, x, largest), 0 * x)
     return lax.convert_element_type(x, dtype)
 
 

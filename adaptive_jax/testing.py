@@ -322,10 +322,14 @@ def _check_zero(tx: Any) -> None:
 
 
 def _check_not_hidden(tx: Any) -> None:
-    params = {"w": jnp.ones((2,))}
-    for value in (np.nan, np.inf):
-        updates, _ = tx.update({"w": jnp.array([value, 1.0])}, tx.init(params), params)
-        _require(not _finite(updates), f"A gradient that is {value} gives the update {updates}.")
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        params = {"w": jnp.ones((2,), dtype)}
+        for value in (np.nan, np.inf):
+            updates, _ = tx.update({"w": jnp.array([value, 1.0], dtype)}, tx.init(params), params)
+            _require(
+                not _finite(updates),
+                f"A gradient that is {value} gives the update {updates} in {np.dtype(dtype).name}.",
+            )
 
 
 def _finite(tree: Any) -> bool:
