@@ -1,5 +1,6 @@
 """Adaptive optimizers for JAX: the maths of one array, its hyperparameters as data."""
 
+from . import interop as interop
 from . import maths as maths
 from . import rules as rules
 from . import testing as testing
@@ -20,15 +21,19 @@ from .optimizers import adamax as adamax
 from .optimizers import adamw as adamw
 from .optimizers import add_decayed_weights as add_decayed_weights
 from .optimizers import amsgrad as amsgrad
+from .optimizers import clip as clip
 from .optimizers import clip_by_global_norm as clip_by_global_norm
+from .optimizers import clip_by_norm as clip_by_norm
 from .optimizers import nadam as nadam
 from .optimizers import nadamw as nadamw
+from .optimizers import radam as radam
 from .optimizers import rmsprop as rmsprop
 from .optimizers import scale_by_adadelta as scale_by_adadelta
 from .optimizers import scale_by_adam as scale_by_adam
 from .optimizers import scale_by_adamax as scale_by_adamax
 from .optimizers import scale_by_amsgrad as scale_by_amsgrad
 from .optimizers import scale_by_learning_rate as scale_by_learning_rate
+from .optimizers import scale_by_radam as scale_by_radam
 from .optimizers import scale_by_rms as scale_by_rms
 from .optimizers import scale_by_rss as scale_by_rss
 from .optimizers import scale_by_stddev as scale_by_stddev

@@ -49,6 +49,7 @@ class Context:
     """What the lift tells a rule about the step at hand.
 
     step: 1 for the first update, int32, shape (). None for a rule that does not count its steps.
+    scalars: the rule's `scalars` after this step, as arrays of shape ().
     statistic: what `Rule.statistic` returned for this step; None without one.
     selected: whether the rule's `mask` selects this array; True without a mask.
     store: `store(name, value)` returns value as the slot will hold it. A rule that computes its
@@ -56,6 +57,7 @@ class Context:
     """
 
     step: Any
+    scalars: Mapping[str, Any]
     statistic: Any
     selected: bool
     store: Callable[[str, jax.Array], jax.Array]
@@ -82,6 +84,8 @@ class Rule:
 
     Class attributes:
       slots: the rule's state, from names to `Slot`s. Names are a stable format: never rename one.
+      scalars: state that is one number for all arrays, from names to first values; `advance` moves
+        it on. As stable a format as slots.
       counts_steps: whether the rule needs `ctx.step` or a bias correction. If None, it counts
         when it has slots.
       needs_params: whether it needs the parameters (otherwise `param` may be None).
@@ -90,6 +94,7 @@ class Rule:
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
+    scalars: ClassVar[Mapping[str, float]] = {}
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
@@ -100,6 +105,10 @@ class Rule:
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         """The direction for one array, and the new values of its slots."""
         raise NotImplementedError(f"{type(self).__name__} defines no `update`.")
+
+    def advance(self, scalars: Mapping[str, jax.Array], step: Any) -> Mapping[str, jax.Array]:
+        """The rule's `scalars` after this step, computed once and not once per array."""
+        raise NotImplementedError(f"{type(self).__name__} has scalars, but defines no `advance`.")
 
     statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
     """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""
@@ -215,7 +224,8 @@ def scheduled_decays(rule: Rule) -> list[str]:
 def state_fields(rule: Rule) -> tuple[str, ...]:
     """The names of the entries of the rule's state, in order."""
     count = ("count",) if counts_steps(rule) else ()
-    return (*count, *(f"{name}_correction" for name in scheduled_decays(rule)), *rule.slots)
+    corrections = (f"{name}_correction" for name in scheduled_decays(rule))
+    return (*count, *corrections, *rule.scalars, *rule.slots)
 
 
 def state_name(rule: Rule) -> str:
@@ -271,8 +281,19 @@ def replace(rule: Rule, **values: Any) -> Rule:
     return new
 
 
+def none_if_zero(value: Any) -> Any:
+    """None for the number 0: what has no effect is left out, and needs neither params nor state.
+
+    An array may be a tracer, so it stays whatever its value.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return None if is_number and value == 0 else value
+
+
 def show(value: Any) -> str:
     """A hyperparameter as a person would write it."""
+    if type(value) is tuple:
+        return f"({', '.join(map(show, value))})"
     if isinstance(value, jax.tree_util.Partial):
         return getattr(value.func, "__name__", repr(value.func))
     if isinstance(value, maths.DecayRate):

@@ -44,22 +44,45 @@ class Lifted:
     rules: tuple[Rule, ...]
     storages: tuple[tuple[_storage.Storage, ...], ...]
     factory: Callable[..., Any] | None
-    options: tuple[tuple[str, str], ...]
+    options: tuple[tuple[str, Any], ...]
 
     def __repr__(self) -> str:
         """The call that made it, with the values that its hyperparameters have now."""
-        shown = [f"{name}={text}" for name, text in self.options]
         if self.factory is None:
+            shown = [f"{name}={value!r}" for name, value in self.options]
             return f"transform({', '.join([*map(repr, self.rules), *shown])})"
-        arguments = []
-        for name, parameter in inspect.signature(self.factory).parameters.items():
-            for rule in self.rules:
-                value = getattr(rule, name, None)
-                is_default = isinstance(value, (bool, str)) and value == parameter.default
-                if value is not None and not is_default:
-                    arguments.append(f"{name}={_rule.show(value)}")
-                    break
-        return f"{self.factory.__name__}({', '.join(arguments + shown)})"
+        parameters = inspect.signature(self.factory).parameters
+        shown = [
+            f"{name}={_rule.show(value)}"
+            for name, value in self.arguments().items()
+            if not (isinstance(value, (bool, str)) and value == parameters[name].default)
+        ]
+        return f"{getattr(self.factory, 'label', self.factory.__name__)}({', '.join(shown)})"
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the call that made it, as they are now, but for those without effect.
+
+        A factory whose arguments are not named like the fields of its rules has a table, `fields`.
+        """
+        assert self.factory is not None
+        options, fields = dict(self.options), getattr(self.factory, "fields", {})
+        values = {}
+        for name in inspect.signature(self.factory).parameters:
+            field = fields.get(name, name)
+            if name in options:
+                values[name] = options[name]
+            elif isinstance(field, tuple):
+                values[name] = tuple(self._field(each) for each in field)
+            else:
+                values[name] = self._field(field)
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _field(self, name: str) -> Any:
+        """The value of the first rule that has one under this name, or of the rule in "Rule.name"."""
+        owner, _, attribute = name.rpartition(".")
+        rules = [rule for rule in self.rules if owner in ("", type(rule).__name__)]
+        values = (getattr(rule, attribute, None) for rule in rules)
+        return next((value for value in values if value is not None), None)
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -114,9 +137,16 @@ def build(
     _storage.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(_storage.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
-        options["storage"] = storage
-    lifted = Lifted(rules, storages, factory, tuple((k, repr(v)) for k, v in options.items()))
+        options["storage"] = _Text(repr(storage))  # A mapping does not hash.
+    lifted = Lifted(rules, storages, factory, tuple(options.items()))
     return Transformation(Partial(_init, lifted), Partial(_update, lifted))
+
+
+class _Text(str):
+    """A string that is shown without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
 
 
 def _init(lifted: Lifted, params: Any) -> Any:
@@ -128,6 +158,7 @@ def _init(lifted: Lifted, params: Any) -> Any:
     for rule, storages in zip(lifted.rules, lifted.storages, strict=True):
         entries: list[Any] = [jnp.zeros((), jnp.int32)] if _rule.counts_steps(rule) else []
         entries += [jnp.zeros((), scalar_dtype) for _ in _rule.scheduled_decays(rule)]
+        entries += [jnp.asarray(first, scalar_dtype) for first in rule.scalars.values()]
         for slot, storage in zip(rule.slots.values(), storages, strict=True):
             initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
             first = functools.partial(storage.init, initial, real=slot.nonnegative)
@@ -200,6 +231,7 @@ def _update_tree(
             directions[i], new = _update_array(
                 tuple(step.rule_in(dtype) for step in steps[part]),
                 tuple(step.step for step in steps[part]),
+                tuple(step.scalars for step in steps[part]),
                 statistic,
                 direction,
                 stored,
@@ -242,6 +274,10 @@ class _Step:
             f"{name}_correction": self._advance(name, getattr(old, f"{name}_correction"))
             for name in _rule.scheduled_decays(rule)
         }
+        self.scalars = {name: getattr(old, name) for name in rule.scalars}
+        if self.scalars:
+            dtype = next(iter(self.scalars.values())).dtype
+            self.scalars = dict(self.rule_in(dtype).advance(self.scalars, self.step))
 
     def _advance(self, name: str, correction: jax.Array) -> jax.Array:
         """1 - b(1)···b(t): the moving average, with these b, of the number one."""
@@ -289,7 +325,10 @@ class _Step:
         if not fields:
             return old
         return _rule.state_type(self._rule)(
-            **{**({"count": self.step} if "count" in fields else {}), **self._corrections, **slots}
+            **({"count": self.step} if "count" in fields else {}),
+            **self._corrections,
+            **self.scalars,
+            **slots,
         )
 
 
@@ -312,6 +351,7 @@ def _compute_dtype(x: Any, stored: Any = ()) -> Any:
 def _update_array(
     rules: tuple[Rule, ...],
     steps: tuple[jax.Array | None, ...],
+    scalars: tuple[dict[str, jax.Array], ...],
     statistic: Any,
     gradient: jax.Array,
     stored: tuple[dict[str, Any], ...],
@@ -328,11 +368,17 @@ def _update_array(
     if param is not None:
         param = _cast(param, maths.compute_dtype(jnp.result_type(param), dtype))
     new = []
-    for rule, step, old, codecs, select in zip(
-        rules, steps, stored, storages, selected, strict=True
+    for rule, step, numbers, old, codecs, select in zip(
+        rules, steps, scalars, stored, storages, selected, strict=True
     ):
         slots = _Slots(rule, old, codecs, dtype)
-        context = Context(step=step, statistic=statistic, selected=select, store=slots.store)
+        context = Context(
+            step=step,
+            scalars={k: _cast(number, jnp.finfo(dtype).dtype) for k, number in numbers.items()},
+            statistic=statistic,
+            selected=select,
+            store=slots.store,
+        )
         # Complex arrays times real scalars are meant, also where a user forbids promotion.
         with jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext():
             direction, values = rule.update(direction, slots.read(), param, context)

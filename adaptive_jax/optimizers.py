@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import textwrap
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from . import _storage
 from ._check import one_of
-from ._rule import Rule
+from ._documentation import documented
+from ._rule import Rule, none_if_zero
 from ._transform import Transformation, build
 from .rules import (
     AdaDelta,
@@ -17,8 +16,12 @@ from .rules import (
     Adam,
     AdaMax,
     AMSGrad,
+    Clip,
     ClipByGlobalNorm,
+    ClipByNorm,
     LearningRate,
+    NAdam,
+    RAdam,
     Rms,
     StdDev,
     Trace,
@@ -55,28 +58,15 @@ _ARGUMENTS = {
     "storage": 'how the slots are kept: None or "float32" for float32 at least, a `Storage`, or a '
     "mapping from names of slots to these.",
     "max_norm": "the largest norm c that the updates may have, >= 0.",
+    "max_delta": "the largest size c that an element may have, >= 0.",
+    "momentum_decay": "ψ >= 0, for the decay rate β₁(1 - ½·0.96^(ψt)) of the momentum; None for β₁.",
+    "threshold": "the length ρ(t) of the average from which on the step is rectified, 4 in the paper.",
+    "dampen_first": "False for v = g after the first step, whatever the dampening.",
+    "eps_in_max": "whether ε is added to |g|, or to ν.",
     "flip_sign": "whether to multiply by -η or by η.",
 }
 _VELOCITIES = ("gradients", "steps")
-_Factory = TypeVar("_Factory", bound=Callable[..., Transformation])
-
-
-def _documented(factory: _Factory) -> _Factory:
-    """Completes a docstring with its arguments, each described once, in _ARGUMENTS."""
-    lines = [f"{name}: {_ARGUMENTS[name]}" for name in inspect.signature(factory).parameters]
-    body, _, example = inspect.cleandoc(factory.__doc__ or "").partition("Example:\n")
-    arguments = "\n".join(
-        textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="    ") for line in lines
-    )
-    raises = "Raises:\n  TypeError, ValueError: for an argument of the wrong type or out of range, by name."
-    factory.__doc__ = f"{body}Args:\n{arguments}\n\n{raises}\n\nExample:\n{example}"
-    return factory
-
-
-def _or_none(weight_decay: Any) -> Any:
-    """None for a decay of 0, so that `update` can do without the parameters."""
-    is_number = isinstance(weight_decay, (int, float)) and not isinstance(weight_decay, bool)
-    return None if is_number and weight_decay == 0 else weight_decay
+_documented = documented(_ARGUMENTS)
 
 
 def _descend(
@@ -90,7 +80,7 @@ def _descend(
 ) -> Transformation:
     """θ ← θ - η(d + λθ), for a direction d."""
     first = () if direction is None else (direction,)
-    last = LearningRate(learning_rate, _or_none(weight_decay), mask)
+    last = LearningRate(learning_rate, none_if_zero(weight_decay), mask)
     return build(factory, *first, last, storage=storage, **options)
 
 
@@ -107,7 +97,7 @@ def _descend_with_velocity(
 ) -> Transformation:
     """The same with momentum: a velocity of directions, or of steps, learning rate included."""
     first = () if direction is None else (direction,)
-    weight_decay = _or_none(weight_decay)
+    weight_decay = none_if_zero(weight_decay)
     if not of_steps:
         rest = (trace, LearningRate(learning_rate, weight_decay, mask))
     else:  # The decay stays out of the velocity, and so comes after the learning rate.
@@ -123,6 +113,7 @@ def sgd(
     accumulator_dtype: Any = None,
     *,
     dampening: Any = 0.0,
+    dampen_first: bool = True,
     velocity: str = "gradients",
     weight_decay: Any = None,
     mask: Any = None,
@@ -149,7 +140,7 @@ def sgd(
     if momentum is None:
         return _descend(sgd, None, learning_rate, weight_decay, mask, storage)
     storage = _storage.with_dtype(storage, "trace", accumulator_dtype)
-    trace = Trace(momentum, nesterov, _or_none(dampening))
+    trace = Trace(momentum, nesterov, none_if_zero(dampening), dampen_first)
     options = {} if velocity == "gradients" else {"velocity": velocity}
     of_steps = velocity == "steps"
     return _descend_with_velocity(
@@ -343,6 +334,7 @@ def nadam(
     nesterov: bool = True,
     bias_correction: bool = True,
     eps_hat: bool = False,
+    momentum_decay: Any = None,
     weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
@@ -350,14 +342,22 @@ def nadam(
     """NAdam: Adam with Nesterov's momentum, μ̂ = β₁μ/(1-β₁ᵗ⁺¹) + (1-β₁)g/(1-β₁ᵗ).
 
     Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ. As in optax, ν̂ has no further
-    factor β₂ and β₁ no schedule of its own. State: two float32 per parameter.
+    factor β₂, and β₁ no schedule of its own unless momentum_decay is given: the paper's is 1/250.
+    State: two float32 per parameter.
 
     Example:
       >>> import adaptive_jax as aj
       >>> aj.nadam(1e-3)
       nadam(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0)
     """
-    rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
+    if momentum_decay is None:
+        rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
+    elif nesterov and bias_correction:
+        rule = NAdam(b1, b2, eps, eps_root, momentum_decay, eps_hat)
+    else:
+        raise ValueError(
+            f"momentum_decay={momentum_decay!r} needs nesterov=True and bias_correction=True."
+        )
     storage = _storage.with_dtype(storage, "mu", mu_dtype)
     return _descend(nadam, rule, learning_rate, weight_decay, mask, storage)
 
@@ -436,6 +436,7 @@ def adamax(
     b2: Any = 0.999,
     eps: Any = 1e-8,
     *,
+    eps_in_max: bool = True,
     weight_decay: Any = None,
     mask: Any = None,
     storage: Any = None,
@@ -452,7 +453,39 @@ def adamax(
       >>> aj.adamax(1e-3)
       adamax(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08)
     """
-    return _descend(adamax, AdaMax(b1, b2, eps), learning_rate, weight_decay, mask, storage)
+    rule = AdaMax(b1, b2, eps, eps_in_max)
+    return _descend(adamax, rule, learning_rate, weight_decay, mask, storage)
+
+
+@_documented
+def radam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    threshold: Any = 5.0,
+    *,
+    nesterov: bool = False,
+    eps_hat: bool = False,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """RAdam: Adam that starts as momentum, until its second moment has seen enough steps.
+
+        θ ← θ - η·r(t)·μ̂/(√(ν̂ + ε_root) + ε) once ρ(t) >= threshold,  θ ← θ - ημ̂ before
+
+    where ρ(t) counts the steps that the average of squares is worth, and r(t) → 1 makes up for its
+    variance. Liu et al. 2020, https://arxiv.org/abs/1908.03265. State: two float32 per parameter.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.radam(1e-3)
+      radam(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0, threshold=5.0)
+    """
+    rule = RAdam(b1, b2, eps, eps_root, nesterov, eps_hat=eps_hat, threshold=threshold)
+    return _descend(radam, rule, learning_rate, weight_decay, mask, storage)
 
 
 @_documented
@@ -462,6 +495,7 @@ def trace(
     accumulator_dtype: Any = None,
     *,
     dampening: Any = 0.0,
+    dampen_first: bool = True,
     storage: Any = None,
 ) -> Transformation:
     """Momentum for a chain: v ← γv + (1-τ)g. See `sgd`.
@@ -472,7 +506,8 @@ def trace(
       chain(trace(decay=0.9), scale_by_learning_rate(learning_rate=0.1))
     """
     storage = _storage.with_dtype(storage, "trace", accumulator_dtype)
-    return build(trace, Trace(decay, nesterov, _or_none(dampening)), storage=storage)
+    rule = Trace(decay, nesterov, none_if_zero(dampening), dampen_first)
+    return build(trace, rule, storage=storage)
 
 
 @_documented
@@ -602,7 +637,12 @@ def scale_by_amsgrad(
 
 @_documented
 def scale_by_adamax(
-    b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8, *, storage: Any = None
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    *,
+    eps_in_max: bool = True,
+    storage: Any = None,
 ) -> Transformation:
     """AdaMax's direction for a chain. See `adamax`.
 
@@ -611,7 +651,54 @@ def scale_by_adamax(
       >>> aj.scale_by_adamax()
       scale_by_adamax(b1=0.9, b2=0.999, eps=1e-08)
     """
-    return build(scale_by_adamax, AdaMax(b1, b2, eps), storage=storage)
+    return build(scale_by_adamax, AdaMax(b1, b2, eps, eps_in_max), storage=storage)
+
+
+@_documented
+def scale_by_radam(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    threshold: Any = 5.0,
+    *,
+    nesterov: bool = False,
+    eps_hat: bool = False,
+    storage: Any = None,
+) -> Transformation:
+    """RAdam's direction for a chain. See `radam`.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.scale_by_radam()
+      scale_by_radam(b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0, threshold=5.0)
+    """
+    rule = RAdam(b1, b2, eps, eps_root, nesterov, eps_hat=eps_hat, threshold=threshold)
+    return build(scale_by_radam, rule, storage=storage)
+
+
+@_documented
+def clip(max_delta: Any) -> Transformation:
+    """Holds each element between -c and c. It takes no complex arrays.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.clip(0.5)
+      clip(max_delta=0.5)
+    """
+    return build(clip, Clip(max_delta))
+
+
+@_documented
+def clip_by_norm(max_norm: Any) -> Transformation:
+    """Scales each array so that its own norm is at most c: g · min(1, c/‖g‖).
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.clip_by_norm(1.0)
+      clip_by_norm(max_norm=1.0)
+    """
+    return build(clip_by_norm, ClipByNorm(max_norm))
 
 
 @_documented

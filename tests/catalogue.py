@@ -18,6 +18,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 0.1, "momentum": 0.9},
         {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
         {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.9},
+        {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.5, "dampen_first": False},
         {
             "learning_rate": optax.linear_schedule(0.1, 0.0, 10),
             "momentum": 0.9,
@@ -43,13 +44,21 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 0.1, "b1": optax.linear_schedule(0.9, 0.5, 10)},
     ],
     "adamw": [{"learning_rate": 0.1}],
-    "nadam": [{"learning_rate": 0.1}],
+    "nadam": [{"learning_rate": 0.1}, {"learning_rate": 0.1, "momentum_decay": 0.004}],
     "nadamw": [{"learning_rate": 0.1}],
     "amsgrad": [
         {"learning_rate": 0.1},
         {"learning_rate": 0.1, "maximum_of": "raw", "eps_hat": True, "eps": 0.0},
     ],
-    "adamax": [{"learning_rate": 0.1}, {"learning_rate": 0.1, "eps": 0.0}],
+    "adamax": [
+        {"learning_rate": 0.1},
+        {"learning_rate": 0.1, "eps": 0.0},
+        {"learning_rate": 0.1, "eps": 0.0, "eps_in_max": False},
+    ],
+    "radam": [
+        {"learning_rate": 0.1},
+        {"learning_rate": 0.1, "eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01},
+    ],
     "trace": [{"decay": 0.9}],
     "scale_by_rss": [{}],
     "scale_by_adadelta": [{}],
@@ -58,13 +67,16 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "scale_by_adam": [{}],
     "scale_by_amsgrad": [{}],
     "scale_by_adamax": [{}],
+    "scale_by_radam": [{}],
+    "clip": [{"max_delta": 1.0}],
+    "clip_by_norm": [{"max_norm": 1.0}],
     "clip_by_global_norm": [{"max_norm": 1.0}],
     "add_decayed_weights": [{"weight_decay": 0.01}],
     "scale_by_learning_rate": [{"learning_rate": 0.1}],
 }
 
 WHOLE_OPTIMIZERS = ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "nadamw"]
-WHOLE_OPTIMIZERS += ["amsgrad", "adamax"]
+WHOLE_OPTIMIZERS += ["amsgrad", "adamax", "radam"]
 
 
 def label(name: str, settings: dict[str, Any]) -> str:
@@ -80,6 +92,35 @@ CASES = {
 }
 """From a readable id to the function and its arguments."""
 
+PORTED = {
+    label(f"{library}.{name}", settings): (getattr(getattr(aj.interop, library), name), settings)
+    for library, names in {
+        "torch": {
+            "sgd": {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.01, "maximize": True},
+            "adagrad": {"lr_decay": 0.1},
+            "adadelta": {},
+            "rmsprop": {"momentum": 0.9, "centered": True},
+            "adam": {"amsgrad": True, "weight_decay": 0.01},
+            "adamw": {},
+            "nadam": {},
+            "adamax": {},
+            "radam": {},
+        },
+        "keras": {
+            "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clipnorm": 1.0},
+            "adagrad": {"global_clipnorm": 1.0},
+            "adadelta": {},
+            "rmsprop": {"momentum": 0.9, "centered": True},
+            "adam": {"amsgrad": True},
+            "adamw": {},
+            "nadam": {},
+            "adamax": {},
+        },
+    }.items()
+    for name, settings in names.items()
+}
+"""The ports of other libraries' optimizers, made of the same rules."""
+
 
 def exported_factories() -> set[str]:
     """The names of everything exported that returns a transformation made of rules."""
@@ -89,4 +130,15 @@ def exported_factories() -> set[str]:
         if inspect.isfunction(value)
         and inspect.signature(value).return_annotation == "Transformation"
         and name not in ("chain", "transform")
+    }
+
+
+def exported_ports() -> set[str]:
+    """The names of all ports of other libraries' optimizers, as in "torch.adam"."""
+    modules = (aj.interop.torch, aj.interop.keras)
+    return {
+        value.label
+        for module in modules
+        for value in vars(module).values()
+        if hasattr(value, "label")
     }

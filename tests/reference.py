@@ -16,6 +16,7 @@ square of a complex gradient is |g|².
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import partial
 
 import numpy as np
@@ -57,6 +58,7 @@ def sgd(
     nesterov=False,
     *,
     dampening=0.0,
+    dampen_first=True,
     velocity="gradients",
     weight_decay=0.0,
 ):
@@ -64,7 +66,7 @@ def sgd(
 
     velocity="gradients": v ← γv + (1-τ)g,   θ ← θ - ηv
     velocity="steps":     v ← γv + (1-τ)ηg,  θ ← θ - v
-    with τ the dampening; τ = γ makes v a moving average.
+    with τ the dampening; τ = γ makes v a moving average. Without dampen_first, τ = 0 in step 1.
     """
     v = np.zeros_like(gradients[0])
     updates = []
@@ -73,7 +75,8 @@ def sgd(
         if momentum is None:
             distance = eta * g
         else:
-            g = (1 - at(dampening, step)) * g
+            if dampen_first or step > 1:
+                g = (1 - at(dampening, step)) * g
             if velocity == "gradients":
                 v, direction = heavy_ball(v, g, at(momentum, step), nesterov)
                 distance = eta * direction
@@ -292,10 +295,95 @@ def amsgrad(
     return np.stack(updates)
 
 
-def adamax(gradients, params, learning_rate, b1=0.9, b2=0.999, eps=1e-8, *, weight_decay=0.0):
+def nadam_with_schedule(
+    gradients,
+    params,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    *,
+    momentum_decay,
+    eps_hat=False,
+    weight_decay=0.0,
+):
+    """Dozat (2016), algorithm 2, without a further factor β₂ of ν̂:
+
+    β₁(t) = β₁(1 - ½·0.96^(ψt));  μ̂ = β₁(t+1)μ/(1-Π(t+1)) + (1-β₁(t))g/(1-Π(t))
+    """
+    mu = np.zeros_like(gradients[0])
+    nu = np.zeros(np.shape(params))
+    product, correction2 = 1.0, 0.0
+    updates = []
+    for step, g in enumerate(gradients, start=1):
+        beta1, beta2 = at(b1, step), at(b2, step)
+        mu = average(mu, g, beta1)
+        nu = average(nu, square(g), beta2)
+        correction2 = average(correction2, 1.0, beta2)
+        now, then = (beta1 * (1 - 0.5 * 0.96 ** (momentum_decay * t)) for t in (step, step + 1))
+        product *= now
+        mu_hat = then * mu / (1 - product * then) + (1 - now) * g / (1 - product)
+        if eps_hat:
+            denominator = (np.sqrt(nu) + at(eps, step)) / np.sqrt(correction2)
+        else:
+            denominator = np.sqrt(nu / correction2) + at(eps, step)
+        update = -at(learning_rate, step) * (mu_hat / denominator + weight_decay * params)
+        params = params + update
+        updates.append(update)
+    return np.stack(updates)
+
+
+def radam(
+    gradients,
+    params,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    eps_root=0.0,
+    threshold=5.0,
+    *,
+    nesterov=False,
+    eps_hat=False,
+    weight_decay=0.0,
+):
+    """Liu et al. (2020), algorithm 2: Adam times r(t) once ρ(t) >= the threshold, μ̂ before."""
+    settings = {"b1": b1, "nesterov": nesterov}
+    adaptive = adam(
+        gradients, params, 1.0, b2=b2, eps=eps, eps_root=eps_root, eps_hat=eps_hat, **settings
+    )
+    plain = adam(gradients, params, 1.0, b2=0.0, eps=1.0, eps_root=0.0, **settings)
+    # With b2 = 0 and ε = 1, Adam divides by |g| + 1.
+    plain = plain * (np.abs(gradients) + 1)
+    updates = []
+    for step in range(1, len(gradients) + 1):
+        b = Fraction(b2)  # Exactly: two numbers near 2000, or near 2,000,000, cancel.
+        limit = 2 / (1 - b) - 1
+        length = limit - 2 * step * b**step / (1 - b**step)
+        direction = plain[step - 1]
+        if length >= threshold:
+            r = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
+            direction = np.sqrt(float(r)) * adaptive[step - 1]
+        update = at(learning_rate, step) * (direction - weight_decay * params)
+        params = params + update
+        updates.append(update)
+    return np.stack(updates)
+
+
+def adamax(
+    gradients,
+    params,
+    learning_rate,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    *,
+    eps_in_max=True,
+    weight_decay=0.0,
+):
     """Kingma and Ba (2015), algorithm 2: θ ← θ - η/(1-β₁ᵗ) · μ/u, u ← max(β₂u, |g| + ε).
 
-    The paper has no ε, which keeps u from 0.
+    The paper has no ε, which keeps u from 0. Without eps_in_max, u + ε in the place of u.
     """
     mu = np.zeros_like(gradients[0])
     u = np.zeros(np.shape(params))
@@ -305,8 +393,9 @@ def adamax(gradients, params, learning_rate, b1=0.9, b2=0.999, eps=1e-8, *, weig
         beta1 = at(b1, step)
         mu = average(mu, g, beta1)
         correction1 = average(correction1, 1.0, beta1)
-        u = np.maximum(at(b2, step) * u, np.abs(g) + at(eps, step))
-        direction = mu / correction1 / u
+        e = at(eps, step)
+        u = np.maximum(at(b2, step) * u, np.abs(g) + (e if eps_in_max else 0.0))
+        direction = mu / correction1 / (u if eps_in_max else u + e)
         update = -at(learning_rate, step) * (direction + at(weight_decay, step) * params)
         params = params + update
         updates.append(update)

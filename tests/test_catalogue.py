@@ -7,7 +7,15 @@ import inspect
 import jax
 import optax
 import pytest
-from catalogue import CASES, SETTINGS, WHOLE_OPTIMIZERS, exported_factories, label
+from catalogue import (
+    CASES,
+    PORTED,
+    SETTINGS,
+    WHOLE_OPTIMIZERS,
+    exported_factories,
+    exported_ports,
+    label,
+)
 
 import adaptive_jax as aj
 from adaptive_jax.testing import PROMISES
@@ -15,23 +23,29 @@ from adaptive_jax.testing import PROMISES
 
 def test_every_export_is_in_the_table():
     assert exported_factories() == set(SETTINGS)
+    assert exported_ports() == {case.partition("(")[0] for case in PORTED}
 
 
+# Every optimizer in each run; its further settings, and the ports but for those that keep more than
+# other optimizers do, in the slow one.
 FIRST = {label(name, settings[0]) for name, settings in SETTINGS.items()}
+FIRST |= {case for case in PORTED if case.startswith(("torch.sgd", "torch.nadam", "keras.sgd"))}
 
 
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize(
     "case",
-    # Every optimizer in each run; its further settings, which take minutes, in the slow one.
-    [pytest.param(case, marks=[] if case in FIRST else [pytest.mark.slow]) for case in CASES],
+    [
+        pytest.param(case, marks=[] if case in FIRST else [pytest.mark.slow])
+        for case in CASES | PORTED
+    ],
 )
 def test_promise(case, promise):
-    factory, settings = CASES[case]
+    factory, settings = (CASES | PORTED)[case]
     PROMISES[promise](factory(**settings))
 
 
-@pytest.mark.parametrize("name", sorted(exported_factories()))
+@pytest.mark.parametrize("name", sorted(exported_factories() & set(dir(optax))))
 def test_signature_is_that_of_optax_where_optax_has_one(name):
     theirs = inspect.signature(getattr(optax, name)).parameters
     ours = inspect.signature(getattr(aj, name)).parameters

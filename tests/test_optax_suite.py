@@ -74,7 +74,7 @@ LONG = (
 
 WHOLE_OPTIMIZERS = frozenset(
     {"sgd", "adagrad", "rmsprop", "adadelta"}
-    | {"adam", "adamw", "amsgrad", "nadam", "nadamw", "adamax"}
+    | {"adam", "adamw", "amsgrad", "nadam", "nadamw", "adamax", "radam"}
 )
 
 

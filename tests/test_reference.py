@@ -104,6 +104,10 @@ CASES = [
     case("sgd moving average", aj.sgd, reference.sgd, momentum=0.9, dampening=0.9),
     case("sgd dampening", aj.sgd, reference.sgd, momentum=0.8, dampening=0.3),
     case(
+        "sgd dampening but for the first step", aj.sgd, reference.sgd,
+        momentum=0.8, dampening=0.3, dampen_first=False,
+    ),
+    case(
         "sgd moving average nesterov", aj.sgd, reference.sgd,
         momentum=0.9, dampening=0.9, nesterov=True,
     ),
@@ -300,6 +304,14 @@ CASES = [
     ),
     case("nadam scheduled b1", aj.nadam, reference.nadam, b1=rising),
     case("nadam weight decay", aj.nadam, reference.nadam, weight_decay=0.3),
+    case(
+        "nadam momentum decay", aj.nadam, reference.nadam_with_schedule,
+        momentum_decay=1 / 250,
+    ),
+    case(
+        "nadam momentum decay eps hat", aj.nadam, reference.nadam_with_schedule,
+        momentum_decay=1.0, eps_hat=True, eps=1e-3, weight_decay=0.3,
+    ),
     case("nadamw", aj.nadamw, reference.nadamw, optax.nadamw),
     case("nadamw weight decay", aj.nadamw, reference.nadamw, optax.nadamw, weight_decay=0.3),
     case(
@@ -350,6 +362,20 @@ CASES = [
         learning_rate=warmup_and_decay,
     ),
     case("adamax scheduled b1", aj.adamax, reference.adamax, b1=rising),
+    case("adamax eps outside", aj.adamax, reference.adamax, eps=1e-3, eps_in_max=False),
+    #
+    # optax's own ρ(t) has no 12 digits unless b2 is far from 1.
+    case("radam", aj.radam, reference.radam),
+    case("radam b2", aj.radam, reference.radam, optax.radam, b2=0.9, eps=1e-3),
+    case("radam short", aj.radam, reference.radam, optax.radam, b2=0.5),
+    case("radam threshold", aj.radam, reference.radam, optax.radam, b2=0.9, threshold=4.0),
+    case("radam nesterov", aj.radam, reference.radam, optax.radam, b2=0.9, nesterov=True),
+    case("radam eps hat", aj.radam, reference.radam, eps_hat=True, eps=1e-3),
+    case(
+        "radam scheduled", aj.radam, reference.radam, optax.radam,
+        b2=0.9, learning_rate=warmup_and_decay,
+    ),
+    case("radam weight decay", aj.radam, reference.radam, weight_decay=0.3),
 ]  # fmt: skip
 
 SLOW_AVERAGES = [
@@ -360,6 +386,7 @@ SLOW_AVERAGES = [
     case("amsgrad", aj.amsgrad, reference.amsgrad, b2=0.999999),
     case("amsgrad raw", aj.amsgrad, reference.amsgrad, b2=0.999999, maximum_of="raw"),
     case("adamax", aj.adamax, reference.adamax, b1=0.999999),
+    case("radam", aj.radam, reference.radam, b2=0.999999),
     case("rmsprop", aj.rmsprop, reference.rmsprop, decay=0.999999, bias_correction=True),
 ]
 

@@ -43,6 +43,16 @@ FORMAT = {
     "nadam(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
     "nadamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
     "amsgrad(learning_rate=0.1)": "(ScaleByAmsgradState(count, mu, nu, nu_max), EmptyState())",
+    "radam(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "nadam(learning_rate=0.1,momentum_decay=0.004)": (
+        "(NAdamState(count, mu_product, mu, nu), EmptyState())"
+    ),
+    "sgd(learning_rate=0.1,momentum=0.9,dampening=0.5,dampen_first=False)": (
+        "(TraceState(count, trace), EmptyState())"
+    ),
+    "scale_by_radam()": "ScaleByAdamState(count, mu, nu)",
+    "clip(max_delta=1.0)": "EmptyState()",
+    "clip_by_norm(max_norm=1.0)": "EmptyState()",
     "adamax(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
     "trace(decay=0.9)": "TraceState(trace)",
     "scale_by_rss()": "ScaleByRssState(sum_of_squares)",

@@ -4,10 +4,15 @@ from .adagrad import AdaGrad as AdaGrad
 from .adam import Adam as Adam
 from .adam import AdaMax as AdaMax
 from .adam import AMSGrad as AMSGrad
+from .adam import NAdam as NAdam
+from .adam import RAdam as RAdam
+from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
+from .clipping import ClipByNorm as ClipByNorm
 from .momentum import Trace as Trace
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
 from .rms import StdDev as StdDev
 from .scaling import LearningRate as LearningRate
+from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay

@@ -8,6 +8,28 @@ import jax.numpy as jnp
 
 from .. import maths
 from .._rule import NonNegative, Rule
+from ..maths import scaled
+
+
+@dataclass(frozen=True)
+class Clip(Rule):
+    """Each element is held between -c and c. What is not finite stays visible, as NaN."""
+
+    max_delta: NonNegative
+    takes_complex = False
+
+    def update(self, grad, slots, param, ctx):
+        return jnp.clip(grad, -self.max_delta, self.max_delta) + 0 * grad, {}
+
+
+@dataclass(frozen=True)
+class ClipByNorm(Rule):
+    """g · min(1, c/‖g‖), where ‖g‖ is the norm of the one array."""
+
+    max_norm: NonNegative
+
+    def update(self, grad, slots, param, ctx):
+        return clipped(grad, maths.global_norm([grad]), self.max_norm), {}
 
 
 @dataclass(frozen=True)
@@ -23,6 +45,10 @@ class ClipByGlobalNorm(Rule):
         return maths.global_norm(grads)
 
     def update(self, grad, slots, param, ctx):
-        norm = ctx.statistic.astype(self.max_norm.dtype)
-        largest = jnp.maximum(norm, self.max_norm)
-        return grad * (self.max_norm / jnp.maximum(largest, jnp.finfo(norm.dtype).tiny)), {}
+        return clipped(grad, ctx.statistic.astype(self.max_norm.dtype), self.max_norm), {}
+
+
+def clipped(grad, norm, max_norm):
+    """grad · min(1, max_norm/norm); 0 where both norms are 0."""
+    largest = jnp.maximum(jnp.maximum(norm, max_norm), jnp.finfo(norm.dtype).tiny)
+    return scaled(grad, max_norm / largest)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from .._rule import Decay, Fraction, Rule, Slot
 from ..maths import complement, scaled
 
@@ -17,13 +19,19 @@ class Trace(Rule):
 
     Before the learning rate, v is a velocity of gradients; after it, of steps. With the dampening
     τ = γ, v is a moving average of gradients.
+
+    dampen_first: False for v = g after the first step, as PyTorch has it.
     """
 
     decay: Fraction
     nesterov: bool = False
     dampening: Decay = None
+    dampen_first: bool = True
     slots = {"trace": Slot()}
-    counts_steps = False
+
+    @property
+    def counts_steps(self):
+        return self.dampening is not None and not self.dampen_first
 
     @property
     def momentum(self):
@@ -31,6 +39,9 @@ class Trace(Rule):
 
     def update(self, grad, slots, param, ctx):
         if self.dampening is not None:
-            grad = scaled(grad, complement(self.dampening))
+            weight = complement(self.dampening)
+            if not self.dampen_first:
+                weight = jnp.where(ctx.step == 1, jnp.ones_like(weight), weight)
+            grad = scaled(grad, weight)
         trace = ctx.store("trace", scaled(slots["trace"], self.decay) + grad)
         return scaled(trace, self.decay) + grad if self.nesterov else trace, {"trace": trace}

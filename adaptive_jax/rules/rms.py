@@ -26,6 +26,10 @@ class Rms(Rule):
     slots = {"nu": Slot(initial="initial_scale", nonnegative=True)}
 
     @property
+    def rho(self):
+        return self.decay
+
+    @property
     def counts_steps(self):
         return self.bias_correction
 

@@ -18,22 +18,33 @@ class LearningRate(Rule):
 
     mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
     flip_sign: False to multiply by +η, for a chain that flips the sign elsewhere.
+    learning_rate_decay: δ for a step size that falls with the steps taken, η/(1 + δ(t-1)).
+    keep_count: True to count the steps although nothing needs their number.
     """
 
     learning_rate: NonNegative
     weight_decay: NonNegative = None
     mask: Any = None
     flip_sign: bool = True
+    learning_rate_decay: NonNegative = None
+    keep_count: bool = False
     state_type_name = "ScaleByScheduleState"
+
+    @property
+    def counts_steps(self):
+        return self.learning_rate_decay is not None or self.keep_count
 
     @property
     def needs_params(self):
         return self.weight_decay is not None
 
     def update(self, grad, slots, param, ctx):
+        rate = self.learning_rate
+        if self.learning_rate_decay is not None:
+            rate = rate / (1 + self.learning_rate_decay * (ctx.step - 1).astype(rate.dtype))
         if self.weight_decay is not None and ctx.selected:
             grad = grad + self.weight_decay * param
-        return scaled(grad, -self.learning_rate if self.flip_sign else self.learning_rate), {}
+        return scaled(grad, -rate if self.flip_sign else rate), {}
 
 
 @dataclass(frozen=True)
@@ -58,3 +69,11 @@ class WeightDecay(Rule):
         if self.learning_rate is None:
             return grad + self.weight_decay * param, {}
         return grad - self.learning_rate * self.weight_decay * param, {}
+
+
+@dataclass(frozen=True)
+class Maximize(Rule):
+    """-g: what follows climbs where it would have descended."""
+
+    def update(self, grad, slots, param, ctx):
+        return -grad, {}

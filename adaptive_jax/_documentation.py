@@ -1,0 +1,29 @@
+"""Docstrings whose arguments are described once, in a table, and not once per function."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def documented(meanings: Mapping[str, str]) -> Callable[[_Function], _Function]:
+    """A decorator that puts a function's arguments, with these meanings, before its example."""
+
+    def complete(function: _Function) -> _Function:
+        lines = [f"{name}: {meanings[name]}" for name in inspect.signature(function).parameters]
+        body, _, example = inspect.cleandoc(function.__doc__ or "").partition("Example:\n")
+        arguments = "\n".join(
+            textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="    ") for line in lines
+        )
+        raises = (
+            "Raises:\n  TypeError, ValueError: for an argument of the wrong type or out of range, "
+            "by name."
+        )
+        function.__doc__ = f"{body}Args:\n{arguments}\n\n{raises}\n\nExample:\n{example}"
+        return function
+
+    return complete

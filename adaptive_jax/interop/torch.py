@@ -1,0 +1,865 @@
+"""PyTorch's optimizers under PyTorch's names, exact to `torch.optim`; its saved runs go on here.
+
+An optimizer takes what its class in `torch.optim` takes, without the parameters:
+
+    torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    tx = aj.interop.torch.adamw(lr=1e-3, weight_decay=0.1)
+
+and `lr` may be a schedule, a function of the number of steps taken. `foreach`, `fused`, `capturable`
+and `differentiable` choose among PyTorch's implementations: they are accepted and have no effect.
+
+`import_params` and `import_state` take over a model's weights and an optimizer's state;
+`export_params` and `export_state` hand them back. Nothing but the two exports needs PyTorch.
+
+Complex parameters: PyTorch treats them as pairs of real numbers, this library squares |g|.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import rules
+from .._rule import Rule, none_if_zero
+from .._transform import Lifted, Transformation, build
+from . import _state
+from ._port import COMMON, DECAY, FRACTION, NON_NEGATIVE, Argument, is_absent, port
+
+_IMPLEMENTATION = Argument("chooses an implementation in PyTorch; no effect here.")
+_ARGUMENTS = {
+    **COMMON,
+    "lr": Argument(
+        "the step size, >= 0: a number, an array of shape (), or a schedule.",
+        "learning_rate",
+        NON_NEGATIVE,
+    ),
+    "momentum": Argument("the decay of the velocity, in [0, 1]; 0 for none.", "momentum", FRACTION),
+    "dampening": Argument(
+        "τ in [0, 1): gradients enter the velocity with weight 1 - τ, but for the first.",
+        "dampening",
+        DECAY,
+    ),
+    "weight_decay": Argument("λ >= 0; 0 for none.", "weight_decay", NON_NEGATIVE),
+    "nesterov": Argument("whether to use Nesterov's momentum.", "nesterov"),
+    "lr_decay": Argument(
+        "δ >= 0, for the step size lr/(1 + δ(t-1)).", "learning_rate_decay", NON_NEGATIVE
+    ),
+    "initial_accumulator_value": Argument(
+        "the first value of the sum of squares, >= 0.", None, NON_NEGATIVE
+    ),
+    "eps": Argument("ε >= 0, against division by zero.", "eps", NON_NEGATIVE),
+    "alpha": Argument("the decay rate of the moving averages, in [0, 1).", "decay", DECAY),
+    "centered": Argument("whether to divide by the standard deviation."),
+    "rho": Argument("the decay rate of both moving averages, in [0, 1).", "rho", DECAY),
+    "betas": Argument("the decay rates β₁ and β₂, each in [0, 1).", ("b1", "b2"), DECAY),
+    "amsgrad": Argument("whether to divide by the largest second moment so far."),
+    "momentum_decay": Argument(
+        "ψ >= 0, for the decay rate β₁(1 - ½·0.96^(ψt)) of the momentum.",
+        "momentum_decay",
+        NON_NEGATIVE,
+    ),
+    "decoupled_weight_decay": Argument("whether weight decay is AdamW's, and no L2 penalty."),
+    "maximize": Argument("whether to climb."),
+    "foreach": _IMPLEMENTATION,
+    "fused": _IMPLEMENTATION,
+    "capturable": _IMPLEMENTATION,
+    "differentiable": _IMPLEMENTATION,
+}
+_port = port("torch", _ARGUMENTS)
+
+
+def _optimizer(
+    factory: Callable[..., Transformation],
+    *directions: Rule,
+    lr: Any,
+    weight_decay: Any,
+    mask: Any,
+    storage: Any,
+    decoupled: bool = False,
+    lr_decay: Any = None,
+    **options: bool,
+) -> Transformation:
+    """-g where `maximize` is, an L2 penalty before the direction or decoupled decay after it."""
+    weight_decay = none_if_zero(weight_decay)
+    first: list[Rule] = [rules.Maximize()] if options.get("maximize") else []
+    last = rules.LearningRate(lr, learning_rate_decay=none_if_zero(lr_decay), keep_count=True)
+    if weight_decay is not None and decoupled:
+        last = rules.LearningRate(lr, weight_decay, mask, keep_count=True)
+    elif weight_decay is not None:
+        first.append(rules.WeightDecay(weight_decay, mask))
+    chosen = {name: True for name, value in options.items() if value}
+    return build(factory, *first, *directions, last, storage=storage, **chosen)
+
+
+@_port
+def sgd(
+    lr: Any = 1e-3,
+    momentum: Any = 0,
+    dampening: Any = 0,
+    weight_decay: Any = 0,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+    foreach: bool | None = None,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.SGD`.
+
+        g ← g + λθ,   v ← γv + (1-τ)g,   θ ← θ - ηv      Nesterov: θ - η(g + γv)
+
+    The first velocity is g, whatever the dampening τ. https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.sgd(lr=0.1, momentum=0.9)
+      torch.sgd(lr=0.1, momentum=0.9)
+    """
+    if nesterov and (is_absent(momentum) or not is_absent(dampening)):
+        raise ValueError(
+            f"nesterov=True needs a momentum and no dampening, got momentum={momentum!r} and "
+            f"dampening={dampening!r}."
+        )
+    velocity = []
+    if not is_absent(momentum):
+        damped = none_if_zero(dampening)
+        velocity = [rules.Trace(momentum, nesterov, damped, dampen_first=damped is None)]
+    return _optimizer(
+        sgd, *velocity, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
+        maximize=maximize,
+    )  # fmt: skip
+
+
+@_port
+def adagrad(
+    lr: Any = 1e-2,
+    lr_decay: Any = 0,
+    weight_decay: Any = 0,
+    initial_accumulator_value: Any = 0,
+    eps: Any = 1e-10,
+    foreach: bool | None = None,
+    *,
+    maximize: bool = False,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.Adagrad`.
+
+        g ← g + λθ,   G ← G + g²,   θ ← θ - η/(1 + δ(t-1)) · g/(√G + ε)
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.adagrad(lr=0.1)
+      torch.adagrad(lr=0.1, initial_accumulator_value=0.0, eps=1e-10)
+    """
+    direction = rules.AdaGrad(initial_accumulator_value, eps, eps_in_sqrt=False)
+    return _optimizer(
+        adagrad, direction, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
+        lr_decay=lr_decay, maximize=maximize,
+    )  # fmt: skip
+
+
+@_port
+def adadelta(
+    lr: Any = 1.0,
+    rho: Any = 0.9,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0,
+    foreach: bool | None = None,
+    *,
+    capturable: bool = False,
+    maximize: bool = False,
+    differentiable: bool = False,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.Adadelta`.
+
+        g ← g + λθ,   E[g²] ← ρE[g²] + (1-ρ)g²,   d = g·√(E[d²] + ε)/√(E[g²] + ε)
+        E[d²] ← ρE[d²] + (1-ρ)d²,   θ ← θ - ηd
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.adadelta()
+      torch.adadelta(lr=1.0, rho=0.9, eps=1e-06)
+    """
+    return _optimizer(
+        adadelta, rules.AdaDelta(rho, eps), lr=lr, weight_decay=weight_decay, mask=mask,
+        storage=storage, maximize=maximize,
+    )  # fmt: skip
+
+
+@_port
+def rmsprop(
+    lr: Any = 1e-2,
+    alpha: Any = 0.99,
+    eps: Any = 1e-8,
+    weight_decay: Any = 0,
+    momentum: Any = 0,
+    centered: bool = False,
+    capturable: bool = False,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    differentiable: bool = False,
+    *,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.RMSprop`.
+
+        g ← g + λθ,   ν ← αν + (1-α)g²,   d = g/(√ν + ε)      centered: √(ν - μ²), μ ← αμ + (1-α)g
+        v ← γv + d,   θ ← θ - ηv
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.rmsprop(lr=0.1, momentum=0.9)
+      torch.rmsprop(lr=0.1, alpha=0.99, eps=1e-08, momentum=0.9)
+    """
+    kind = rules.StdDev if centered else rules.Rms
+    velocity = [] if is_absent(momentum) else [rules.Trace(momentum)]
+    return _optimizer(
+        rmsprop, kind(alpha, eps, eps_in_sqrt=False), *velocity, lr=lr, weight_decay=weight_decay,
+        mask=mask, storage=storage, centered=centered, maximize=maximize,
+    )  # fmt: skip
+
+
+@_port
+def adam(
+    lr: Any = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0,
+    amsgrad: bool = False,
+    *,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    capturable: bool = False,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    decoupled_weight_decay: bool = False,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.Adam`.
+
+        g ← g + λθ,   μ ← β₁μ + (1-β₁)g,   ν ← β₂ν + (1-β₂)g²
+        θ ← θ - η·μ/(1-β₁ᵗ)/(√(ν/(1-β₂ᵗ)) + ε)      amsgrad: the largest ν so far for ν
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.adam(amsgrad=True)
+      torch.adam(lr=0.001, betas=(0.9, 0.999), eps=1e-08, amsgrad=True)
+    """
+    return _optimizer(
+        adam, _adam(betas, eps, amsgrad), lr=lr, weight_decay=weight_decay, mask=mask,
+        storage=storage, decoupled=decoupled_weight_decay, amsgrad=amsgrad, maximize=maximize,
+        decoupled_weight_decay=decoupled_weight_decay,
+    )  # fmt: skip
+
+
+def _adam(betas: Any, eps: Any, amsgrad: bool) -> Rule:
+    b1, b2 = betas
+    if amsgrad:
+        return rules.AMSGrad(b1, b2, eps, maximum_of="raw")
+    return rules.Adam(b1, b2, eps)
+
+
+@_port
+def adamw(
+    lr: Any = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 1e-2,
+    amsgrad: bool = False,
+    *,
+    maximize: bool = False,
+    foreach: bool | None = None,
+    capturable: bool = False,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.AdamW`: `adam` with decoupled weight decay.
+
+        θ ← θ - ηλθ - η·μ/(1-β₁ᵗ)/(√(ν/(1-β₂ᵗ)) + ε)
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.adamw()
+      torch.adamw(lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01)
+    """
+    return _optimizer(
+        adamw, _adam(betas, eps, amsgrad), lr=lr, weight_decay=weight_decay, mask=mask,
+        storage=storage, decoupled=True, amsgrad=amsgrad, maximize=maximize,
+    )  # fmt: skip
+
+
+@_port
+def nadam(
+    lr: Any = 2e-3,
+    betas: Any = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0,
+    momentum_decay: Any = 4e-3,
+    decoupled_weight_decay: bool = False,
+    *,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    capturable: bool = False,
+    differentiable: bool = False,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.NAdam`.
+
+        β₁(t) = β₁(1 - ½·0.96^(ψt)),   Π(t) = β₁(1)···β₁(t),   g ← g + λθ,   μ and ν as in `adam`
+        θ ← θ - η·((1-β₁(t))/(1-Π(t))·g + β₁(t+1)/(1-Π(t+1))·μ)/(√(ν/(1-β₂ᵗ)) + ε)
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.nadam()
+      torch.nadam(lr=0.002, betas=(0.9, 0.999), eps=1e-08, momentum_decay=0.004)
+    """
+    b1, b2 = betas
+    direction = rules.NAdam(b1, b2, eps, momentum_decay=momentum_decay)
+    return _optimizer(
+        nadam, direction, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
+        decoupled=decoupled_weight_decay, maximize=maximize,
+        decoupled_weight_decay=decoupled_weight_decay,
+    )  # fmt: skip
+
+
+@_port
+def adamax(
+    lr: Any = 2e-3,
+    betas: Any = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0,
+    foreach: bool | None = None,
+    *,
+    maximize: bool = False,
+    differentiable: bool = False,
+    capturable: bool = False,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.Adamax`.
+
+        g ← g + λθ,   μ ← β₁μ + (1-β₁)g,   ν ← max(β₂ν, |g| + ε),   θ ← θ - ημ/((1-β₁ᵗ)ν)
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.adamax()
+      torch.adamax(lr=0.002, betas=(0.9, 0.999), eps=1e-08)
+    """
+    return _optimizer(
+        adamax, rules.AdaMax(*betas, eps=eps), lr=lr, weight_decay=weight_decay, mask=mask,
+        storage=storage, maximize=maximize,
+    )  # fmt: skip
+
+
+@_port
+def radam(
+    lr: Any = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0,
+    decoupled_weight_decay: bool = False,
+    *,
+    foreach: bool | None = None,
+    maximize: bool = False,
+    capturable: bool = False,
+    differentiable: bool = False,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """`torch.optim.RAdam`.
+
+        g ← g + λθ,   μ and ν as in `adam`
+        θ ← θ - η·r(t)·μ/(1-β₁ᵗ)·√(1-β₂ᵗ)/(√ν + ε) once ρ(t) > 5,   θ ← θ - ημ/(1-β₁ᵗ) before
+
+    https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.radam()
+      torch.radam(lr=0.001, betas=(0.9, 0.999), eps=1e-08)
+    """
+    b1, b2 = betas
+    direction = rules.RAdam(b1, b2, eps, eps_hat=True)
+    return _optimizer(
+        radam, direction, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
+        decoupled=decoupled_weight_decay, maximize=maximize,
+        decoupled_weight_decay=decoupled_weight_decay,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- saved runs
+
+_VOCABULARY: _state.Vocabulary = {
+    rules.Trace: {"trace": _state.Entry("momentum_buffer")},
+    rules.AdaGrad: {"sum_of_squares": _state.Entry("sum")},
+    rules.AdaDelta: {"e_g": _state.Entry("square_avg"), "e_x": _state.Entry("acc_delta")},
+    rules.Rms: {"nu": _state.Entry("square_avg")},
+    rules.StdDev: {"mu": _state.Entry("grad_avg"), "nu": _state.Entry("square_avg")},
+    rules.Adam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
+    rules.RAdam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
+    rules.NAdam: {
+        "mu": _state.Entry("exp_avg"),
+        "nu": _state.Entry("exp_avg_sq"),
+        "mu_product": _state.Entry("mu_product"),
+    },
+    rules.AMSGrad: {
+        "mu": _state.Entry("exp_avg"),
+        "nu": _state.Entry("exp_avg_sq"),
+        "nu_max": _state.Entry("max_exp_avg_sq"),
+    },
+    rules.AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
+}
+_CLASSES = {
+    "sgd": "SGD", "adagrad": "Adagrad", "adadelta": "Adadelta", "rmsprop": "RMSprop",
+    "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "adamax": "Adamax", "radam": "RAdam",
+}  # fmt: skip
+# Options of param_groups that choose code, that schedulers leave there, and that older versions lack.
+_IMPLEMENTATIONS = {name for name, each in _ARGUMENTS.items() if each is _IMPLEMENTATION}
+_OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+_NEWER = {"maximize", "decoupled_weight_decay"}
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """A parameter of a saved optimizer: its number, its group, and what it is called."""
+
+    index: int
+    options: Mapping[str, Any]
+    name: str
+    entries: Mapping[str, Any]
+
+
+def match(params: Any, named: Mapping[str, Any]) -> _state.Mapped:
+    """Which parameter here each one of a PyTorch model is, and how its axes are ordered.
+
+    Args:
+      params: the parameters here, a tree.
+      named: `dict(model.named_parameters())` or `model.state_dict()`, or shapes by name.
+
+    Returns:
+      From each name there to (path here, axes). The axes are None, or those by which
+      `numpy.transpose` brings the array there into the layout here: (1, 0) for a linear layer whose
+      weights are (in, out) here, (2, 3, 1, 0) for a convolution in HWIO. Names decide where modules
+      have the same names on both sides ("layers.0.weight" is "layers_0/kernel"), shapes elsewhere. A
+      kernel (Flax) or w (Haiku) is transposed, a weight (Equinox) is not.
+
+      What no name can tell is not told: a transposed convolution, and a linear layer whose inputs
+      are the flattened (channels, height, width) of PyTorch, need weights reordered by hand.
+
+    Raises:
+      ValueError: where names and shapes leave a choice, or nothing fits.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> params = {"out": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}
+      >>> aj.interop.torch.match(params, {"out.weight": (2, 3), "out.bias": (2,)})
+      {'out.weight': ('out/kernel', (1, 0)), 'out.bias': ('out/bias', None)}
+    """
+    kept = {name: value for name, value in named.items() if not name.endswith(_BUFFERS)}
+    return _state.match(params, kept, transposes=True)
+
+
+def import_params(params: Any, named: Mapping[str, Any], mapping: Any = None) -> Any:
+    """The weights of a PyTorch model, in the structure, the layouts and the dtypes of params.
+
+    Args:
+      params: the parameters here, a tree of arrays.
+      named: the model's `state_dict()`, of tensors or arrays.
+      mapping: what `match` returns, or the like; None to let it find out.
+
+    Returns:
+      The tree of weights, copied.
+
+    Raises:
+      TypeError, ValueError: for a wrong shape, a missing name, NaN, or where `match` cannot decide.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> params = {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}
+      >>> model = {"weight": np.ones((2, 3)), "bias": np.ones(2)}
+      >>> aj.interop.torch.import_params(params, model)["kernel"].shape
+      (3, 2)
+    """
+    mapped = match(params, named) if mapping is None else _state.checked_mapping(mapping, params)
+    arrays = {}
+    for name, (path, axes) in mapped.items():
+        if name not in named:
+            raise ValueError(f"mapping names {name!r}, which the model does not have.")
+        arrays[path] = _state.to_here(_state.array(named[name], name), axes)
+    leaves = []
+    for path, leaf in _state.paths(params).items():
+        if arrays[path].shape != np.shape(leaf):
+            raise ValueError(
+                f"{path} has the shape {np.shape(leaf)}, but {arrays[path].shape} was saved."
+            )
+        leaves.append(jnp.array(arrays[path], jnp.result_type(leaf)))
+    return jax.tree.structure(params).unflatten(leaves)
+
+
+def export_params(params: Any, mapping: Any) -> dict[str, Any]:
+    """The reverse of `import_params`: tensors by name, for `model.load_state_dict`.
+
+    Args:
+      params: the parameters here.
+      mapping: what `match` returns, or the like.
+
+    Returns:
+      Tensors of float32 or float64, in PyTorch's layouts.
+
+    Raises:
+      ImportError: without PyTorch.
+      ValueError: for a mapping that does not name every parameter once.
+    """
+    torch = _import_torch()
+    known = _state.paths(params)
+    return {
+        name: torch.from_numpy(_state.to_there(_state.array(known[path], name), axes).copy())
+        for name, (path, axes) in _state.checked_mapping(mapping, params).items()
+    }
+
+
+def import_state(
+    tx: Any,
+    params: Any,
+    state_dict: Mapping[str, Any],
+    mapping: Any = None,
+    *,
+    param_labels: Any = None,
+    step: int | None = None,
+) -> Any:
+    """The state of a PyTorch optimizer, as the state of the same optimizer here.
+
+    Args:
+      tx: the optimizer of this module that goes on, with the options of the saved one (its `lr` is
+        free), alone or in an `aj.chain`. For parameter groups, a mapping from labels to optimizers,
+        the first argument of `optax.partition`; groups that differ in `weight_decay` alone are
+        one optimizer with a `mask`.
+      params: the parameters here.
+      state_dict: `optimizer.state_dict()`, of tensors or arrays.
+      mapping: from PyTorch's names to paths here, or to (path, axes), in the order of the optimizer's
+        parameters: what `match` returns. By default the names in the saved groups decide (an
+        optimizer made of `model.named_parameters()` has them), or the order, if params is a tree
+        whose leaves have one of their own: a list, a tuple, but not a dict.
+      param_labels: the second argument of `optax.partition`.
+      step: the number of steps taken, for SGD, which does not save it. A schedule needs it.
+
+    Returns:
+      The state that `tx.init(params)`, or `optax.partition(tx, param_labels).init(params)`, has.
+      Every array is a copy.
+
+    Raises:
+      TypeError, ValueError: for what another optimizer saved, options that differ from tx's, missing
+        or unknown entries, wrong shapes, different step counts, NaN, and parameters that cannot be
+        told apart, by the names of entry and parameter.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> group = dict(lr=0.1, momentum=0.9, dampening=0, weight_decay=0, nesterov=False, params=[0])
+      >>> saved = {"state": {0: {"momentum_buffer": np.ones(2)}}, "param_groups": [group]}
+      >>> tx = aj.interop.torch.sgd(lr=0.1, momentum=0.9)
+      >>> aj.interop.torch.import_state(tx, [np.zeros(2)], saved)[0]
+      TraceState(trace=[Array([1., 1.], dtype=float32)])
+    """
+    parameters = _parameters(state_dict)
+    placed = _place(params, parameters, mapping)
+    if not isinstance(tx, Mapping):
+        return _import(tx, params, placed, step)
+
+    def convert(each: Any, part: Any) -> Any:
+        own = {path: placed[path] for path in _state.paths(part)}
+        return _import(each, part, own, step)
+
+    return _state.partitioned(tx, params, param_labels, convert)
+
+
+_Placed = dict[str, tuple[_Parameter, tuple[int, ...] | None]]
+
+
+def _parameters(state_dict: Any) -> list[_Parameter]:
+    """The parameters of a saved optimizer in its order."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        got = list(state_dict)[:6] if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise TypeError(
+            f"expected optimizer.state_dict(), a dict with 'state' and 'param_groups', got {got}."
+        )
+    state, parameters = state_dict["state"], []
+    for options in state_dict["param_groups"]:
+        names = options.get("param_names") or [f"parameter {index}" for index in options["params"]]
+        for index, name in zip(options["params"], names, strict=True):
+            parameters.append(_Parameter(index, options, name, state.get(index, {})))
+    if unknown := set(state) - {each.index for each in parameters}:
+        raise ValueError(
+            f"state has entries for {sorted(unknown)}, which no group has as parameters."
+        )
+    return parameters
+
+
+def _place(params: Any, parameters: Sequence[_Parameter], mapping: Any) -> _Placed:
+    """The saved parameter of each path here."""
+    named = all("param_names" in each.options for each in parameters)
+    by_name = {each.name: each for each in parameters}
+    if mapping is not None:
+        mapped = _state.checked_mapping(mapping, params)
+        if not named:  # The mapping's order is the optimizer's.
+            if len(mapped) != len(parameters):
+                raise ValueError(
+                    f"mapping has {len(mapped)} parameters, but the optimizer saved {len(parameters)}."
+                )
+            by_name = {
+                name: dataclasses.replace(each, name=name)
+                for name, each in zip(mapped, parameters, strict=True)
+            }
+        elif set(mapped) != set(by_name):
+            different = sorted(set(mapped) ^ set(by_name))
+            raise ValueError(
+                f"mapping and the saved groups do not name the same parameters: {different[:4]}."
+            )
+    elif _state.has_own_order(params):
+        mapped = _state.in_order(params, list(by_name))
+    else:
+        shapes = {name: _shape(each) for name, each in by_name.items()}
+        if None in shapes.values():  # Nothing to place.
+            return dict.fromkeys(_state.paths(params), (parameters[0], None))
+        try:
+            mapped = match(params, shapes)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} With the model at hand, mapping=aj.interop.torch.match(params, "
+                "dict(model.named_parameters())) may find it."
+            ) from None
+    return {path: (by_name[name], axes) for name, (path, axes) in mapped.items()}
+
+
+def _shape(parameter: _Parameter) -> tuple[int, ...] | None:
+    shapes = [
+        tuple(value.shape)
+        for name, value in parameter.entries.items()
+        if name not in ("step", "mu_product") and value is not None
+    ]
+    return shapes[0] if shapes else None
+
+
+def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
+    lifted = _state.lifted_of(tx, "torch")
+    slots, scalars = _state.entries_of(lifted, _VOCABULARY)
+    decaying = _state.decaying(lifted, params)
+    for path, (parameter, _) in placed.items():
+        _check_options(lifted, parameter, decaying[path])
+    is_empty = not any(parameter.entries for parameter, _ in placed.values())
+    if is_empty and step is None and (slots or not _has_schedule(lifted)):
+        return tx.init(params)  # Saved before the first step, or an optimizer without state.
+    counted = lifted.factory is not sgd
+    expected = {entry.name for entry in (*slots.values(), *scalars.values())}
+    expected |= {"step"} if counted else set()
+    saved, steps = {}, {}
+    for path, (parameter, axes) in placed.items():
+        # A buffer that is not in use is saved as None.
+        entries = {name: value for name, value in parameter.entries.items() if value is not None}
+        if set(entries) != expected:
+            raise ValueError(
+                f"{parameter.name} was saved with {sorted(entries) or 'nothing'}, where {lifted!r} has "
+                f"{sorted(expected)}: another optimizer, or a parameter without gradients, saved it."
+            )
+        whats = {name: f"{name} of {parameter.name}" for name in entries}
+        if counted:
+            steps[parameter.name] = _state.number(entries.pop("step"), whats["step"])
+        one = _state.Saved(parameter.name)
+        for name, value in entries.items():
+            is_number = name in {entry.name for entry in scalars.values()}
+            value = _state.array(value, whats[name])
+            if not is_number and axes is not None and value.ndim != len(axes):
+                raise ValueError(f"{whats[name]} has the shape {value.shape}: the axes are {axes}.")
+            one.entries[name] = value if is_number else _state.to_here(value, axes)
+        saved[path] = one
+    return _state.fill(tx, params, _VOCABULARY, "torch", saved, _one_step(steps, step, lifted))
+
+
+def _one_step(steps: Mapping[str, float], step: int | None, lifted: Lifted) -> int:
+    """The number of steps that all parameters have taken."""
+    if len(set(steps.values())) > 1:
+        few, many = min(steps, key=steps.get), max(steps, key=steps.get)  # type: ignore[arg-type]
+        raise ValueError(
+            f"the parameters have taken different numbers of steps, {few} {steps[few]:g} and {many} "
+            f"{steps[many]:g}: here one count is kept for all."
+        )
+    saved = int(next(iter(steps.values()))) if steps else None
+    if saved is not None and step is not None and saved != step:
+        raise ValueError(f"step={step} was given, but {saved} steps were saved.")
+    if saved is None and step is None and _has_schedule(lifted):
+        raise ValueError(
+            f"{lifted!r} has a schedule, and SGD does not save how many steps it has taken: give it "
+            "as step=."
+        )
+    # With a velocity in place, any number of steps but none is the same.
+    return saved if saved is not None else 1 if step is None else step
+
+
+def _has_schedule(lifted: Lifted) -> bool:
+    return any(callable(value) for value in lifted.arguments().values())
+
+
+def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
+    """Raises unless a parameter was saved by this optimizer, with these options."""
+    expected = _options(lifted, decays)
+    group = {
+        name: value
+        for name, value in parameter.options.items()
+        if name not in {"params", "param_names", "lr"} | _OF_SCHEDULERS | _IMPLEMENTATIONS
+    }
+    unknown = set(group) - set(expected)
+    missing = set(expected) - set(group) - _NEWER
+    if unknown or missing:
+        what = f"has {sorted(unknown)}" if unknown else f"lacks {sorted(missing)}"
+        raise ValueError(
+            f"the group of {parameter.name} {what}: it was not saved by torch.optim."
+            f"{_CLASSES[lifted.factory.__name__]}, whose options are {sorted(expected)}."  # type: ignore[union-attr]
+        )
+    for name, value in group.items():
+        ours = np.asarray(expected[name], float)
+        theirs = np.asarray(value, float)
+        # A number that went through float32 is meant to be the same.
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+            raise ValueError(
+                f"{parameter.name} was saved with {name}={value!r}, but the optimizer has "
+                f"{expected[name]!r} for it. Import with the saved value: the state then goes on "
+                "under any other."
+            )
+
+
+def _options(lifted: Lifted, decays: bool) -> dict[str, Any]:
+    """The options of torch.optim, but for lr, that this optimizer stands for."""
+    values = {}
+    for name, parameter in inspect.signature(lifted.factory).parameters.items():  # type: ignore[arg-type]
+        if name in {"lr", "mask", "storage"} | _IMPLEMENTATIONS:
+            continue
+        # A number without effect is left out of the rules.
+        absent = parameter.default if isinstance(parameter.default, bool) else 0
+        value = _state.setting(lifted, name, absent)
+        parts = value if isinstance(value, tuple) else (value,)
+        if any(callable(each) for each in parts):
+            raise ValueError(f"{name} of {lifted!r} is a schedule, which PyTorch does not have.")
+        if isinstance(absent, bool):
+            values[name] = bool(value)
+        else:
+            numbers = tuple(float(each) for each in parts)
+            values[name] = numbers if isinstance(value, tuple) else numbers[0]
+    if lifted.factory is adamw:
+        values["decoupled_weight_decay"] = True
+    return values if decays else {**values, "weight_decay": 0.0}
+
+
+def export_state(
+    tx: Any, params: Any, opt_state: Any, mapping: Any = None, *, param_labels: Any = None
+) -> dict[str, Any]:
+    """The reverse of `import_state`: for `optimizer.load_state_dict` of PyTorch.
+
+    Args:
+      tx: the optimizer of this module, or a mapping from labels to optimizers.
+      params: the parameters here.
+      opt_state: the state to export.
+      mapping: from PyTorch's names to paths here, or to (path, axes), in the order of PyTorch's
+        optimizer. It can be left out if params is a tree whose leaves have an order of their own.
+      param_labels: the second argument of `optax.partition`.
+
+    Returns:
+      A state_dict with every option of the installed version of PyTorch. `lr` is that of the next
+      step. There is one group; for a mapping of optimizers one for each, in its order; and one with
+      weight decay before one without for an optimizer with a `mask`.
+
+    Raises:
+      ImportError: without PyTorch.
+      TypeError, ValueError: for a state of another optimizer, and for a dict of params without
+        a mapping: JAX sorts its keys, PyTorch does not.
+    """
+    torch = _import_torch()
+    if mapping is not None:
+        mapped = _state.checked_mapping(mapping, params)
+    elif _state.has_own_order(params):
+        known = list(_state.paths(params))
+        mapped = _state.in_order(params, known)
+    else:
+        raise ValueError(
+            "params is a dict, whose keys JAX sorts: give the mapping, whose order is PyTorch's."
+        )
+    optimizers, trees, states = [tx], [params], [opt_state]
+    if isinstance(tx, Mapping):
+        optimizers, trees = list(tx.values()), _state.parts(tx, params, param_labels)
+        states = [opt_state.inner_states[label].inner_state for label in tx]
+    groups, state, index = [], {}, 0
+    for each, tree, part in zip(optimizers, trees, states, strict=True):
+        lifted = _state.lifted_of(each, "torch")
+        entries, scalars, count = _state.read(each, part, tree, _VOCABULARY, "torch")
+        decaying = _state.decaying(lifted, tree)
+        rate = _state.setting(lifted, "lr", None)
+        rate = float(rate(count)) if callable(rate) else float(rate)  # type: ignore[arg-type]
+        # Adagrad has its state from the start, the others from the first step on.
+        is_fresh = count == 0 and lifted.factory is not adagrad
+        for decays in sorted(set(decaying.values()), reverse=True):
+            own = [(p, a) for p, a in mapped.values() if p in entries and decaying[p] == decays]
+            options = {**_options(lifted, decays), "lr": rate}
+            if lifted.factory is adamw:
+                options.pop("decoupled_weight_decay")
+            groups.append((lifted, options, len(own)))
+            for path, axes in own:
+                if not is_fresh:
+                    numbers = dict(scalars) if lifted.factory is sgd else {"step": count, **scalars}
+                    state[index] = {k: torch.tensor(float(v)) for k, v in numbers.items()} | {
+                        name: torch.from_numpy(_state.to_there(value, axes).copy())
+                        for name, value in entries[path].items()
+                    }
+                index += 1
+    state = {index: entries for index, entries in state.items() if entries}
+    return {"state": state, "param_groups": _param_groups(torch, groups)}
+
+
+def _param_groups(torch: Any, groups: Sequence[tuple[Lifted, dict[str, Any], int]]) -> list[Any]:
+    """The groups as PyTorch itself writes them, with every option that this version has."""
+    result: list[Any] = []
+    for lifted, options, length in groups:
+        kind = getattr(torch.optim, _CLASSES[lifted.factory.__name__])  # type: ignore[union-attr]
+        placeholders = [torch.nn.Parameter(torch.empty(0)) for _ in range(length)]
+        group = kind(placeholders, **options).state_dict()["param_groups"][0]
+        start = sum(len(each["params"]) for each in result)
+        result.append({**group, "params": list(range(start, start + length))})
+    return result
+
+
+def _import_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("an export makes tensors: pip install torch") from error
+    return torch

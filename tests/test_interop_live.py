@@ -1,0 +1,401 @@
+"""The ports against PyTorch and Keras themselves. Needs the extra `interop`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+
+import numpy as np
+import pytest
+
+os.environ["KERAS_BACKEND"] = "jax"
+torch = pytest.importorskip("torch")
+keras = pytest.importorskip("keras")
+
+import jax
+import jax.numpy as jnp
+import optax
+import trajectories
+
+import adaptive_jax as aj
+from adaptive_jax import interop
+
+OPTIMIZERS = [
+    (library, name) for library, (_, names) in trajectories.LIBRARIES.items() for name in names
+]
+SETTINGS = 200
+AT_ONCE = 40  # Of Keras's optimizers, in one compiled loop.
+
+
+def theirs(library, name):
+    module = torch.optim if library == "torch" else keras.optimizers
+    return next(each for key, each in vars(module).items() if key.lower() == name)
+
+
+@pytest.mark.parametrize(("library", "name"), OPTIMIZERS)
+def test_arguments_have_their_names_order_and_defaults(library, name):
+    expected = dict(inspect.signature(theirs(library, name)).parameters)
+    for absent in ("params", "kwargs"):
+        expected.pop(absent, None)
+    actual = dict(inspect.signature(getattr(getattr(interop, library), name)).parameters)
+    assert actual.pop("mask").default is None
+    assert actual.pop("storage").default is None
+    assert list(actual) == list(expected)
+    for each, parameter in expected.items():
+        if (library, each) == ("keras", "name"):
+            continue  # Keras's default is the name of the class.
+        assert actual[each].default == parameter.default, each
+        assert actual[each].kind == parameter.kind, each
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("library", "name"), OPTIMIZERS)
+def test_random_settings_go_the_same_way(library, name, dtype):
+    draw = trajectories.LIBRARIES[library][0]
+    settings = [draw(name, index) for index in range(SETTINGS)]
+    if library == "torch":
+        expected = [trajectories.theirs_in_torch(name, each, dtype) for each in settings]
+    else:
+        expected = []
+        for start in range(0, SETTINGS, AT_ONCE):
+            part = settings[start : start + AT_ONCE]
+            expected += trajectories.theirs_in_keras(name, part, dtype)
+    first = trajectories.problem(dtype)[1]
+    errors = [
+        trajectories.error(trajectories.ours(library, name, each, dtype), one, first)
+        / trajectories.tolerance(library, each, dtype)
+        for each, one in zip(settings, expected, strict=True)
+    ]
+    worst = int(np.argmax(errors))
+    assert errors[worst] <= 1, (worst, settings[worst])
+
+
+# ---------------------------------------------------------------------------- saved runs
+
+RUNS = {
+    "sgd": ("sgd", {"momentum": 0.9}),
+    "sgd dampened": ("sgd", {"momentum": 0.9, "dampening": 0.5, "weight_decay": 0.1}),
+    "adagrad": ("adagrad", {"lr_decay": 0.1}),
+    "adadelta": ("adadelta", {}),
+    "rmsprop": ("rmsprop", {"momentum": 0.9, "centered": True}),
+    "adam": ("adam", {}),
+    "amsgrad": ("adam", {"amsgrad": True}),
+    "adamw": ("adamw", {"weight_decay": 0.1}),
+    "nadam": ("nadam", {}),
+    "adamax": ("adamax", {"maximize": True}),
+    "radam": ("radam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+}
+KERAS_RUNS = {
+    "sgd": ("sgd", {"momentum": 0.9, "nesterov": True}),
+    "adagrad": ("adagrad", {}),
+    "adadelta": ("adadelta", {"learning_rate": 1.0}),
+    "rmsprop": ("rmsprop", {"momentum": 0.9, "centered": True}),
+    "adam": ("adam", {"global_clipnorm": 1.0}),
+    "amsgrad": ("adam", {"amsgrad": True}),
+    "adamw": ("adamw", {"weight_decay": 0.1}),
+    "nadam": ("nadam", {}),
+    "adamax": ("adamax", {}),
+    "a schedule": ("adam", {"learning_rate": "schedule"}),
+}
+BEFORE, BETWEEN, AFTER = range(0, 60), range(60, 130), range(130, 200)
+
+
+def split(array):
+    """Two parameters, a matrix that is transposed on the other side and a vector."""
+    return [array[:6].reshape(2, 3), array[6:]]
+
+
+def torch_steps(tensors, optimizer, gradients):
+    for gradient in gradients:
+        for tensor, part in zip(tensors, split(gradient), strict=True):
+            tensor.grad = torch.tensor(part).to(tensor.dtype)
+        optimizer.step()
+
+
+def our_steps(tx, state, params, gradients):
+    """Steps with a dict whose keys JAX sorts into another order, and with the matrix transposed."""
+    for gradient in gradients:
+        matrix, vector = split(gradient)
+        grads = {"kernel": matrix.T, "bias": vector}
+        updates, state = tx.update(grads, state, params)
+        params = {name: params[name] + np.asarray(updates[name]) for name in params}
+    return state, params
+
+
+TORCH_MAPPING = {"weight": ("kernel", (1, 0)), "bias": "bias"}
+
+
+def relative_error(actual, expected, first):
+    """The error after some steps, of a trajectory that has its first and its last point alone."""
+    actual, expected, first = (
+        np.concatenate([np.ravel(part) for part in each]) for each in (actual, expected, first)
+    )
+    return trajectories.error(np.stack([first, actual]), np.stack([first, expected]), first)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("run", RUNS)
+def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
+    name, settings = RUNS[run]
+    wide = "float32" if dtype == "bfloat16" else dtype
+    gradients, first = trajectories.problem(wide)
+    make = lambda tensors: theirs("torch", name)(tensors, lr=0.05, **settings)  # noqa: E731
+    with trajectories.default_dtype(torch, wide), jax.enable_x64(wide == "float64"):
+        tensors = [
+            torch.nn.Parameter(torch.tensor(part).to(getattr(torch, dtype)))
+            for part in split(first)
+        ]
+        optimizer = make(tensors)
+        torch_steps(tensors, optimizer, gradients[BEFORE])
+        saved = optimizer.state_dict()
+        if dtype == "bfloat16":  # What the saved run would have gone on to in float32.
+            tensors = [torch.nn.Parameter(tensor.detach().float()) for tensor in tensors]
+            optimizer = make(tensors)
+            optimizer.load_state_dict(saved)
+
+        matrix, vector = (tensor.detach().numpy().copy() for tensor in tensors)
+        start = [matrix, vector]
+        params = {"kernel": matrix.T, "bias": vector}
+        tx = getattr(interop.torch, name)(lr=0.05, **settings)
+        state = interop.torch.import_state(tx, params, saved, TORCH_MAPPING)
+        state, params = our_steps(tx, state, params, gradients[BETWEEN])
+        torch_steps(tensors, optimizer, gradients[BETWEEN])
+        expected = [tensor.detach().numpy() for tensor in tensors]
+        error = relative_error([params["kernel"].T, params["bias"]], expected, start)
+        assert error <= trajectories.TOLERANCE[wide]
+
+        # And back, into a new optimizer with other options: those of the run are in what is loaded.
+        back = [
+            torch.nn.Parameter(tensor.clone())
+            for tensor in interop.torch.export_params(params, TORCH_MAPPING).values()
+        ]
+        again = theirs("torch", name)(back, lr=1.0)
+        again.load_state_dict(interop.torch.export_state(tx, params, state, TORCH_MAPPING))
+        for ours, group in zip(again.param_groups, optimizer.param_groups, strict=True):
+            assert {k: v for k, v in ours.items() if k != "params"} == {
+                k: v for k, v in group.items() if k != "params"
+            }
+        torch_steps(back, again, gradients[AFTER])
+        torch_steps(tensors, optimizer, gradients[AFTER])
+        expected = [tensor.detach().numpy() for tensor in tensors]
+        error = relative_error([tensor.detach().numpy() for tensor in back], expected, start)
+        assert error <= trajectories.TOLERANCE[wide]
+
+
+def test_parameter_groups_go_on_here_and_back_there():
+    gradients, first = trajectories.problem("float32")
+    tensors = [torch.nn.Parameter(torch.tensor(part)) for part in split(first)]
+    groups = [
+        {"params": [tensors[0]], "weight_decay": 0.1, "betas": (0.8, 0.99)},
+        {"params": [tensors[1]], "lr": 0.01},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.0)
+    torch_steps(tensors, optimizer, gradients[BEFORE])
+    txs = {
+        "matrix": interop.torch.adamw(lr=0.05, weight_decay=0.1, betas=(0.8, 0.99)),
+        "vector": interop.torch.adamw(lr=0.01, weight_decay=0.0),
+    }
+    labels = {"kernel": "matrix", "bias": "vector"}
+    matrix, vector = (tensor.detach().numpy().copy() for tensor in tensors)
+    params = {"kernel": matrix.T, "bias": vector}
+    state = interop.torch.import_state(
+        txs, params, optimizer.state_dict(), TORCH_MAPPING, param_labels=labels
+    )
+    tx = optax.partition(txs, labels)
+    state, params = our_steps(tx, state, params, gradients[BETWEEN])
+    torch_steps(tensors, optimizer, gradients[BETWEEN])
+    np.testing.assert_allclose(params["kernel"].T, tensors[0].detach().numpy(), rtol=2e-5)
+    exported = interop.torch.export_state(txs, params, state, TORCH_MAPPING, param_labels=labels)
+    expected = optimizer.state_dict()
+    assert exported["param_groups"] == expected["param_groups"]
+    for index, entries in expected["state"].items():
+        for name, value in entries.items():
+            np.testing.assert_allclose(exported["state"][index][name], value, rtol=1e-4, atol=1e-7)
+
+
+def test_a_mask_becomes_two_groups():
+    params = {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)}
+    tx = interop.torch.adamw(weight_decay=0.1, mask={"kernel": True, "bias": False})
+    state = tx.init(params)
+    _, state = tx.update(params, state, params)
+    exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
+    assert [group["weight_decay"] for group in exported["param_groups"]] == [0.1, 0.0]
+    assert [group["params"] for group in exported["param_groups"]] == [[0], [1]]
+    again = interop.torch.import_state(tx, params, exported, TORCH_MAPPING)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, again))
+
+
+def test_nothing_was_done_yet():
+    tensors = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]
+    params = {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}
+    for name in trajectories.LIBRARIES["torch"][1]:
+        optimizer = theirs("torch", name)(tensors, lr=0.1)
+        tx = getattr(interop.torch, name)(lr=0.1)
+        state = interop.torch.import_state(tx, params, optimizer.state_dict(), TORCH_MAPPING)
+        assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))
+        exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
+        theirs("torch", name)(tensors, lr=0.1).load_state_dict(exported)
+        assert exported["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_an_import_does_not_share_memory():
+    tensor = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.Adam([tensor])
+    tensor.grad = torch.ones(4)
+    optimizer.step()
+    tx = interop.torch.adam()
+    state, _ = interop.torch.import_state(tx, [np.zeros(4)], optimizer.state_dict())
+    before = np.array(state.mu[0])
+    optimizer.state[tensor]["exp_avg"].fill_(100.0)
+    np.testing.assert_array_equal(state.mu[0], before)
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 4, 3)
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)])
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x))).mean((2, 3))
+        return self.layers[1](torch.tanh(self.layers[0](x)))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_real_network_finds_its_parameters(named):
+    torch.manual_seed(0)
+    model = Network()
+    parameters = list(model.named_parameters()) if named else model.parameters()
+    optimizer = torch.optim.AdamW(parameters, lr=0.01)
+    dense = lambda *shape: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[-1])}  # noqa: E731
+    params = {
+        "conv": dense(3, 3, 1, 4),
+        "norm": {"scale": jnp.zeros(4), "bias": jnp.zeros(4)},
+        "layers_0": dense(4, 4),
+        "layers_1": dense(4, 2),
+    }
+    mapping = interop.torch.match(params, model.state_dict())
+    tx = interop.torch.adamw(lr=0.01)
+    inputs = torch.randn(16, 1, 6, 6)
+
+    def gradients():
+        model.zero_grad()
+        model(inputs).square().mean().backward()
+        return {name: tensor.grad.clone() for name, tensor in model.named_parameters()}
+
+    for _ in range(5):
+        gradients()
+        optimizer.step()
+    ours = interop.torch.import_params(params, model.state_dict(), mapping)
+    given = None if named else mapping
+    state = interop.torch.import_state(tx, ours, optimizer.state_dict(), given)
+    for _ in range(5):
+        grads = interop.torch.import_params(params, gradients(), mapping)
+        optimizer.step()
+        updates, state = tx.update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    back = interop.torch.export_params(ours, mapping)
+    for name, tensor in model.named_parameters():
+        np.testing.assert_allclose(back[name], tensor.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("run", KERAS_RUNS)
+def test_a_run_of_keras_goes_on_here_and_back_there(run, dtype):
+    name, settings = KERAS_RUNS[run]
+    gradients, first = trajectories.problem(dtype)
+    keras.config.set_floatx(dtype)
+    ours = {"learning_rate": 0.05, **settings}
+    other = dict(ours)
+    if ours["learning_rate"] == "schedule":
+        ours["learning_rate"] = optax.linear_schedule(0.05, 0.01, 100)
+        other["learning_rate"] = keras.optimizers.schedules.PolynomialDecay(0.05, 100, 0.01)
+
+    def keras_steps(variables, optimizer, gradients):
+        for gradient in gradients:
+            optimizer.apply([jnp.asarray(part) for part in split(gradient)], variables)
+
+    with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
+        variables = [
+            keras.Variable(part, dtype=dtype, name=each)
+            for part, each in zip(split(first), ("kernel", "bias"), strict=True)
+        ]
+        optimizer = theirs("keras", name)(**other)
+        keras_steps(variables, optimizer, gradients[BEFORE])
+
+        matrix, vector = (np.array(variable.value) for variable in variables)
+        start = [matrix, vector]
+        params = {"kernel": matrix.T, "bias": vector}
+        mapping = {"kernel": ("kernel", (1, 0)), "bias": "bias"}
+        # Keras keeps a learning rate in a variable of its own precision.
+        tx = getattr(interop.keras, name)(**ours)
+        state = interop.keras.import_state(tx, params, optimizer.variables, mapping)
+        state, params = our_steps(tx, state, params, gradients[BETWEEN])
+        keras_steps(variables, optimizer, gradients[BETWEEN])
+        expected = [np.array(variable.value) for variable in variables]
+        # A schedule of Keras, and what it multiplies, is computed in float32.
+        tolerance = 1e-6 if run == "a schedule" else 0.0
+        tolerance = max(tolerance, trajectories.TOLERANCE[dtype])
+        error = relative_error([params["kernel"].T, params["bias"]], expected, start)
+        assert error <= tolerance
+
+        exported = interop.keras.export_state(tx, params, state, mapping)
+        back = [
+            keras.Variable(part, dtype=dtype, name=each)
+            for part, each in zip(
+                [params["kernel"].T, params["bias"]], ("kernel", "bias"), strict=True
+            )
+        ]
+        again = theirs("keras", name)(**other)
+        again.build(back)
+        for variable, value in zip(again.variables, exported, strict=True):
+            variable.assign(value)
+        keras_steps(back, again, gradients[AFTER])
+        keras_steps(variables, optimizer, gradients[AFTER])
+        expected = [np.array(variable.value) for variable in variables]
+        error = relative_error([np.array(variable.value) for variable in back], expected, start)
+        assert error <= tolerance
+
+
+def test_names_of_a_keras_model_place_its_parameters():
+    keras.config.set_floatx("float32")
+    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+        model = keras.Sequential(
+            [
+                keras.Input((3,)),
+                keras.layers.Dense(3, name="dense"),
+                keras.layers.Dense(3, name="dense_1"),
+            ]
+        )
+        optimizer = keras.optimizers.Adam(0.01)
+        optimizer.build(model.trainable_variables)
+        grads = [jnp.full(v.shape, float(i)) for i, v in enumerate(model.trainable_variables)]
+        optimizer.apply(grads)
+        params = {
+            layer: {"kernel": jnp.zeros((3, 3)), "bias": jnp.zeros(3)}
+            for layer in ("dense_1", "dense")
+        }
+        state, _ = interop.keras.import_state(interop.keras.adam(0.01), params, optimizer.variables)
+    for value, (layer, leaf) in enumerate(
+        [("dense", "kernel"), ("dense", "bias"), ("dense_1", "kernel"), ("dense_1", "bias")]
+    ):
+        np.testing.assert_allclose(state.mu[layer][leaf], 0.1 * value, rtol=1e-6)
+
+
+def test_the_example_of_a_chain_with_clipping():
+    """clip_grad_norm_ and an optimizer are a chain here."""
+    gradients, first = trajectories.problem("float32")
+    tensors = [torch.nn.Parameter(torch.tensor(part)) for part in split(first)]
+    optimizer = torch.optim.AdamW(tensors, lr=0.05)
+    tx = aj.chain(aj.clip_by_global_norm(1.0), interop.torch.adamw(lr=0.05))
+    params = {"kernel": split(first)[0].T, "bias": split(first)[1]}
+    _, params = our_steps(tx, tx.init(params), params, gradients[BEFORE])
+    for gradient in gradients[BEFORE]:
+        for tensor, part in zip(tensors, split(gradient), strict=True):
+            tensor.grad = torch.tensor(part)
+        torch.nn.utils.clip_grad_norm_(tensors, 1.0)
+        optimizer.step()
+    np.testing.assert_allclose(params["kernel"].T, tensors[0].detach().numpy(), rtol=1e-4)
