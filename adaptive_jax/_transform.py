@@ -238,7 +238,7 @@ def _update_tree(
                 param_leaves[i],
                 storages=lifted.storages[part],
                 selected=tuple(each[i] for each in selected[part]),
-                dtypes=(dtype, jnp.result_type(gradient) if stop == len(rules) else dtype),
+                dtypes=(dtype, gradient.dtype if stop == len(rules) else dtype),
             )
             for each, values in zip(slots[part], new, strict=True):
                 for name, value in values.items():
@@ -344,7 +344,7 @@ def _stretches(rules: Sequence[Rule]) -> list[tuple[int, int]]:
 
 
 def _compute_dtype(x: Any, stored: Any = ()) -> Any:
-    return maths.compute_dtype(*(jnp.result_type(leaf) for leaf in (x, *jax.tree.leaves(stored))))
+    return maths.compute_dtype(x.dtype, *(leaf.dtype for leaf in jax.tree.leaves(stored)))
 
 
 @functools.partial(jax.jit, static_argnames=("storages", "selected", "dtypes"))

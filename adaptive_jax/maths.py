@@ -6,6 +6,7 @@ every array of every step goes through is written in jax.lax, which traces many 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ class DecayRate(NamedTuple):
     correction: jax.Array | None = None
 
 
+@functools.cache
 def compute_dtype(dtype: Any, *others: Any) -> Any:
     """The dtype of the maths for arrays of these: float32 at least, float64 if any of them is.
 
@@ -61,9 +63,19 @@ def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
     return lax.mul(lax.convert_element_type(factor, x.dtype), x)
 
 
+def quotient(x: jax.Array, divisor: jax.Array | float) -> jax.Array:
+    """x / divisor, for a real divisor of the shape of x or of shape ()."""
+    return lax.div(x, lax.convert_element_type(divisor, x.dtype))
+
+
 def decayed(average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
     """decay · average, as average - (1 - decay) · average: in float32, 0.999 itself is rounded."""
     return lax.sub(average, scaled(average, complement(decay)))
+
+
+def decayed_sum(value: jax.Array, total: jax.Array, decay: jax.Array) -> jax.Array:
+    """decay · total + value."""
+    return lax.add(scaled(total, decay), value)
 
 
 def ema(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
@@ -139,7 +151,14 @@ def square_root(x: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
     infinite one. It is eps that is held above zero: one number, not every element.
     """
     least = x.dtype.type(least_denominator(x.dtype) ** 2)
-    return lax.sqrt(lax.add(x, lax.max(jnp.asarray(eps, x.dtype), least)))
+    return lax.sqrt(lax.add(x, lax.max(lax.convert_element_type(eps, x.dtype), least)))
+
+
+def denominator(
+    x: jax.Array, eps: jax.Array | float, eps_root: jax.Array | float = 0.0
+) -> jax.Array:
+    """√(x + eps_root) + eps."""
+    return lax.add(square_root(x, eps_root), lax.convert_element_type(eps, x.dtype))
 
 
 def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:

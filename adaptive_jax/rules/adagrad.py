@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._rule import NonNegative, Rule, Slot
-from ..maths import abs_squared, saturated, square_root
+from ..maths import abs_squared, denominator, quotient, saturated, square_root
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class AdaGrad(Rule):
     def update(self, grad, slots, param, ctx):
         total = saturated(slots["sum_of_squares"]) + saturated(abs_squared(grad))
         total = ctx.store("sum_of_squares", total)
-        root = square_root(total, self.eps) if self.eps_in_sqrt else square_root(total) + self.eps
-        return grad / root, {"sum_of_squares": total}
+        root = square_root(total, self.eps) if self.eps_in_sqrt else denominator(total, self.eps)
+        return quotient(grad, root), {"sum_of_squares": total}

@@ -12,12 +12,13 @@ from ..maths import (
     bias_correction,
     complement,
     decayed,
+    denominator,
     ema,
     least_denominator,
+    quotient,
     saturated,
     scaled,
     second_moment,
-    square_root,
 )
 
 
@@ -66,10 +67,10 @@ def ratio(rule, mu, correction_1, nu, correction_2):
     With ε̂: √correction_2·μ̂/(√(ν + ε_root) + ε̂). μ is divided last, so that μ̂ cannot overflow.
     """
     if rule.eps_hat:
-        root = square_root(nu, rule.eps_root) + rule.eps
-        return mu * jnp.sqrt(correction_2) / (correction_1 * root)
-    root = square_root(nu / correction_2, rule.eps_root) + rule.eps
-    return mu / (correction_1 * root)
+        root = denominator(nu, rule.eps, rule.eps_root)
+        return quotient(scaled(mu, jnp.sqrt(correction_2)), scaled(root, correction_1))
+    root = denominator(quotient(nu, correction_2), rule.eps, rule.eps_root)
+    return quotient(mu, scaled(root, correction_1))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from .._rule import Decay, Fraction, Rule, Slot
-from ..maths import complement, scaled
+from ..maths import complement, decayed_sum, scaled
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ class Trace(Rule):
             if not self.dampen_first:
                 weight = jnp.where(ctx.step == 1, jnp.ones_like(weight), weight)
             grad = scaled(grad, weight)
-        trace = ctx.store("trace", scaled(slots["trace"], self.decay) + grad)
-        return scaled(trace, self.decay) + grad if self.nesterov else trace, {"trace": trace}
+        trace = ctx.store("trace", decayed_sum(grad, slots["trace"], self.decay))
+        return decayed_sum(grad, trace, self.decay) if self.nesterov else trace, {"trace": trace}

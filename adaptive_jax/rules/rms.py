@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from .._rule import Decay, NonNegative, Rule, Slot
-from ..maths import abs_squared, bias_correction, ema, second_moment, square_root
+from ..maths import (
+    abs_squared,
+    bias_correction,
+    denominator,
+    ema,
+    quotient,
+    second_moment,
+    square_root,
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,10 @@ class Rms(Rule):
     def update(self, grad, slots, param, ctx):
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         nu_hat = nu / bias_correction(self.decay, ctx.step) if self.bias_correction else nu
-        return grad / self.root(nu_hat), {"nu": nu}
+        return quotient(grad, self.root(nu_hat)), {"nu": nu}
 
     def root(self, nu):
-        return square_root(nu, self.eps) if self.eps_in_sqrt else square_root(nu) + self.eps
+        return square_root(nu, self.eps) if self.eps_in_sqrt else denominator(nu, self.eps)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class StdDev(Rms):
         mean_square = nu / correction
         variance = mean_square - abs_squared(mu / correction)
         variance = jnp.maximum(variance, mean_square * jnp.finfo(nu.dtype).eps)
-        return grad / self.root(variance), {"mu": mu, "nu": nu}
+        return quotient(grad, self.root(variance)), {"mu": mu, "nu": nu}
 
 
 @dataclass(frozen=True)

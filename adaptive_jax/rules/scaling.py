@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jax import lax
+
 from .._rule import Hyper, NonNegative, Rule
 from ..maths import scaled
 
@@ -44,7 +46,7 @@ class LearningRate(Rule):
             rate = rate / (1 + self.learning_rate_decay * (ctx.step - 1).astype(rate.dtype))
         if self.weight_decay is not None and ctx.selected:
             grad = grad + self.weight_decay * param
-        return scaled(grad, -rate if self.flip_sign else rate), {}
+        return scaled(grad, lax.neg(rate) if self.flip_sign else rate), {}
 
 
 @dataclass(frozen=True)
