@@ -11,9 +11,11 @@ from ._rule import Hyper as Hyper
 from ._rule import NonNegative as NonNegative
 from ._rule import Rule as Rule
 from ._rule import Slot as Slot
+from ._storage import Float as Float
 from ._storage import Storage as Storage
 from ._transform import chain as chain
 from ._transform import transform as transform
+from .maths import global_norm as global_norm
 from .optimizers import adadelta as adadelta
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
@@ -39,5 +41,11 @@ from .optimizers import scale_by_rss as scale_by_rss
 from .optimizers import scale_by_stddev as scale_by_stddev
 from .optimizers import sgd as sgd
 from .optimizers import trace as trace
+from .precision import apply_updates as apply_updates
+from .precision import compensate as compensate
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
+from .wrappers import monitor as monitor
+from .wrappers import multi_steps as multi_steps
+from .wrappers import raise_if_stopped as raise_if_stopped
+from .wrappers import skip_nonfinite as skip_nonfinite

@@ -63,6 +63,15 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
     raise TypeError(f"{name}={value!r} is a {type(value).__name__} in {rule}: {allowed}.")
 
 
+def one_number(rule: str, name: str, value: Any) -> None:
+    """Raises a ValueError for a hyperparameter that is many numbers when it comes to be used."""
+    if shape := np.shape(value) if hasattr(value, "shape") else ():
+        raise ValueError(
+            f"{name} has the shape {shape} in {rule}: these are many optimizers, made by jax.vmap. Use "
+            "them under jax.vmap as well, or take one out: jax.tree.map(lambda x: x[i], tx)."
+        )
+
+
 def one_of(argument: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raises a ValueError if an option has none of its values."""
     if value not in allowed:
@@ -247,6 +256,16 @@ def chain_state(state: Any, length: int) -> None:
         )
 
 
+def wrapper_state(state: Any, expected: Any) -> None:
+    """Raises a ValueError unless the state is the NamedTuple of this wrapper."""
+    if not isinstance(state, expected):
+        raise ValueError(
+            f"the state was made by another optimizer: expected {expected.__name__}"
+            f"({', '.join(expected._fields)}), got {_outline(state)}. Make it with this optimizer's "
+            "init(params)."
+        )
+
+
 def _outline(state: Any) -> str:
     if hasattr(state, "_fields"):
         return f"{type(state).__name__}({', '.join(state._fields)})"
@@ -284,9 +303,15 @@ def slot_name(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
 
 
-def returned(rule: Any, gradient: Any, direction: Any, slots: Any) -> None:
-    """Raises unless a rule's update returned a direction like its gradient, and all its slots."""
+def returned(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:
+    """What a rule's update returned, if it is a direction like its gradient, and all its slots."""
     name = type(rule).__name__
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(
+            f"{name}.update must return (direction, slots), the slots a dict, which is empty for a rule "
+            f"without any; got a {type(result).__name__}."
+        )
+    direction, slots = result
     if not isinstance(slots, Mapping) or set(slots) != set(rule.slots):
         got = list(slots) if isinstance(slots, Mapping) else type(slots).__name__
         raise ValueError(
@@ -298,3 +323,4 @@ def returned(rule: Any, gradient: Any, direction: Any, slots: Any) -> None:
                 f"{name}.update returned for {what} {describe(value)}, where the array has the shape "
                 f"{np.shape(gradient)}."
             )
+    return direction, slots

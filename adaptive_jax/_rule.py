@@ -123,8 +123,15 @@ class Rule:
         )
 
     def __post_init__(self) -> None:
+        optional = {f.name for f in dataclasses.fields(self) if f.default is None}  # type: ignore[arg-type]
         for name, interval in fields(type(self))[1].items():
-            value = _check.hyperparameter(type(self).__name__, name, getattr(self, name), interval)
+            value = getattr(self, name)
+            if value is None and name not in optional:
+                raise TypeError(
+                    f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "
+                    "array of shape (), or a schedule."
+                )
+            value = _check.hyperparameter(type(self).__name__, name, value, interval)
             # A schedule becomes a pytree without leaves: static data, compared by identity.
             if callable(value) and not isinstance(value, jax.tree_util.Partial):
                 value = jax.tree_util.Partial(value)

@@ -266,6 +266,7 @@ class _Step:
         self._values = {}
         for name in _rule.fields(type(rule))[0]:
             value = getattr(rule, name)
+            _check.one_number(type(rule).__name__, name, value)
             if callable(value):
                 value = _check.scheduled(type(rule).__name__, name, value(count))
             self._values[name] = value
@@ -381,8 +382,8 @@ def _update_array(
         )
         # Complex arrays times real scalars are meant, also where a user forbids promotion.
         with jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext():
-            direction, values = rule.update(direction, slots.read(), param, context)
-        _check.returned(rule, gradient, direction, values)
+            result = rule.update(direction, slots.read(), param, context)
+        direction, values = _check.returned(rule, gradient, result)
         new.append(slots.encoded(values))
     return maths.saturating_cast(direction, out_dtype), tuple(new)
 
@@ -442,7 +443,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
       >>> aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1))
       chain(clip_by_global_norm(max_norm=1.0), sgd(learning_rate=0.1))
     """
-    chained = Chained(tuple(_member(each) for each in transformations))
+    chained = Chained(tuple(member(each, "chain") for each in transformations))
     return Transformation(Partial(_chain_init, chained), Partial(_chain_update, chained))
 
 
@@ -476,13 +477,14 @@ class Foreign:
         return getattr(self.transformation.update, "__qualname__", "…").partition(".")[0]
 
 
-def _member(transformation: Any) -> Any:
+def member(transformation: Any, what: str) -> Any:
+    """A transformation as part of another one that is a pytree."""
     if isinstance(transformation, Transformation):
         return transformation
     if isinstance(transformation, optax.GradientTransformation):
         return Foreign(transformation)
     raise TypeError(
-        f"chain takes optax gradient transformations, got {transformation!r} of type "
+        f"{what} takes optax gradient transformations, got {transformation!r} of type "
         f"{type(transformation).__name__}. Rules are put together by aj.transform."
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +17,8 @@ from jax import lax
 
 class DecayRate(NamedTuple):
     """A decay rate b of a moving average as a rule sees it: with 1 - b and the bias correction.
+
+    In arithmetic it is the number b, and `1 - b` is exact: b * mean + (1 - b) * value just works.
 
     In float32, 1 - 0.999 is wrong by 1.3e-5. The complement is therefore taken from the Python
     number, in float64, before anything is rounded.
@@ -29,6 +30,30 @@ class DecayRate(NamedTuple):
     value: jax.Array
     complement: jax.Array
     correction: jax.Array | None = None
+
+    def __rsub__(self, other: Any) -> Any:
+        return self.complement if type(other) in (int, float) and other == 1 else other - self.value
+
+    def __sub__(self, other: Any) -> Any:
+        return self.value - other
+
+    def __add__(self, other: Any) -> Any:  # type: ignore[override]  # A number here, no tuple.
+        return self.value + other
+
+    def __mul__(self, other: Any) -> Any:  # type: ignore[override]
+        return self.value * other
+
+    def __pow__(self, exponent: Any) -> Any:
+        return self.value**exponent
+
+    def __truediv__(self, other: Any) -> Any:
+        return self.value / other
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.value
+
+    __radd__ = __add__
+    __rmul__ = __mul__  # type: ignore[assignment]
 
 
 @functools.cache
@@ -176,15 +201,17 @@ def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def global_norm(arrays: Sequence[jax.Array]) -> jax.Array:
-    """√Σ|x|² over all arrays, in float32 at least.
+def global_norm(tree: Any) -> jax.Array:
+    """√Σ|x|² over all arrays of a tree, in float32 at least.
 
     The squares are those of x · 2^-32 (2^-256 in float64), so that neither the square of the largest
     gradient nor the sum of any number of them overflows.
     """
+    arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
     dtype = compute_dtype(jnp.float32, *(x.dtype for x in arrays))
     scale = math.ldexp(1.0, jnp.finfo(dtype).maxexp // 4)
     total = jnp.zeros((), dtype)
     for x in arrays:
-        total = total + jnp.sum(abs_squared(x * (1 / scale))).astype(dtype)
+        small = x.astype(compute_dtype(x.dtype, dtype)) * (1 / scale)
+        total = total + jnp.sum(abs_squared(small))
     return scale * square_root(total)

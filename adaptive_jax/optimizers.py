@@ -137,6 +137,8 @@ def sgd(
       sgd(learning_rate=0.1, momentum=0.9)
     """
     one_of("velocity", velocity, _VELOCITIES)
+    if momentum is None and isinstance(dampening, (int, float)) and dampening != 0:
+        raise ValueError(f"dampening={dampening!r} needs a momentum, whose velocity it dampens.")
     if momentum is None:
         return _descend(sgd, None, learning_rate, weight_decay, mask, storage)
     storage = _storage.with_dtype(storage, "trace", accumulator_dtype)

@@ -122,6 +122,33 @@ PORTED = {
 """The ports of other libraries' optimizers, made of the same rules."""
 
 
+WRAPPERS = {
+    "skip_nonfinite": (
+        aj.skip_nonfinite(aj.adam(0.1), max_consecutive=3),
+        # In the state: the step itself is not taken.
+        {"a gradient that is not finite stays visible"},
+    ),
+    "multi_steps": (
+        aj.multi_steps(aj.adam(0.1), 2),
+        {"a gradient that is not finite stays visible"},
+    ),
+    "compensate": (
+        aj.compensate(aj.adam(0.1)),
+        # The updates of low-precision parameters are exact, in float32, and made with the parameters.
+        {
+            "its maths is in float32 at least, and an update has its gradient's dtype",
+            "None, empty trees, zero-size and scalar arrays just work",
+        },
+    ),
+    "monitor": (
+        aj.monitor({"norm": aj.global_norm}),
+        # The norm of the largest numbers is larger still.
+        {"finite gradients give finite updates"},
+    ),
+}
+"""What stands around or beside an optimizer, and the promises that are not meant for it."""
+
+
 def exported_factories() -> set[str]:
     """The names of everything exported that returns a transformation made of rules."""
     return {

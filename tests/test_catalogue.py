@@ -12,6 +12,7 @@ from catalogue import (
     PORTED,
     SETTINGS,
     WHOLE_OPTIMIZERS,
+    WRAPPERS,
     exported_factories,
     exported_ports,
     label,
@@ -22,14 +23,13 @@ from adaptive_jax.testing import PROMISES
 
 
 def test_every_export_is_in_the_table():
-    assert exported_factories() == set(SETTINGS)
+    assert exported_factories() == set(SETTINGS) | set(WRAPPERS)
     assert exported_ports() == {case.partition("(")[0] for case in PORTED}
 
 
-# Every optimizer in each run; its further settings, and the ports but for those that keep more than
-# other optimizers do, in the slow one.
+# Every optimizer in each run; its further settings and the ports, which are made of the same rules, in
+# the slow one.
 FIRST = {label(name, settings[0]) for name, settings in SETTINGS.items()}
-FIRST |= {case for case in PORTED if case.startswith(("torch.sgd", "torch.nadam", "keras.sgd"))}
 
 
 @pytest.mark.parametrize("promise", PROMISES)
@@ -45,7 +45,17 @@ def test_promise(case, promise):
     PROMISES[promise](factory(**settings))
 
 
-@pytest.mark.parametrize("name", sorted(exported_factories() & set(dir(optax))))
+@pytest.mark.slow
+@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_promise_of_a_wrapper(name, promise):
+    tx, not_meant = WRAPPERS[name]
+    assert not_meant <= set(PROMISES)
+    if promise not in not_meant:
+        PROMISES[promise](tx)
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) & set(dir(optax))))
 def test_signature_is_that_of_optax_where_optax_has_one(name):
     theirs = inspect.signature(getattr(optax, name)).parameters
     ours = inspect.signature(getattr(aj, name)).parameters

@@ -30,6 +30,7 @@ PARAMS = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
         (lambda: aj.adamw(0.1, weight_decay=-1), r"weight_decay=-1 is out of range"),
         (lambda: aj.clip_by_global_norm(-1.0), r"max_norm=-1.0 is out of range"),
         (lambda: aj.adam(jnp.ones(3)), r"learning_rate has shape \(3,\) .* jax.vmap"),
+        (lambda: aj.sgd(0.1, dampening=0.5), r"dampening=0.5 needs a momentum"),
         (lambda: aj.sgd(0.1, velocity="updates"), r"velocity='updates' is not known: .*'steps'"),
         (lambda: aj.amsgrad(0.1, maximum_of="nu"), r"maximum_of='nu' is not known"),
         (lambda: aj.amsgrad(0.1, eps_hat=True), r'eps_hat=True needs maximum_of="raw"'),
@@ -62,6 +63,36 @@ def test_values_out_of_range(make, message):
 def test_values_of_the_wrong_type(make, message):
     with pytest.raises(TypeError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: aj.adam(None), "learning_rate=None is out of place in LearningRate"),
+        (lambda: aj.adam(0.1, b1=None), r"b1=None is out of place in Adam: it must be a number in"),
+        (lambda: aj.adam(0.1, eps=None), "eps=None is out of place in Adam"),
+        (lambda: aj.clip_by_global_norm(None), "max_norm=None is out of place in ClipByGlobalNorm"),
+    ],
+)
+def test_none_for_what_is_needed(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
+def test_many_optimizers_used_as_one():
+    many = jax.vmap(aj.adam)(jnp.array([0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match=r"has the shape \(3,\) in .* under jax.vmap"):
+        many.update(jnp.ones(3), aj.adam(0.1).init(jnp.ones(3)))
+
+
+def test_a_rule_that_returns_a_direction_alone():
+    @dataclass(frozen=True)
+    class Half(aj.Rule):
+        def update(self, grad, slots, param, ctx):
+            return grad / 2
+
+    with pytest.raises(ValueError, match=r"Half.update must return \(direction, slots\)"):
+        aj.transform(Half()).update(jnp.ones(2), optax.EmptyState())
 
 
 def test_a_rule_that_is_no_frozen_dataclass():

@@ -174,9 +174,10 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
         again = theirs("torch", name)(back, lr=1.0)
         again.load_state_dict(interop.torch.export_state(tx, params, state, TORCH_MAPPING))
         for ours, group in zip(again.param_groups, optimizer.param_groups, strict=True):
-            assert {k: v for k, v in ours.items() if k != "params"} == {
-                k: v for k, v in group.items() if k != "params"
-            }
+            assert ours["param_names"] == list(TORCH_MAPPING)
+            options = [name for name in group if name != "params"]
+            assert [ours[name] for name in options] == [group[name] for name in options]
+            assert set(ours) == {*group, "param_names"}
         torch_steps(back, again, gradients[AFTER])
         torch_steps(tensors, optimizer, gradients[AFTER])
         expected = [tensor.detach().numpy() for tensor in tensors]
@@ -188,8 +189,8 @@ def test_parameter_groups_go_on_here_and_back_there():
     gradients, first = trajectories.problem("float32")
     tensors = [torch.nn.Parameter(torch.tensor(part)) for part in split(first)]
     groups = [
-        {"params": [tensors[0]], "weight_decay": 0.1, "betas": (0.8, 0.99)},
-        {"params": [tensors[1]], "lr": 0.01},
+        {"params": [("weight", tensors[0])], "weight_decay": 0.1, "betas": (0.8, 0.99)},
+        {"params": [("bias", tensors[1])], "lr": 0.01},
     ]
     optimizer = torch.optim.AdamW(groups, lr=0.05, weight_decay=0.0)
     torch_steps(tensors, optimizer, gradients[BEFORE])
@@ -220,11 +221,16 @@ def test_a_mask_becomes_two_groups():
     tx = interop.torch.adamw(weight_decay=0.1, mask={"kernel": True, "bias": False})
     state = tx.init(params)
     _, state = tx.update(params, state, params)
-    exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
-    assert [group["weight_decay"] for group in exported["param_groups"]] == [0.1, 0.0]
-    assert [group["params"] for group in exported["param_groups"]] == [[0], [1]]
-    again = interop.torch.import_state(tx, params, exported, TORCH_MAPPING)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, again))
+    backwards = {name: TORCH_MAPPING[name] for name in reversed(TORCH_MAPPING)}
+    for mapping, decays in ((TORCH_MAPPING, [0.1, 0.0]), (backwards, [0.0, 0.1])):
+        exported = interop.torch.export_state(tx, params, state, mapping)
+        assert [group["weight_decay"] for group in exported["param_groups"]] == decays
+        assert [group["params"] for group in exported["param_groups"]] == [[0], [1]]
+        assert [group["param_names"] for group in exported["param_groups"]] == [
+            [n] for n in mapping
+        ]
+        again = interop.torch.import_state(tx, params, exported, TORCH_MAPPING)
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, again))
 
 
 def test_nothing_was_done_yet():

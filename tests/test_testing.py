@@ -34,6 +34,29 @@ class Yogi(aj.Rule):
         return mu_hat / (jnp.sqrt(nu_hat) + self.eps), {"mu": mu, "nu": nu}
 
 
+def test_a_decay_rate_in_arithmetic():
+    """A reader of the paper writes b·m + (1-b)·g: it works, and 1 - b is exact."""
+
+    @dataclass(frozen=True)
+    class Average(aj.Rule):
+        b: aj.Decay = 0.999
+        slots = {"mean": aj.Slot()}
+
+        def update(self, grad, slots, param, ctx):
+            mean = ctx.store("mean", self.b * slots["mean"] + (1 - self.b) * grad)
+            same = (slots["mean"] * self.b + self.b - self.b, 1 / self.b, self.b**2, self.b / 2)
+            return mean / aj.maths.bias_correction(self.b, ctx.step) + 0 * sum(same), {"mean": mean}
+
+    tx = aj.transform(Average())
+    state = tx.init(jnp.ones(2))
+    for gradient in (1.0, 2.0):
+        updates, state = tx.update(jnp.full(2, gradient), state)
+    expected = (0.999 * 0.001 * 1.0 + 0.001 * 2.0) / (1 - 0.999**2)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    with jax.numpy_dtype_promotion("standard"):
+        check_rule(Average())
+
+
 def test_a_users_own_rule_passes_and_equals_optax():
     with jax.numpy_dtype_promotion("standard"):
         check_rule(Yogi())

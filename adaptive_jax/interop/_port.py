@@ -46,7 +46,13 @@ def port(library: str, arguments: Mapping[str, Argument]) -> Callable[[_Factory]
 
         @functools.wraps(factory)
         def checked(*args: Any, **kwargs: Any) -> Any:
-            given = signature.bind(*args, **kwargs)
+            try:
+                given = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(
+                    f"{label}: {error}. It takes {', '.join(signature.parameters)}, and no parameters "
+                    "of a model."
+                ) from None
             given.apply_defaults()
             for name, value in given.arguments.items():
                 _check_argument(label, name, value, arguments[name], signature.parameters[name])

@@ -80,59 +80,116 @@ Mapped = dict[str, tuple[str, tuple[int, ...] | None]]
 """From a name there to a path here, and the axes that bring the array there into the layout here."""
 
 
-def match(params: Any, named: Mapping[str, Any], *, transposes: bool) -> Mapped:
+def match(params: Any, named: Any, known: Any = None, *, transposes: bool) -> Mapped:
     """Finds each named array's parameter by its name and its shape, or refuses.
 
+    known: pairs that are given, as in a mapping.
     transposes: whether (out, in) and (out, in, height, width) may have become (in, out) and
       (height, width, in, out).
     """
-    shapes = {name: tuple(getattr(value, "shape", value)) for name, value in named.items()}
+    if not isinstance(named, Mapping):
+        raise TypeError(
+            f"expected a dict of arrays by name, such as model.state_dict() or "
+            f"dict(model.named_parameters()), got {type(named).__name__}."
+        )
+    shapes = {name: _shape(name, value) for name, value in named.items()}
     leaves = {path: np.shape(leaf) for path, leaf in paths(params).items()}
-    modules = _modules(shapes, "."), _modules(leaves, "/")
+    there, here = _modules(shapes, "."), _modules(leaves, "/")
+    trusted = _trusted(there.values(), here.values())
+    found: Mapped = _targets(known or {}, params)
+    if unknown := set(found) - set(shapes):
+        raise ValueError(f"the mapping names {listed(unknown)}, which is not there.")
+    taken = {path for path, _ in found.values()}
     candidates: dict[str, dict[str, list[tuple[int, ...] | None]]] = {}
     for name, shape in shapes.items():
-        same_module = {p for p in leaves if modules[1][p] == modules[0][name] and _kin(name, p)}
-        among = same_module or {p for p in leaves if _kin(name, p)}
-        fits = {p: _layouts(name, shape, p, leaves[p], transposes) for p in leaves if p in among}
+        if name in found:
+            continue
+        among = [path for path in leaves if path not in taken and _kin(name, path)]
+        if there[name] in trusted:
+            among = [path for path in among if here[path] == there[name]]
+        else:
+            among = [path for path in among if here[path] not in trusted]
+        fits = {path: _layouts(name, shape, path, leaves[path], transposes) for path in among}
         candidates[name] = {path: layouts for path, layouts in fits.items() if layouts}
         if not candidates[name]:
             near = [f"{path} {leaves[path]}" for path in among] or ["none"]
             raise ValueError(
                 f"no parameter fits {name} of shape {shape}: those of its name or kind are "
-                f"{', '.join(near[:4])}. Give the mapping by hand for it: {{name: (path, axes)}}."
+                f"{listed(near, sort=False)}. Give the pair by hand: {{{name!r}: (path, axes)}}."
             )
-    found: Mapped = {}
-    while len(found) < len(shapes):
-        sure = {n: c for n, c in candidates.items() if n not in found and len(c) == 1}
-        sure = {n: c for n, c in sure.items() if len(next(iter(c.values()))) == 1}
+    while candidates:
+        sure = {
+            name: next(iter(some.items()))
+            for name, some in candidates.items()
+            if len(some) == 1 and len(next(iter(some.values()))) == 1
+        }
         if not sure:
             break
-        for name, one in sure.items():
-            path, layouts = next(iter(one.items()))
-            if path in (taken for taken, _ in found.values()):
+        for name, (path, layouts) in sure.items():
+            if path in (used for used, _ in found.values()):
                 raise ValueError(f"{name} and another array both fit the parameter {path} alone.")
             found[name] = path, layouts[0]
+            del candidates[name]
+            # The other arrays of this module are in the same module here, if they can be.
+            for other in candidates:
+                if there[other] == there[name]:
+                    same = {p: v for p, v in candidates[other].items() if here[p] == here[path]}
+                    candidates[other] = same or candidates[other]
         taken = {path for path, _ in found.values()}
         for name, some in candidates.items():
-            if name not in found:
-                candidates[name] = {p: layouts for p, layouts in some.items() if p not in taken}
-    if undecided := [name for name in shapes if name not in found]:
-        name = undecided[0]
-        options = ", ".join(
+            candidates[name] = {p: layouts for p, layouts in some.items() if p not in taken}
+    if candidates:
+        name = next(iter(candidates))
+        options = [
             f"{path} (axes {' or '.join(map(str, layouts))})"
             for path, layouts in candidates[name].items()
-        )
+        ]
         raise ValueError(
-            f"names and shapes do not decide which parameters {', '.join(undecided[:4])} are: {name} "
-            f"of shape {shapes[name]} could be {options or 'none that is left'}. Give the mapping by "
-            "hand: {name: (path, axes)}."
+            f"names and shapes do not decide which parameters {listed(candidates, sort=False)} are: "
+            f"{name} of shape {shapes[name]} could be {listed(options or ['none that is left'])}. Give "
+            f"some pairs by hand: {{{name!r}: (path, axes)}}."
         )
     if missing := set(leaves) - {path for path, _ in found.values()}:
         raise ValueError(
-            f"nothing was saved for the parameters {', '.join(sorted(missing)[:4])}: leave them out "
-            "of params, or out of the optimizer with optax.masked."
+            f"nothing was saved for the parameters {listed(missing)}: put None in their place in "
+            "params, or leave them out."
         )
     return {name: found[name] for name in shapes}
+
+
+def listed(names: Iterable[str], *, sort: bool = True) -> str:
+    """Some of the names, and how many more there are."""
+    names = sorted(names) if sort else list(names)
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
+
+
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    shape = getattr(value, "shape", value)
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(size, int) for size in shape):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}: expected an array or a shape. Is this the dict of a "
+            "model's arrays, or one that holds it?"
+        )
+    return tuple(shape)
+
+
+def _trusted(there: Iterable[str], here: Iterable[str]) -> set[str]:
+    """The modules whose names say which they are.
+
+    A number says nothing unless all modules of its kind have the same numbers on both sides: of
+    "0, 2, 4" there and "0, 1, 2" here, two would seem to match.
+    """
+
+    def families(names: Iterable[str]) -> dict[str, set[str]]:
+        result: dict[str, set[str]] = {}
+        for name in names:
+            result.setdefault(re.sub(r"\d+", "#", name), set()).add(name)
+        return result
+
+    ours = families(here)
+    equal = [members for kind, members in families(there).items() if ours.get(kind) == members]
+    return set().union(*equal)
 
 
 def _modules(names: Iterable[str], separator: str) -> dict[str, str]:
@@ -179,27 +236,41 @@ def _layouts(
 
 
 def checked_mapping(mapping: Any, params: Any) -> Mapped:
-    """A mapping as a user may give it: names to paths, or to paths and axes."""
+    """A mapping as a user may give it: names to paths, or to paths and axes, of all parameters."""
+    result = _targets(mapping, params)
+    used = [path for path, _ in result.values()]
+    twice = {path for path in used if used.count(path) > 1}
+    missing = set(paths(params)) - set(used)
+    if twice or missing:
+        raise ValueError(
+            "a mapping names every parameter once: "
+            f"{listed(twice or missing)} {'comes twice' if twice else 'is missing'}. (None in params, in "
+            "the place of a frozen parameter, needs no name.)"
+        )
+    return result
+
+
+def _targets(mapping: Any, params: Any) -> Mapped:
     if not isinstance(mapping, Mapping):
         raise TypeError(
             f"mapping is a {type(mapping).__name__}: it must be a dict from names there to paths "
             "here, or to (path, axes)."
         )
-    known, result = paths(params), {}
+    leaves, result = paths(params), {}
     for name, target in mapping.items():
         path, axes = (target, None) if isinstance(target, str) else target
-        if path not in known:
+        if path not in leaves:
             raise ValueError(
                 f"mapping[{name!r}] is {path!r}, which is no parameter: the paths are "
-                f"{', '.join(list(known)[:6])}."
+                f"{listed(leaves, sort=False)}."
             )
         axes = None if axes is None else tuple(axes)
-        if axes is not None and sorted(axes) != list(range(np.ndim(known[path]))):
+        if axes is not None and sorted(axes) != list(range(np.ndim(leaves[path]))):
             raise ValueError(
-                f"mapping[{name!r}] has the axes {axes}: {path} has the shape {np.shape(known[path])}."
+                f"mapping[{name!r}] has the axes {axes}: {path} has the shape "
+                f"{np.shape(leaves[path])}."
             )
         result[name] = path, axes
-    _each_once(params, [path for path, _ in result.values()])
     return result
 
 
@@ -216,16 +287,6 @@ def has_own_order(params: Any) -> bool:
     with_path = jax.tree_util.tree_leaves_with_path(params)
     keys = {type(key) for path, _ in with_path for key in path}
     return len(with_path) < 2 or jax.tree_util.DictKey not in keys
-
-
-def _each_once(params: Any, used: Sequence[str]) -> None:
-    twice = {path for path in used if used.count(path) > 1}
-    missing = set(paths(params)) - set(used)
-    if twice or missing:
-        raise ValueError(
-            "a mapping names every parameter once: "
-            f"{', '.join(sorted(twice or missing)[:4])} {'comes twice' if twice else 'is missing'}."
-        )
 
 
 def to_here(value: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:

@@ -462,19 +462,22 @@ class _Parameter:
     entries: Mapping[str, Any]
 
 
-def match(params: Any, named: Mapping[str, Any]) -> _state.Mapped:
+def match(params: Any, named: Mapping[str, Any], known: Any = None) -> _state.Mapped:
     """Which parameter here each one of a PyTorch model is, and how its axes are ordered.
 
     Args:
       params: the parameters here, a tree.
       named: `dict(model.named_parameters())` or `model.state_dict()`, or shapes by name.
+      known: pairs to start from, where names and shapes do not decide: {name: (path, axes)} or
+        {name: path}.
 
     Returns:
       From each name there to (path here, axes). The axes are None, or those by which
       `numpy.transpose` brings the array there into the layout here: (1, 0) for a linear layer whose
       weights are (in, out) here, (2, 3, 1, 0) for a convolution in HWIO. Names decide where modules
-      have the same names on both sides ("layers.0.weight" is "layers_0/kernel"), shapes elsewhere. A
-      kernel (Flax) or w (Haiku) is transposed, a weight (Equinox) is not.
+      have the same names on both sides ("layers.0.weight" is "layers_0/kernel"; numbered ones if all
+      their numbers agree), shapes elsewhere. A kernel (Flax) or w (Haiku) is transposed, a weight
+      (Equinox) is not.
 
       What no name can tell is not told: a transposed convolution, and a linear layer whose inputs
       are the flattened (channels, height, width) of PyTorch, need weights reordered by hand.
@@ -488,8 +491,9 @@ def match(params: Any, named: Mapping[str, Any]) -> _state.Mapped:
       >>> aj.interop.torch.match(params, {"out.weight": (2, 3), "out.bias": (2,)})
       {'out.weight': ('out/kernel', (1, 0)), 'out.bias': ('out/bias', None)}
     """
-    kept = {name: value for name, value in named.items() if not name.endswith(_BUFFERS)}
-    return _state.match(params, kept, transposes=True)
+    if isinstance(named, Mapping):
+        named = {name: value for name, value in named.items() if not name.endswith(_BUFFERS)}
+    return _state.match(params, named, known, transposes=True)
 
 
 def import_params(params: Any, named: Mapping[str, Any], mapping: Any = None) -> Any:
@@ -523,7 +527,8 @@ def import_params(params: Any, named: Mapping[str, Any], mapping: Any = None) ->
     for path, leaf in _state.paths(params).items():
         if arrays[path].shape != np.shape(leaf):
             raise ValueError(
-                f"{path} has the shape {np.shape(leaf)}, but {arrays[path].shape} was saved."
+                f"{path} has the shape {np.shape(leaf)}, but {arrays[path].shape} was saved. A mapping "
+                "can transpose it: {name: (path, axes)}."
             )
         leaves.append(jnp.array(arrays[path], jnp.result_type(leaf)))
     return jax.tree.structure(params).unflatten(leaves)
@@ -537,7 +542,8 @@ def export_params(params: Any, mapping: Any) -> dict[str, Any]:
       mapping: what `match` returns, or the like.
 
     Returns:
-      Tensors of float32 or float64, in PyTorch's layouts.
+      Tensors of float32 or float64, in PyTorch's layouts. They are parameters: a model with buffers,
+      such as the running means of batch normalisation, loads them with strict=False.
 
     Raises:
       ImportError: without PyTorch.
@@ -558,6 +564,7 @@ def import_state(
     mapping: Any = None,
     *,
     param_labels: Any = None,
+    names: Sequence[str] | None = None,
     step: int | None = None,
 ) -> Any:
     """The state of a PyTorch optimizer, as the state of the same optimizer here.
@@ -567,13 +574,17 @@ def import_state(
         free), alone or in an `aj.chain`. For parameter groups, a mapping from labels to optimizers,
         the first argument of `optax.partition`; groups that differ in `weight_decay` alone are
         one optimizer with a `mask`.
-      params: the parameters here.
+      params: the parameters here; None in the place of a frozen one, which PyTorch's optimizer did
+        not get.
       state_dict: `optimizer.state_dict()`, of tensors or arrays.
-      mapping: from PyTorch's names to paths here, or to (path, axes), in the order of the optimizer's
-        parameters: what `match` returns. By default the names in the saved groups decide (an
-        optimizer made of `model.named_parameters()` has them), or the order, if params is a tree
-        whose leaves have one of their own: a list, a tuple, but not a dict.
+      mapping: from PyTorch's names to paths here, or to (path, axes): what `match` returns. By default
+        the names in the saved groups decide (an optimizer made of `model.named_parameters()` has
+        them), or the order, if params is a tree whose leaves have one of their own: a list, a
+        tuple, but not a dict.
       param_labels: the second argument of `optax.partition`.
+      names: the names of the mapping in the order in which the optimizer got the parameters, group by
+        group, where the saved groups have no names. By default it is the order of the mapping, which
+        is the model's; several groups need the names.
       step: the number of steps taken, for SGD, which does not save it. A schedule needs it.
 
     Returns:
@@ -594,7 +605,7 @@ def import_state(
       TraceState(trace=[Array([1., 1.], dtype=float32)])
     """
     parameters = _parameters(state_dict)
-    placed = _place(params, parameters, mapping)
+    placed = _place(params, parameters, mapping, names)
     if not isinstance(tx, Mapping):
         return _import(tx, params, placed, step)
 
@@ -627,25 +638,38 @@ def _parameters(state_dict: Any) -> list[_Parameter]:
     return parameters
 
 
-def _place(params: Any, parameters: Sequence[_Parameter], mapping: Any) -> _Placed:
+def _place(
+    params: Any, parameters: Sequence[_Parameter], mapping: Any, names: Sequence[str] | None
+) -> _Placed:
     """The saved parameter of each path here."""
     named = all("param_names" in each.options for each in parameters)
     by_name = {each.name: each for each in parameters}
     if mapping is not None:
         mapped = _state.checked_mapping(mapping, params)
-        if not named:  # The mapping's order is the optimizer's.
-            if len(mapped) != len(parameters):
+        if not named:
+            order = list(mapped) if names is None else list(names)
+            groups = {id(each.options) for each in parameters}
+            if names is None and len(groups) > 1:
                 raise ValueError(
-                    f"mapping has {len(mapped)} parameters, but the optimizer saved {len(parameters)}."
+                    f"the optimizer saved {len(groups)} groups without the names of their parameters: "
+                    "give them as names=, in the order in which the optimizer got them. (One made of "
+                    "model.named_parameters() saves them itself.)"
+                )
+            if set(order) != set(mapped) or len(order) != len(parameters):
+                raise ValueError(
+                    f"the optimizer saved {len(parameters)} parameters, mapping has {len(mapped)} and "
+                    f"names {len(order)}: they must be the same. (None in params, in the place of a "
+                    "frozen parameter, needs no name.)"
                 )
             by_name = {
                 name: dataclasses.replace(each, name=name)
-                for name, each in zip(mapped, parameters, strict=True)
+                for name, each in zip(order, parameters, strict=True)
             }
         elif set(mapped) != set(by_name):
             different = sorted(set(mapped) ^ set(by_name))
             raise ValueError(
-                f"mapping and the saved groups do not name the same parameters: {different[:4]}."
+                "mapping and the saved groups do not name the same parameters: "
+                f"{_state.listed(different)}."
             )
     elif _state.has_own_order(params):
         mapped = _state.in_order(params, list(by_name))
@@ -678,6 +702,13 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
     decaying = _state.decaying(lifted, params)
     for path, (parameter, _) in placed.items():
         _check_options(lifted, parameter, decaying[path])
+    rates = {float(parameter.options["lr"]): parameter.name for parameter, _ in placed.values()}
+    if max(rates, default=0) > 1.000001 * min(rates, default=0):
+        slow, fast = min(rates), max(rates)
+        raise ValueError(
+            f"{rates[slow]} was saved with lr={slow:g} and {rates[fast]} with lr={fast:g}: give a dict "
+            "of optimizers, one for each group, and param_labels, as to optax.partition."
+        )
     is_empty = not any(parameter.entries for parameter, _ in placed.values())
     if is_empty and step is None and (slots or not _has_schedule(lifted)):
         return tx.init(params)  # Saved before the first step, or an optimizer without state.
@@ -752,10 +783,14 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
         theirs = np.asarray(value, float)
         # A number that went through float32 is meant to be the same.
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+            remedy = "Make the optimizer with the saved value."
+            if not isinstance(expected[name], bool) and name != "momentum":
+                remedy = "Import with the saved value: the state then goes on under any other."
+            if "param_names" not in parameter.options:
+                remedy += " Or are the parameters in another order than the optimizer had them?"
             raise ValueError(
                 f"{parameter.name} was saved with {name}={value!r}, but the optimizer has "
-                f"{expected[name]!r} for it. Import with the saved value: the state then goes on "
-                "under any other."
+                f"{expected[name]!r} for it. {remedy}"
             )
 
 
@@ -795,9 +830,10 @@ def export_state(
       param_labels: the second argument of `optax.partition`.
 
     Returns:
-      A state_dict with every option of the installed version of PyTorch. `lr` is that of the next
-      step. There is one group; for a mapping of optimizers one for each, in its order; and one with
-      weight decay before one without for an optimizer with a `mask`.
+      A state_dict with every option of the installed version of PyTorch, and with the mapping's names.
+      `lr` is that of the next step. There is one group; for a dict of optimizers one for each, and for
+      an optimizer with a `mask` one with weight decay and one without, in the order in which the
+      mapping has their first members.
 
     Raises:
       ImportError: without PyTorch.
@@ -818,43 +854,60 @@ def export_state(
     if isinstance(tx, Mapping):
         optimizers, trees = list(tx.values()), _state.parts(tx, params, param_labels)
         states = [opt_state.inner_states[label].inner_state for label in tx]
-    groups, state, index = [], {}, 0
-    for each, tree, part in zip(optimizers, trees, states, strict=True):
+    # A group for each optimizer, two where its mask lets some weights decay, in the mapping's order.
+    groups: dict[tuple[int, bool], _Group] = {}
+    saved: dict[str, dict[str, Any]] = {}
+    group_of: dict[str, tuple[int, bool]] = {}
+    for number, (each, tree, part) in enumerate(zip(optimizers, trees, states, strict=True)):
         lifted = _state.lifted_of(each, "torch")
         entries, scalars, count = _state.read(each, part, tree, _VOCABULARY, "torch")
-        decaying = _state.decaying(lifted, tree)
         rate = _state.setting(lifted, "lr", None)
         rate = float(rate(count)) if callable(rate) else float(rate)  # type: ignore[arg-type]
+        numbers = dict(scalars) if lifted.factory is sgd else {"step": count, **scalars}
         # Adagrad has its state from the start, the others from the first step on.
         is_fresh = count == 0 and lifted.factory is not adagrad
-        for decays in sorted(set(decaying.values()), reverse=True):
-            own = [(p, a) for p, a in mapped.values() if p in entries and decaying[p] == decays]
-            options = {**_options(lifted, decays), "lr": rate}
-            if lifted.factory is adamw:
-                options.pop("decoupled_weight_decay")
-            groups.append((lifted, options, len(own)))
-            for path, axes in own:
-                if not is_fresh:
-                    numbers = dict(scalars) if lifted.factory is sgd else {"step": count, **scalars}
-                    state[index] = {k: torch.tensor(float(v)) for k, v in numbers.items()} | {
-                        name: torch.from_numpy(_state.to_there(value, axes).copy())
-                        for name, value in entries[path].items()
-                    }
-                index += 1
-    state = {index: entries for index, entries in state.items() if entries}
-    return {"state": state, "param_groups": _param_groups(torch, groups)}
+        for path, decays in _state.decaying(lifted, tree).items():
+            group_of[path] = number, decays
+            groups[number, decays] = _Group(lifted, {**_options(lifted, decays), "lr": rate})
+            saved[path] = {} if is_fresh else {**numbers, **entries[path]}
+    for name, (path, axes) in mapped.items():
+        groups[group_of[path]].members.append((name, path, axes))
+    state, param_groups = {}, []
+    in_order = dict.fromkeys(group_of[path] for path, _ in mapped.values())
+    for group in (groups[key] for key in in_order):
+        indices = []
+        for _, path, axes in group.members:
+            indices.append(sum(len(each["params"]) for each in param_groups) + len(indices))
+            if saved[path]:
+                state[indices[-1]] = {
+                    name: torch.tensor(float(value))
+                    if np.ndim(value) == 0 and name in ("step", "mu_product")
+                    else torch.from_numpy(_state.to_there(value, axes).copy())
+                    for name, value in saved[path].items()
+                }
+        names = [name for name, _, _ in group.members] if mapping is not None else None
+        param_groups.append(group.as_pytorch_writes_it(torch, indices, names))
+    return {"state": state, "param_groups": param_groups}
 
 
-def _param_groups(torch: Any, groups: Sequence[tuple[Lifted, dict[str, Any], int]]) -> list[Any]:
-    """The groups as PyTorch itself writes them, with every option that this version has."""
-    result: list[Any] = []
-    for lifted, options, length in groups:
-        kind = getattr(torch.optim, _CLASSES[lifted.factory.__name__])  # type: ignore[union-attr]
-        placeholders = [torch.nn.Parameter(torch.empty(0)) for _ in range(length)]
-        group = kind(placeholders, **options).state_dict()["param_groups"][0]
-        start = sum(len(each["params"]) for each in result)
-        result.append({**group, "params": list(range(start, start + length))})
-    return result
+@dataclasses.dataclass
+class _Group:
+    """A group of parameters: its optimizer, its options, and (name, path, axes) of each member."""
+
+    lifted: Lifted
+    options: dict[str, Any]
+    members: list[tuple[str, str, Any]] = dataclasses.field(default_factory=list)
+
+    def as_pytorch_writes_it(self, torch: Any, indices: Any, names: Any) -> dict[str, Any]:
+        """With every option that this version of PyTorch has."""
+        options = dict(self.options)
+        if self.lifted.factory is adamw:
+            options.pop("decoupled_weight_decay")
+        kind = getattr(torch.optim, _CLASSES[self.lifted.factory.__name__])  # type: ignore[union-attr]
+        group = kind([torch.nn.Parameter(torch.empty(0))], **options).state_dict()["param_groups"][
+            0
+        ]
+        return {**group, "params": indices} | ({"param_names": names} if names else {})
 
 
 def _import_torch() -> Any:

@@ -57,7 +57,7 @@ class WeightDecay(Rule):
     decoupled. After the learning rate, give that here too: d - ηλθ, for momentum that sums steps.
     """
 
-    weight_decay: Hyper
+    weight_decay: Hyper = None
     mask: Any = None
     learning_rate: NonNegative = None
 

@@ -1,0 +1,333 @@
+"""Skipping, accumulating, measuring, and adding updates to low-precision parameters."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adaptive_jax as aj
+from adaptive_jax.wrappers import all_finite
+
+NAN, INF = float("nan"), float("inf")
+
+
+def bits(tree):
+    """The bytes of all arrays: 0.0 and -0.0 differ."""
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+REST = {"none": None, "empty": jnp.ones((0, 2))}
+PARAMS = {"w": jnp.array([0.0, -0.0, 1.5]), "scalar": jnp.array(2.0), **REST}
+GOOD = {"w": jnp.array([1.0, 2.0, 3.0]), "scalar": jnp.array(-1.0), **REST}
+
+
+def bad(value):
+    return {**GOOD, "scalar": jnp.array(value)}
+
+
+# ---------------------------------------------------------------------------- skip_nonfinite
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize("jitted", [False, True])
+def test_a_skipped_step_changes_no_bit(value, jitted):
+    tx = aj.skip_nonfinite(aj.chain(aj.clip_by_global_norm(1.0), aj.adamw(0.1)))
+    update = jax.jit(tx.update) if jitted else tx.update
+    updates, state = update(GOOD, tx.init(PARAMS), PARAMS)
+    before = bits(state.inner_state)
+    updates, state = update(bad(value), state, PARAMS)
+    assert bits(state.inner_state) == before
+    assert bits(optax.apply_updates(PARAMS, updates)) == bits(PARAMS)
+    assert bits(aj.apply_updates(PARAMS, updates)) == bits(PARAMS)
+    assert (int(state.consecutive), int(state.total), bool(state.stopped)) == (1, 1, False)
+    _, state = update(GOOD, state, PARAMS)
+    assert (int(state.consecutive), int(state.total)) == (0, 1)
+
+
+def test_an_update_that_is_not_finite_is_skipped_too():
+    """Finite gradients, and an optimizer that makes an infinite update of them."""
+    inner = optax.stateless(lambda updates, params: jax.tree.map(lambda x: 1 / x, updates))
+    tx = aj.skip_nonfinite(inner)
+    params = jnp.ones(2)
+    updates, state = tx.update(jnp.array([0.0, 1.0]), tx.init(params), params)
+    np.testing.assert_array_equal(updates, 0.0)
+    assert state.total == 1
+    theirs = optax.apply_if_finite(inner, 5)
+    updates, _ = theirs.update(jnp.array([0.0, 1.0]), theirs.init(params), params)
+    assert jnp.isinf(updates[0])
+
+
+def test_a_run_that_fails_too_often_is_stopped():
+    tx = aj.skip_nonfinite(aj.sgd(0.1), max_consecutive=3)
+    params = jnp.ones(2)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for gradient in (NAN, NAN, 1.0, NAN, NAN):
+        updates, state = update(jnp.full(2, gradient), state, params)
+    aj.raise_if_stopped({"somewhere": (state,)})
+    _, state = update(jnp.full(2, NAN), state, params)
+    updates, state = update(jnp.ones(2), state, params)
+    np.testing.assert_array_equal(updates, 0.0)  # A good gradient, but the run has stopped.
+    assert (int(state.consecutive), int(state.total), bool(state.stopped)) == (3, 6, True)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row were skipped .* 6 in all"):
+        aj.raise_if_stopped({"somewhere": (state,)})
+
+
+def test_skips_in_a_scan_and_in_a_chain():
+    tx = aj.chain(aj.skip_nonfinite(aj.adam(0.1)), optax.scale(2.0))
+    gradients = jnp.array([[1.0, 2.0], [NAN, 1.0], [3.0, 4.0]])
+    params = jnp.zeros(2)
+
+    def body(state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return state, updates
+
+    state, updates = jax.jit(lambda: jax.lax.scan(body, tx.init(params), gradients))()
+    np.testing.assert_array_equal(updates[1], 0.0)
+    expected, _ = jax.lax.scan(body, tx.init(params), gradients[jnp.array([0, 2])])
+    np.testing.assert_allclose(state[0].inner_state[0].mu, expected[0].inner_state[0].mu)
+
+
+# ---------------------------------------------------------------------------- multi_steps
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_accumulation_is_the_whole_batch_to_rounding(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        rng = np.random.default_rng(0)
+        gradients = jnp.asarray(rng.normal(size=(6, 5)), dtype)
+        params = jnp.zeros(5, dtype)
+        wide = "float64" if dtype == "float64" else "float32"
+        tx, inner = aj.multi_steps(aj.adam(0.1), 3), aj.adam(0.1)
+        state, expected = tx.init(params), inner.init(params)
+        for start in (0, 3):
+            for gradient in gradients[start : start + 3]:
+                updates, state = tx.update(gradient, state, params)
+                assert updates.dtype == dtype
+            whole = jnp.mean(gradients[start : start + 3].astype(wide), axis=0)
+            direction, expected = inner.update(whole, expected, params)
+        tolerance = 1e-12 if dtype == "float64" else 1e-5
+        np.testing.assert_allclose(state.inner_opt_state[0].mu, expected[0].mu, rtol=tolerance)
+        np.testing.assert_allclose(
+            updates.astype(wide), direction.astype(dtype).astype(wide), rtol=tolerance
+        )
+        assert (int(state.mini_step), int(state.gradient_step)) == (0, 2)
+
+
+def test_a_mini_step_leaves_the_parameters_as_they_are():
+    tx = aj.multi_steps(aj.sgd(0.1), 2)
+    updates, state = tx.update(GOOD, tx.init(PARAMS), PARAMS)
+    assert bits(aj.apply_updates(PARAMS, updates)) == bits(PARAMS)
+    assert state.mini_step == 1
+    assert updates["none"] is None
+
+
+def test_a_schedule_of_group_sizes():
+    tx = aj.multi_steps(aj.sgd(1.0), lambda step: step + 1)
+    state, seen = tx.init(jnp.zeros(())), []
+    for gradient in (1.0, 2.0, 4.0, 3.0, 3.0, 3.0):
+        updates, state = jax.jit(tx.update)(jnp.array(gradient), state)
+        seen.append(float(updates))
+    assert seen == [-1.0, 0.0, -3.0, 0.0, 0.0, -3.0]
+
+
+def test_the_optimizer_runs_once_per_group():
+    """In XLA's program the optimizer stands in one branch of a conditional, and runs there alone."""
+    runs = []
+
+    def update(updates, state, params=None):
+        jax.debug.callback(lambda: runs.append(1))
+        return updates, state
+
+    tx = aj.multi_steps(optax.GradientTransformation(lambda _: optax.EmptyState(), update), 4)
+    step, state = jax.jit(tx.update), tx.init(jnp.ones(2))
+    for _ in range(8):
+        _, state = step(jnp.ones(2), state)
+    jax.effects_barrier()
+    assert len(runs) == 2
+
+
+def test_accumulation_needs_no_second_copy_of_the_state():
+    params = jnp.ones(100_000)
+    tx = aj.multi_steps(aj.adam(0.1), 4)
+
+    def step(params, state, gradient):
+        updates, state = tx.update(gradient, state, params)
+        return aj.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, params).compile()
+    # The updates and one array more: the state has three of them, mu, nu and the mean.
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * params.nbytes + 1024
+
+
+def test_other_wrappers_of_optax_go_around_and_inside():
+    params = {"w": jnp.ones(3)}
+    tx = optax.chain(optax.apply_if_finite(aj.multi_steps(aj.skip_nonfinite(aj.adam(0.1)), 2), 3))
+    state = tx.init(params)
+    for _ in range(4):
+        updates, state = jax.jit(tx.update)(params, state, params)
+    np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------- all of them
+
+WRAPPED = {
+    "skip_nonfinite": lambda lr: aj.skip_nonfinite(aj.adam(lr), max_consecutive=5),
+    "multi_steps": lambda lr: aj.multi_steps(aj.adam(lr), 2),
+    "compensate": lambda lr: aj.compensate(aj.adam(lr)),
+    "monitor": lambda lr: aj.chain(aj.monitor({"norm": aj.global_norm}), aj.adam(lr)),
+}
+every_wrapper = pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
+
+
+@every_wrapper
+def test_hyperparameters_of_what_is_inside_are_data(make):
+    params = {"w": jnp.ones(3)}
+    update = jax.jit(lambda tx, state: tx.update(params, state, params))
+    for rate in (0.1, 0.2):
+        tx = make(rate)
+        _, state = update(tx, tx.init(params))
+        update(tx, state)
+    assert update._cache_size() == 1
+    many = jax.vmap(make)(jnp.array([0.1, 0.2]))
+    updates, _ = jax.vmap(lambda tx: tx.update(params, tx.init(params), params))(many)
+    assert updates["w"].shape == (2, 3)
+
+
+@every_wrapper
+def test_repr_and_bad_state(make):
+    tx = make(0.1)
+    assert "adam(learning_rate=0.1" in repr(tx)
+    with pytest.raises(ValueError, match=r"made by another optimizer|state of a chain"):
+        tx.update(PARAMS, optax.EmptyState(), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: aj.skip_nonfinite(aj.Rule), "skip_nonfinite takes optax gradient transformations"),
+        (lambda: aj.skip_nonfinite(aj.sgd(0.1), 0), "max_consecutive=0: it must be a whole number"),
+        (lambda: aj.multi_steps(aj.sgd(0.1), 2.5), "every_k_schedule=2.5: it must be"),
+        (lambda: aj.monitor({"norm": 3}), r"measures\['norm'\]=3 is no function"),
+        (lambda: aj.compensate(aj.sgd(0.1)).update(1.0, None), "made by another optimizer"),
+        (lambda: aj.apply_updates(jnp.ones(2), jnp.ones(3)), "must have one shape"),
+        (lambda: aj.apply_updates({"a": jnp.ones(2)}, {"b": jnp.ones(2)}), "differ in structure"),
+        (lambda: aj.apply_updates(jnp.ones(2), jnp.ones(2), rounding="up"), "rounding='up' is not"),
+        (lambda: aj.apply_updates(jnp.ones(2), jnp.ones(2), rounding="stochastic"), "which needs it"),
+        (lambda: aj.apply_updates(jnp.ones(2), jnp.ones(2), step=1), "step is for stochastic rounding"),
+    ],
+)  # fmt: skip
+def test_bad_input(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_all_finite():
+    assert all_finite({})
+    assert all_finite({"a": jnp.ones(2), "b": None, "c": jnp.ones((0, 3))})
+    assert not all_finite({"a": jnp.ones(2), "b": jnp.array(INF)})
+    assert not all_finite(jnp.array([1.0 + 1j * NAN]))
+
+
+# ---------------------------------------------------------------------------- rounding
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_is_unbiased(dtype):
+    """The mean over 4,000 steps is the number: to five standard errors of it."""
+    limits = jnp.finfo(dtype)
+    numbers = np.concatenate(
+        [
+            np.float32([1.001, -1.001, 0.3, 7e-3, 1000.3]),
+            float(limits.tiny) * np.float32([1.3, -3.7]),
+        ]
+    )
+    zeros = jnp.zeros(len(numbers), dtype)
+    rounded = jax.vmap(
+        lambda step: aj.apply_updates(zeros, jnp.asarray(numbers), rounding="stochastic", step=step)
+    )(jnp.arange(4000))
+    rounded = np.asarray(rounded.astype(jnp.float32)).astype(np.float64)
+    below, above = rounded.min(axis=0), rounded.max(axis=0)
+    assert (below <= numbers).all()
+    assert (above >= numbers).all()
+    for column, low, high in zip(rounded.T, below, above, strict=True):
+        assert set(column) <= {low, high}  # Its two neighbours, no other number.
+    spacing = above - below
+    assert (spacing <= np.maximum(np.abs(numbers) * float(limits.eps), 2.0**-126)).all()
+    np.testing.assert_allclose(
+        rounded.mean(axis=0), numbers, atol=5 * 0.5 / np.sqrt(4000) * spacing.max(), rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_stochastic_rounding_leaves_the_grid_alone(dtype):
+    """What the dtype can hold stays as it is; what is not finite stays that."""
+    limits = jnp.finfo(dtype)
+    values = [0.0, 1.0, -2.5, float(limits.max), float(limits.min), float(limits.tiny)]
+    params = jnp.asarray(values, dtype)
+    new = aj.apply_updates(params, jnp.zeros_like(params), rounding="stochastic", step=3)
+    np.testing.assert_array_equal(new, params)
+    for value in (NAN, INF, -INF):
+        bad = jnp.full_like(params, value)
+        new = aj.apply_updates(params, bad, rounding="stochastic", step=3)
+        assert not jnp.isfinite(new).any()
+
+
+def test_steps_and_arrays_have_bits_of_their_own():
+    params = [jnp.ones(4096, jnp.bfloat16)] * 2
+    updates = [jnp.full(4096, 1e-3)] * 2
+    up = lambda step: [  # noqa: E731
+        np.asarray(leaf.astype(jnp.float32)) > 1
+        for leaf in aj.apply_updates(params, updates, rounding="stochastic", step=step)
+    ]
+    first, second = up(0), up(1)
+    share = first[0].mean()
+    assert share == pytest.approx(1e-3 / 2**-7, rel=0.2)
+    for one, other in [(first[0], first[1]), (first[0], second[0]), (first[1], second[1])]:
+        assert np.mean(one & other) == pytest.approx(share**2, abs=0.01)
+    np.testing.assert_array_equal(up(0)[0], first[0])  # The same step, the same parameters.
+
+
+def test_rounding_is_the_same_whatever_the_sharding():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("x",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    params = jnp.ones((8, 33), jnp.bfloat16)
+    updates = jnp.full((8, 33), 1e-3)
+    apply = jax.jit(
+        lambda params, updates: aj.apply_updates(params, updates, rounding="stochastic", step=7)
+    )
+    here, there = apply(params, updates), apply(*jax.device_put((params, updates), split))
+    assert bits(here) == bits(there)
+
+
+def test_parameters_of_32_bits_are_left_alone():
+    params, updates = jnp.array([1.0, 2.0]), jnp.array([1e-7, 1e-3])
+    new = aj.apply_updates(params, updates, rounding="stochastic", step=0)
+    np.testing.assert_array_equal(new, params + updates)
+    tx = aj.compensate(aj.sgd(0.1))
+    state = tx.init({"w": params, "none": None})
+    assert not jax.tree.leaves(state.correction)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_compensated_parameters_follow_float32(dtype):
+    rng = np.random.default_rng(0)
+    start = jnp.asarray(rng.normal(size=200), dtype)
+    low, high = start, start.astype(jnp.float32)
+    tx, reference = aj.compensate(aj.adam(1e-4)), aj.adam(1e-4)
+    state, expected = tx.init(low), reference.init(high)
+    step = jax.jit(tx.update)
+    for gradient in rng.normal(size=(500, 200)).astype(np.float32):
+        updates, state = step(gradient, state, low)
+        low = aj.apply_updates(low, updates)
+        assert low.dtype == dtype
+        updates, expected = reference.update(gradient, expected, high)
+        high = high + updates
+    exact = low.astype(jnp.float32) + state.correction.astype(jnp.float32)
+    eps = float(jnp.finfo(dtype).eps)
+    error = np.abs(exact - high)
+    assert error.max() <= 500 * eps**2 * float(np.abs(high).max())
+    assert np.abs(low.astype(jnp.float32) - high).max() <= eps * float(np.abs(high).max())
