@@ -331,3 +331,17 @@ def test_compensated_parameters_follow_float32(dtype):
     error = np.abs(exact - high)
     assert error.max() <= 500 * eps**2 * float(np.abs(high).max())
     assert np.abs(low.astype(jnp.float32) - high).max() <= eps * float(np.abs(high).max())
+
+
+def test_global_norm_of_mixed_dtypes():
+    """The scale that keeps float64 from overflowing would take every float32 array to 0."""
+    with jax.enable_x64(True):
+        tree = {
+            "wide": jnp.array([3.0], jnp.float64),
+            "single": jnp.array([4.0], jnp.float32),
+            "complex": jnp.array([12.0j], jnp.complex64),
+            "half": jnp.array([84.0], jnp.bfloat16),
+            "none": None,
+        }
+        assert float(aj.global_norm(tree)) == pytest.approx(85.0, rel=1e-6)
+    assert float(aj.global_norm([jnp.full(4, 1e38), jnp.zeros((0, 2))])) == pytest.approx(2e38)
