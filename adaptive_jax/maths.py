@@ -204,14 +204,20 @@ def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def global_norm(tree: Any) -> jax.Array:
     """√Σ|x|² over all arrays of a tree, in float32 at least.
 
-    The squares are those of x · 2^-32 (2^-256 in float64), so that neither the square of the largest
-    gradient nor the sum of any number of them overflows.
+    Taken relative to the largest element, so that no square over- or underflows.
     """
     arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
     dtype = compute_dtype(jnp.float32, *(x.dtype for x in arrays))
-    scale = math.ldexp(1.0, jnp.finfo(dtype).maxexp // 4)
+    largest = jnp.zeros((), dtype)
+    for x in arrays:
+        largest = jnp.maximum(largest, jnp.max(jnp.abs(x), initial=0).astype(dtype))
+    # The norm does not depend on what it is taken relative to: neither does its derivative. Within
+    # these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
+    limit = math.ldexp(1.0, jnp.finfo(dtype).maxexp * 3 // 4)
+    unit = lax.stop_gradient(jnp.clip(largest, 1 / limit, limit))
     total = jnp.zeros((), dtype)
     for x in arrays:
-        small = x.astype(compute_dtype(x.dtype, dtype)) * (1 / scale)
-        total = total + jnp.sum(abs_squared(small))
-    return scale * square_root(total)
+        x = x.astype(compute_dtype(x.dtype, dtype))
+        total = total + jnp.sum(abs_squared(quotient(x, unit)))
+    root = jnp.sqrt(jnp.where(total == 0, jnp.ones_like(total), total))
+    return jnp.where(total == 0, jnp.zeros_like(total), unit * root)

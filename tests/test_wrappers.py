@@ -344,4 +344,16 @@ def test_global_norm_of_mixed_dtypes():
             "none": None,
         }
         assert float(aj.global_norm(tree)) == pytest.approx(85.0, rel=1e-6)
-    assert float(aj.global_norm([jnp.full(4, 1e38), jnp.zeros((0, 2))])) == pytest.approx(2e38)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-37, 1e-20, 1.0, 1e20, 1e38])
+def test_global_norm_of_any_size(size):
+    tree = [jnp.full(4, size), jnp.zeros((0, 2))]
+    assert float(aj.global_norm(tree)) == pytest.approx(2 * size, rel=1e-6, abs=0)
+    gradient = jax.grad(lambda x: aj.global_norm([x]))(jnp.full(4, size))
+    np.testing.assert_allclose(gradient, 0.5 if size else 0.0, rtol=1e-6)
+    updates, _ = aj.clip_by_global_norm(1.0).update(tree, optax.EmptyState())
+    if size < 1e38:  # There, c/‖g‖ is subnormal, which is 0: the step is left out.
+        np.testing.assert_allclose(updates[0], min(size, 0.5), rtol=1e-6)
+    assert not np.isfinite(aj.global_norm([jnp.array([size, NAN])]))
+    assert not np.isfinite(aj.global_norm([jnp.array([size, INF])]))
