@@ -201,23 +201,23 @@ def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def global_norm(tree: Any) -> jax.Array:
-    """√Σ|x|² over all arrays of a tree, in float32 at least.
-
-    Taken relative to the largest element, so that no square over- or underflows.
-    """
-    arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
-    dtype = compute_dtype(jnp.float32, *(x.dtype for x in arrays))
-    largest = jnp.zeros((), dtype)
-    for x in arrays:
-        largest = jnp.maximum(largest, jnp.max(jnp.abs(x), initial=0).astype(dtype))
+def norm(x: jax.Array) -> jax.Array:
+    """√Σ|x|² of one array, relative to its largest element: no square over- or underflows."""
+    limits = jnp.finfo(x.dtype)
     # The norm does not depend on what it is taken relative to: neither does its derivative. Within
     # these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
-    limit = math.ldexp(1.0, jnp.finfo(dtype).maxexp * 3 // 4)
-    unit = lax.stop_gradient(jnp.clip(largest, 1 / limit, limit))
-    total = jnp.zeros((), dtype)
-    for x in arrays:
-        x = x.astype(compute_dtype(x.dtype, dtype))
-        total = total + jnp.sum(abs_squared(quotient(x, unit)))
-    root = jnp.sqrt(jnp.where(total == 0, jnp.ones_like(total), total))
-    return jnp.where(total == 0, jnp.zeros_like(total), unit * root)
+    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
+    axes = range(x.ndim)
+    largest = lax.reduce(lax.abs(x), limits.dtype.type(0), lax.max, axes)
+    unit = lax.stop_gradient(lax.clamp(1 / limit, largest, limit))
+    total = lax.reduce(abs_squared(quotient(x, unit)), limits.dtype.type(0), lax.add, axes)
+    # For zeros, unit · √tiny is 0, with a derivative of 0.
+    return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """√Σ|x|² over all arrays of a tree, in float32 at least: the norm of the norms of its arrays."""
+    arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
+    dtype = compute_dtype(jnp.float32, *(x.dtype for x in arrays))
+    norms = [norm(x.astype(compute_dtype(x.dtype, dtype))) for x in arrays]
+    return norm(jnp.stack(norms)) if norms else jnp.zeros((), dtype)

@@ -52,6 +52,17 @@ def test_temporaries_are_no_larger_than_those_of_optax(name, settings, tree):
     assert ours <= theirs + 512
 
 
+def test_what_is_compiled_grows_with_the_number_of_arrays_and_not_with_its_square():
+    """A statistic of the whole tree is not computed again for each of its arrays."""
+    tx = aj.clip_by_global_norm(1.0)
+
+    def size(arrays):
+        tree = [jnp.ones(3)] * arrays
+        return len(jax.jit(tx.update).lower(tree, tx.init(tree)).compile().as_text())
+
+    assert size(60) < 2.5 * size(30)
+
+
 def test_a_second_trace_of_an_update_reuses_the_first():
     from adaptive_jax import _transform
 

@@ -132,8 +132,9 @@ def test_8_the_global_norm_of_many_bfloat16_arrays():
     truth = np.sqrt(2000 * 100)
     assert float(optax.tree.norm(tree)) < 0.5 * truth
     assert float(aj.global_norm(tree)) == pytest.approx(truth, rel=1e-5)
-    updates, _ = aj.clip_by_global_norm(1.0).update(tree, optax.EmptyState())
-    np.testing.assert_allclose(updates[0].astype(jnp.float32), 1 / truth, rtol=0.01)
+    fewer = tree[:50]  # Compiling all of them takes too long for the default run.
+    updates, _ = aj.clip_by_global_norm(1.0).update(fewer, optax.EmptyState())
+    np.testing.assert_allclose(updates[0].astype(jnp.float32), 5000**-0.5, rtol=0.01)
 
 
 def test_9_a_nan_in_one_of_the_accumulated_gradients():

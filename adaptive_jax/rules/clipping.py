@@ -49,6 +49,10 @@ class ClipByGlobalNorm(Rule):
 
 
 def clipped(grad, norm, max_norm):
-    """grad · min(1, max_norm/norm); 0 where both norms are 0."""
-    largest = jnp.maximum(jnp.maximum(norm, max_norm), jnp.finfo(norm.dtype).tiny)
-    return scaled(grad, max_norm / largest)
+    """grad · min(1, max_norm/norm); 0 where both norms are 0.
+
+    In two factors, the first a power of two, so that neither is subnormal for a large norm.
+    """
+    first = jnp.where(norm > 2.0**64, 2.0**-64, 1.0).astype(norm.dtype)
+    largest = jnp.maximum(jnp.maximum(norm, max_norm) * first, jnp.finfo(norm.dtype).tiny)
+    return scaled(scaled(grad, first), max_norm / largest)
