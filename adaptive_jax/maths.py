@@ -144,15 +144,39 @@ def abs_squared(x: jax.Array) -> jax.Array:
     return lax.square(x)
 
 
-def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
-    """Exponential moving average of |value|², whose square counts as half the largest number at most.
+def largest_squared(dtype: Any) -> float:
+    """The largest number that is squared: 2^63 in float32, 2^511 in float64.
 
-    So it is finite for every finite value. An infinite value stays visible in the direction, which
-    is not squared. The clipping sits inside, and the sum comes last and has two products only: XLA
-    then stores the average once and reads it back, where it would copy or compile twice as long.
+    A few such squares add up to a finite number, and so do the two of a complex number.
+    """
+    return math.ldexp(1.0, jnp.finfo(dtype).maxexp // 2 - 1)
+
+
+def clamped(x: jax.Array) -> jax.Array:
+    """x, or the nearest number that can be squared; the parts of a complex number one by one."""
+    if jnp.iscomplexobj(x):
+        return lax.complex(clamped(lax.real(x)), clamped(lax.imag(x)))
+    limit = x.dtype.type(largest_squared(x.dtype))
+    return lax.clamp(-limit, x, limit)
+
+
+def bounded(grad: jax.Array) -> jax.Array:
+    """A gradient as large as `second_moment` takes it; what is not finite becomes NaN.
+
+    So the ratio of both moments stays that of a gradient of 2^63, for every larger one.
+    """
+    return lax.add(clamped(grad), lax.mul(grad, grad.dtype.type(0)))
+
+
+def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> jax.Array:
+    """Exponential moving average of |value|², of what can be squared: it is always finite.
+
+    A direction that is made of `bounded` values shows when one was not. The sum comes last and has
+    two products only: XLA then stores the average once and reads it back, where it would copy or
+    compile twice as long.
     """
     kept = decay.value if isinstance(decay, DecayRate) else 1 - complement(decay)
-    square = saturated(abs_squared(value))
+    square = abs_squared(clamped(value))
     return lax.add(scaled(average, kept), scaled(square, complement(decay)))
 
 
@@ -209,7 +233,8 @@ def norm(x: jax.Array) -> jax.Array:
     limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
     axes = range(x.ndim)
     largest = lax.reduce(lax.abs(x), limits.dtype.type(0), lax.max, axes)
-    unit = lax.stop_gradient(lax.clamp(1 / limit, largest, limit))
+    least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
+    unit = lax.stop_gradient(lax.clamp(least, largest, most))
     total = lax.reduce(abs_squared(quotient(x, unit)), limits.dtype.type(0), lax.add, axes)
     # For zeros, unit · √tiny is 0, with a derivative of 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))

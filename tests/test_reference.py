@@ -478,7 +478,7 @@ def condition_of_variance(case: Case, gradients: np.ndarray) -> np.ndarray:
 
 def size_of_updates(case: Case, gradients: np.ndarray, params: np.ndarray) -> np.ndarray:
     """The size of each update if none of its terms cancelled, times the condition of a variance."""
-    nothing = np.zeros(ELEMENTS)
+    nothing = np.zeros(gradients.shape[1:])
     if case.settings.get("centered"):
         directions = case.expected(
             gradients, np.zeros_like(params[0]), weight_decay=0.0, momentum=None
@@ -550,6 +550,41 @@ def test_first_steps_of_slow_averages(case, dtype):
     few units in the last place from it, and the rounding of these adds up over the steps.
     """
     check(case, case.factory, dtype, steps=20)
+
+
+SQUARED = ("adagrad", "adadelta", "rmsprop", "adam", "nadam", "amsgrad", "radam")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        for case in CASES
+        if case.factory.__name__ in SQUARED
+        and not case.settings.get("weight_decay")
+        and not any(isinstance(value, Schedule) for value in case.settings.values())
+    ],
+    ids=lambda case: case.name,
+)
+def test_follows_the_paper_for_gradients_of_any_size(case):
+    """Of 2^k·g for all k: what an ε makes of it, and of no ε, the direction of g.
+
+    A larger number than 2^63 has no square in float32, and counts as 2^63. Without ε, the smallest
+    denominator is 2^-53, which is one rounding of 2^-41.
+    """
+    exponents = [-20, 0, 20, 40, 50]
+    if case.factory is not aj.adagrad:  # Its sum of squares ends at three of the largest.
+        exponents += [60, 80, 110]
+    if case.settings.get("eps") != 0:
+        exponents = [-100, -80, -60, -40, *exponents]
+    gradients = problem("float32")[0][:20]
+    gradients = np.concatenate([np.ldexp(gradients, k) for k in exponents], axis=1)
+    params = np.zeros_like(gradients)
+    bounded = np.clip(gradients, -(2.0**63), 2.0**63)
+    expected = case.expected(bounded, params[0])
+    size = size_of_updates(case, bounded, params)
+    actual = updates_of(case.factory(**case.settings), gradients, params, "float32")
+    assert_close(actual, expected, size, TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.optax], ids=lambda case: case.name)

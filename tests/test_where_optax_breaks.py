@@ -127,6 +127,17 @@ def test_7_bfloat16_parameters_with_float32_gradients():
     assert finite(scan(aj))
 
 
+def test_one_gradient_without_a_square():
+    """Not among the fourteen: in float32, (1e20)² is infinite, and stays so in every average of it."""
+    params = jnp.zeros(2)
+    gradients = [jnp.array([1e20, 1.0])] + [jnp.ones(2)] * 5
+    moved, _ = steps(optax.rmsprop(0.1, 0.5), params, gradients)
+    assert moved[0] == 0
+    moved, _ = steps(aj.rmsprop(0.1, 0.5), params, gradients)
+    assert finite(moved)
+    assert moved[0] == pytest.approx(-0.1 / np.sqrt(0.5), rel=1e-6)
+
+
 def test_8_the_global_norm_of_many_bfloat16_arrays():
     tree = [jnp.ones(100, jnp.bfloat16) for _ in range(2000)]
     truth = np.sqrt(2000 * 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .._rule import NonNegative, Rule, Slot
-from ..maths import abs_squared, denominator, quotient, saturated, square_root
+from ..maths import abs_squared, bounded, clamped, denominator, quotient, saturated, square_root
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class AdaGrad(Rule):
     state_type_name = "ScaleByRssState"
 
     def update(self, grad, slots, param, ctx):
-        total = saturated(slots["sum_of_squares"]) + saturated(abs_squared(grad))
+        total = saturated(slots["sum_of_squares"]) + abs_squared(clamped(grad))
         total = ctx.store("sum_of_squares", total)
         root = square_root(total, self.eps) if self.eps_in_sqrt else denominator(total, self.eps)
-        return quotient(grad, root), {"sum_of_squares": total}
+        return quotient(bounded(grad), root), {"sum_of_squares": total}

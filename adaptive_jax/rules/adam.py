@@ -10,6 +10,7 @@ from .._check import one_of
 from .._rule import Decay, NonNegative, Rule, Slot
 from ..maths import (
     bias_correction,
+    bounded,
     complement,
     decayed,
     denominator,
@@ -46,7 +47,7 @@ class Adam(Rule):
     state_type_name = "ScaleByAdamState"
 
     def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
+        mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
         numerator, correction_1 = self.first_moment(grad, mu, ctx)
         correction_2 = bias_correction(self.b2, ctx.step) if self.bias_correction else 1
@@ -58,7 +59,7 @@ class Adam(Rule):
         if not self.nesterov:
             return mu, correction
         ahead = bias_correction(self.b1, ctx.step, ahead=True) if self.bias_correction else 1
-        return ema(grad, mu * (correction / ahead), self.b1), correction
+        return ema(bounded(grad), mu * (correction / ahead), self.b1), correction
 
 
 def ratio(rule, mu, correction_1, nu, correction_2):
@@ -100,12 +101,12 @@ class NAdam(Rule):
         return {"mu_product": scalars["mu_product"] * self.momentum(step)}
 
     def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
+        mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
         product, ahead = ctx.scalars["mu_product"], self.momentum(ctx.step + 1)
         of_grad = (1 - self.momentum(ctx.step)) / (1 - product)
         of_mu = ahead / (1 - product * ahead)
-        numerator = scaled(grad, of_grad) + scaled(mu, of_mu)
+        numerator = scaled(bounded(grad), of_grad) + scaled(mu, of_mu)
         correction_2 = bias_correction(self.b2, ctx.step)
         return ratio(self, numerator, 1, nu, correction_2), {"mu": mu, "nu": nu}
 
@@ -178,7 +179,7 @@ class AMSGrad(Rule):
             )
 
     def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
+        mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
         correction_1 = bias_correction(self.b1, ctx.step) if self.bias_correction_mu else 1
         correction_2 = bias_correction(self.b2, ctx.step) if self.bias_correction_nu else 1

@@ -10,6 +10,7 @@ from .._rule import Decay, NonNegative, Rule, Slot
 from ..maths import (
     abs_squared,
     bias_correction,
+    bounded,
     denominator,
     ema,
     quotient,
@@ -48,7 +49,7 @@ class Rms(Rule):
     def update(self, grad, slots, param, ctx):
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         nu_hat = nu / bias_correction(self.decay, ctx.step) if self.bias_correction else nu
-        return quotient(grad, self.root(nu_hat)), {"nu": nu}
+        return quotient(bounded(grad), self.root(nu_hat)), {"nu": nu}
 
     def root(self, nu):
         return square_root(nu, self.eps) if self.eps_in_sqrt else denominator(nu, self.eps)
@@ -70,13 +71,13 @@ class StdDev(Rms):
         return "ScaleByRStdDevWithCountState" if self.bias_correction else "ScaleByRStdDevState"
 
     def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(grad, slots["mu"], self.decay))
+        mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.decay))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         correction = bias_correction(self.decay, ctx.step) if self.bias_correction else 1
         mean_square = nu / correction
         variance = mean_square - abs_squared(mu / correction)
         variance = jnp.maximum(variance, mean_square * jnp.finfo(nu.dtype).eps)
-        return quotient(grad, self.root(variance)), {"mu": mu, "nu": nu}
+        return quotient(bounded(grad), self.root(variance)), {"mu": mu, "nu": nu}
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class AdaDelta(Rule):
 
     def update(self, grad, slots, param, ctx):
         e_g = ctx.store("e_g", second_moment(grad, slots["e_g"], self.rho))
-        direction = grad * (square_root(slots["e_x"], self.eps) / square_root(e_g, self.eps))
+        direction = bounded(grad) * (
+            square_root(slots["e_x"], self.eps) / square_root(e_g, self.eps)
+        )
         e_x = ctx.store("e_x", second_moment(direction, slots["e_x"], self.rho))
         return direction, {"e_g": e_g, "e_x": e_x}
