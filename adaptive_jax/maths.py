@@ -145,11 +145,11 @@ def abs_squared(x: jax.Array) -> jax.Array:
 
 
 def largest_squared(dtype: Any) -> float:
-    """The largest number that is squared: 2^63 in float32, 2^511 in float64.
+    """The largest number that is squared: 2^62 in float32, 2^510 in float64.
 
-    A few such squares add up to a finite number, and so do the two of a complex number.
+    A few such squares add up to a finite number, those of a complex number too.
     """
-    return math.ldexp(1.0, jnp.finfo(dtype).maxexp // 2 - 1)
+    return math.ldexp(1.0, jnp.finfo(dtype).maxexp // 2 - 2)
 
 
 def clamped(x: jax.Array) -> jax.Array:
@@ -163,7 +163,7 @@ def clamped(x: jax.Array) -> jax.Array:
 def bounded(grad: jax.Array) -> jax.Array:
     """A gradient as large as `second_moment` takes it; what is not finite becomes NaN.
 
-    So the ratio of both moments stays that of a gradient of 2^63, for every larger one.
+    So the ratio of both moments stays that of a gradient of 2^62, for every larger one.
     """
     return lax.add(clamped(grad), lax.mul(grad, grad.dtype.type(0)))
 

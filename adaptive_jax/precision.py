@@ -138,7 +138,7 @@ def _compensate_update(
     wrapper: Compensate, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, CompensateState]:
     _check.wrapper_state(state, CompensateState)
-    if params is None:
+    if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
         raise ValueError("compensate needs the parameters: call update(gradients, state, params).")
     updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
     gradients = _check.Gradients(updates)
@@ -150,7 +150,7 @@ def _compensate_update(
         dtype = jnp.result_type(param)
         total = _sum(param, update) + corrections[index].astype(jnp.float32)
         # Not a cast there and back, which XLA may leave out.
-        largest = float(jnp.finfo(dtype).max)
+        largest = total.dtype.type(jnp.finfo(dtype).max)
         rounded = lax.reduce_precision(
             lax.add(lax.clamp(-largest, total, largest), 0 * total),
             jnp.finfo(dtype).nexp,

@@ -235,8 +235,8 @@ def _multi_update(
 
     def averaged(mean: jax.Array, gradient: jax.Array) -> jax.Array:
         gradient = jax.lax.convert_element_type(gradient, mean.dtype)
-        # A running mean: no partial sum is larger than the largest gradient.
-        new = mean + maths.quotient(gradient - mean, taken)
+        # A running mean, no part of which is larger than the largest gradient.
+        new = (mean - maths.quotient(mean, taken)) + maths.quotient(gradient, taken)
         return jnp.where(finite, new, mean)
 
     gradients = _check.Gradients(updates)

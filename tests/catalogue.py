@@ -92,6 +92,9 @@ CASES = {
 }
 """From a readable id to the function and its arguments."""
 
+FIRST = [label(name, settings[0]) for name, settings in SETTINGS.items()]
+"""Everything exported, once."""
+
 PORTED = {
     label(f"{library}.{name}", settings): (getattr(getattr(aj.interop, library), name), settings)
     for library, names in {

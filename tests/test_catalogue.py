@@ -9,13 +9,13 @@ import optax
 import pytest
 from catalogue import (
     CASES,
+    FIRST,
     PORTED,
     SETTINGS,
     WHOLE_OPTIMIZERS,
     WRAPPERS,
     exported_factories,
     exported_ports,
-    label,
 )
 
 import adaptive_jax as aj
@@ -29,9 +29,6 @@ def test_every_export_is_in_the_table():
 
 # Every optimizer in each run; its further settings and the ports, which are made of the same rules, in
 # the slow one.
-FIRST = {label(name, settings[0]) for name, settings in SETTINGS.items()}
-
-
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize(
     "case",

@@ -1,0 +1,102 @@
+"""Derivatives through training: by the first parameters, the gradients and every hyperparameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from catalogue import CASES, PORTED, SETTINGS, WHOLE_OPTIMIZERS, label
+
+STEPS = 8  # RAdam turns into Adam in the sixth.
+EVERYTHING = CASES | PORTED
+
+# The default run takes each whole optimizer once.
+DEFAULT = [label(name, SETTINGS[name][0]) for name in (*WHOLE_OPTIMIZERS, "clip_by_global_norm")]
+
+each = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in DEFAULT else [pytest.mark.slow])
+        for case in EVERYTHING
+    ],
+)
+
+
+def training(
+    case: str, dtype: type, slope: tuple[float, float, float]
+) -> tuple[Callable[..., jax.Array], list[jax.Array]]:
+    """The loss that some steps lead to, and the hyperparameters it is a function of.
+
+    It also takes the parameters to start from and what to add to the gradient, slope · θ, of every
+    step.
+    """
+    factory, settings = EVERYTHING[case]
+    leaves, treedef = jax.tree.flatten(factory(**settings))
+    steepness = jnp.array(slope, dtype)
+
+    def loss(hyperparameters, start, noise):
+        tx = treedef.unflatten(hyperparameters)
+
+        def step(carry, noise):
+            params, state = carry
+            updates, state = tx.update(steepness * params + noise, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (start, tx.init(start)), noise)
+        return jnp.sum(jnp.square(params) + jnp.sin(params))
+
+    return loss, [jnp.asarray(leaf, dtype) for leaf in leaves]
+
+
+@each
+def test_derivatives_are_finite_differences(case):
+    """In float64, forward and backward. Along each hyperparameter, and one way for the arrays."""
+    with jax.enable_x64(True):
+        loss, hyperparameters = training(case, np.float64, (0.3, 1.0, 3.0))
+        # Where a difference can be taken: within the limits, and not of a term that is hardly there.
+        base = [jnp.maximum(value, 1e-3) for value in hyperparameters]
+        rng = np.random.default_rng(0)
+        start, towards = rng.normal(size=(2, 3))
+        noise, change = rng.normal(size=(2, STEPS, 3))
+
+        def moved(distance):
+            return loss(
+                [value + each for value, each in zip(base, distance, strict=False)],
+                start + distance[-2] * towards,
+                noise + distance[-1] * change,
+            )
+
+        h = 1e-6
+        ways = np.eye(len(base) + 2)
+        values = jax.jit(jax.vmap(moved))(np.concatenate([h * ways, -h * ways]))
+        differences = (values[: len(ways)] - values[len(ways) :]) / (2 * h)
+        nowhere = np.zeros(len(ways))
+        backward = jax.jit(jax.grad(moved))(nowhere)
+        forward = jax.jit(jax.jacfwd(moved))(nowhere)
+        np.testing.assert_allclose(forward, backward, rtol=1e-9, atol=1e-12)
+        rounding = 1e-9 * np.abs(values).max()
+        np.testing.assert_allclose(backward, differences, rtol=1e-5, atol=1e-7 + rounding)
+        assert np.abs(differences[-2:]).min() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each
+def test_derivatives_are_finite_at_zero_gradients(case, dtype):
+    """As ε = 0 has it, and every other hyperparameter as it is. √x has no derivative at 0."""
+    with jax.enable_x64(dtype == np.float64):
+        # A slope that depends on the parameters would multiply eight derivatives of 1/ε, which may
+        # well be larger than what float32 can hold.
+        loss, hyperparameters = training(case, dtype, (0.0, 0.0, 0.0))
+        slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+        zeros = np.zeros(3, dtype), np.zeros((STEPS, 3), dtype)
+        halfway = np.zeros((STEPS, 3), dtype)
+        halfway[STEPS // 2] = 1.0
+        for start, noise in (zeros, (zeros[0], halfway)):
+            for slope in jax.tree.leaves(slopes(hyperparameters, start, noise)):
+                assert np.isfinite(slope).all()
+        ways = jax.tree.map(np.ones_like, (hyperparameters, *zeros))
+        assert np.isfinite(jax.jvp(loss, (hyperparameters, *zeros), ways)[1])

@@ -1,0 +1,309 @@
+"""Properties of everything exported, for generated trees, dtypes and numbers.
+
+`test_numbers` has one tree of arrays in every dtype and generates its numbers: each function is
+compiled once, and then runs hundreds of times. `test_trees` generates trees, and traces or runs them
+without compiling. All tests draw the same examples in every run.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import CASES, FIRST, PORTED, WRAPPERS
+
+STEPS = 3
+ELEMENTS = 4
+EVERYTHING = [*CASES, *PORTED, *WRAPPERS]
+DEFAULT = [*FIRST, *WRAPPERS]
+
+# Numbers and trees per optimizer, in the default run and in the slow one: 2,000 and 20,000 in all.
+EXAMPLES = {"numbers": (60, 260), "trees": (12, 60)}
+
+
+def test_there_are_enough_examples():
+    default, slow = (sum(pair[i] for pair in EXAMPLES.values()) for i in (0, 1))
+    assert default * len(DEFAULT) >= 2_000
+    assert slow * len(EVERYTHING) >= 20_000
+
+
+def parametrized(kind: str) -> Callable[[Any], Any]:
+    """Everything exported in the slow run; in the default run everything once, with fewer examples."""
+    default, slow = EXAMPLES[kind]
+    return pytest.mark.parametrize(
+        ("case", "examples"),
+        [pytest.param(case, default, id=case) for case in DEFAULT]
+        + [
+            pytest.param(case, slow, id=f"{case}-more", marks=pytest.mark.slow)
+            for case in EVERYTHING
+        ],
+    )
+
+
+def check_examples(
+    examples: int, strategy: st.SearchStrategy, check: Callable[[Any], None]
+) -> None:
+    """Runs check with so many examples, the same ones every time."""
+    configured = hypothesis.settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    configured(hypothesis.given(strategy)(lambda example: check(example)))()
+
+
+def make(case: str) -> Any:
+    if case in WRAPPERS:
+        return WRAPPERS[case][0]
+    factory, settings = (CASES | PORTED)[case]
+    return factory(**settings)
+
+
+# Numbers
+
+
+def sums_gradients(case: str) -> bool:
+    """A velocity of gradients, which no float32 can hold near its largest number; and ‖g‖."""
+    return "sgd" in case or case.startswith(("trace", "monitor"))
+
+
+def is_ill_conditioned(case: str) -> bool:
+    """Where rounding may change the result by any amount, so that no two ways of computing agree.
+
+    The variance ν - μ² of constant gradients is a rounding error, and so is what `compensate` keeps.
+    """
+    return any(word in case for word in ("centered", "stddev", "compensate"))
+
+
+def takes_complex(case: str) -> bool:
+    return not case.startswith("clip(") and "clipvalue" not in case
+
+
+def numbers(dtype: Any, largest: float, shape: tuple[int, ...]) -> st.SearchStrategy:
+    """Arrays of finite numbers: zeros, denormals, the largest ones, mixed and repeated."""
+    info = jnp.finfo(dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        parts = numbers(info.dtype, largest / 2, (*shape, 2))  # |z| is to be finite too.
+        return parts.map(lambda x: (x[..., 0] + 1j * x[..., 1]).astype(dtype))
+    largest = min(largest, float(info.max))
+    special = [0.0, 1.0, float(info.smallest_subnormal), float(info.tiny), 1e-4, largest]
+    wide = np.float64 if info.bits == 64 else np.float32
+    element = st.sampled_from([*special, *(-x for x in special)]) | st.floats(
+        -largest, largest, width=info.bits if info.bits > 16 else 32
+    )
+    generated = hnp.arrays(wide, shape, elements=element, fill=element)
+    return generated.map(lambda x: np.clip(x, -largest, largest).astype(dtype))
+
+
+def gradient_trees(dtypes: tuple[Any, ...], share: float) -> st.SearchStrategy:
+    """Gradients of all steps, and at the end of each array their absolute values.
+
+    What an optimizer does to |g| tells how large the terms of an update of g were: the unit in which
+    rounding errors are to be measured.
+    """
+    return st.fixed_dictionaries(
+        {
+            np.dtype(dtype).name: numbers(
+                dtype, share * float(jnp.finfo(dtype).max), (STEPS, ELEMENTS)
+            ).map(lambda x: np.concatenate([x, np.abs(x).astype(x.dtype)], axis=1))
+            for dtype in dtypes
+        }
+    )
+
+
+def assert_finite(tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            assert np.isfinite(np.asarray(leaf).astype(np.complex128)).all(), (path, leaf)
+
+
+def assert_agree(got: Any, expected: Any) -> None:
+    """Equal but for rounding, measured in the size of what was added up."""
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
+    ):
+        info = jnp.finfo(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else None
+        if info is None:
+            assert np.array_equal(x, y), path
+            continue
+        x, y = (np.asarray(each).astype(np.complex128) for each in (x, y))
+        size = np.maximum(np.abs(x), np.abs(y))
+        if size.shape[-1:] == (2 * ELEMENTS,):
+            size[..., :ELEMENTS] = np.maximum(size[..., :ELEMENTS], size[..., ELEMENTS:])
+        tolerance = max(4 * float(info.eps), 2e-5) * size + 16 * float(info.tiny)
+        assert (np.abs(x - y) <= tolerance).all(), (path, x, y)
+
+
+def signature(tree: Any) -> Any:
+    return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x), jax.typeof(x).weak_type), tree)
+
+
+def restarted(state: Any) -> Any:
+    """A state that was saved and read back."""
+    return jax.tree.map(jnp.asarray, pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state))))
+
+
+def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
+    tx = make(case)
+    params = {
+        np.dtype(dtype).name: jnp.linspace(-2.0, 2.0, 2 * ELEMENTS).astype(dtype)
+        for dtype in dtypes
+    }
+
+    def run(gradients: Any) -> Any:
+        def body(state, gradient):
+            updates, state = tx.update(gradient, state, params)
+            return state, updates
+
+        return jax.lax.scan(body, tx.init(params), gradients)
+
+    start = tx.init(params)
+    step = jax.jit(lambda *args: tx.update(*args))
+    scan, vmapped = jax.jit(run), jax.jit(jax.vmap(run, in_axes=1, out_axes=(0, 0)))
+
+    def check(gradients: Any) -> None:
+        state, all_updates = start, []
+        for i in range(STEPS):
+            gradient = jax.tree.map(lambda x: x[i], gradients)  # noqa: B023
+            updates, state = step(gradient, state, params)
+            if case != "compensate":
+                assert signature(updates) == signature(gradient)
+            all_updates.append(updates)
+        assert signature(state) == signature(start)
+        assert_finite((state, all_updates))
+
+        state = start
+        for i in range(STEPS):
+            gradient = jax.tree.map(lambda x: x[i], gradients)  # noqa: B023
+            updates, state = step(gradient, restarted(state), params)
+            same = jax.tree.map(np.array_equal, updates, all_updates[i])
+            assert all(jax.tree.leaves(same)), "a restart changes the run"
+        assert step._cache_size() == 1, "compiled twice"
+        if is_ill_conditioned(case):
+            return
+
+        loop = state, jax.tree.map(lambda *x: np.stack(x), *all_updates)
+        assert_agree(scan(gradients), loop)
+        pair = jax.tree.map(lambda x: np.stack([x, x[::-1]], axis=1), gradients)
+        both = vmapped(pair)
+        assert_agree(jax.tree.map(lambda x: x[0], both), loop)
+        with jax.disable_jit():
+            first = tx.update(jax.tree.map(lambda x: jnp.asarray(x[0]), gradients), start, params)
+        assert_agree(first[0], all_updates[0])
+
+    share = 1 / 64 if sums_gradients(case) else 1.0
+    check_examples(examples, gradient_trees(dtypes, share), check)
+
+
+@parametrized("numbers")
+def test_numbers(case, examples):
+    complex_too = (jnp.complex64,) if takes_complex(case) else ()
+    check_numbers(case, examples * 3 // 4, (jnp.float16, jnp.bfloat16, jnp.float32, *complex_too))
+    with jax.enable_x64(True):
+        check_numbers(case, examples - examples * 3 // 4, (jnp.float64, jnp.float32))
+
+
+# Trees
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layer:
+    kernel: Any
+    bias: Any
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array of the tree to be, whether it gets a gradient, and which numbers."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    has_gradient: bool
+    seed: int
+
+    def array(self, what: int) -> jax.Array:
+        values = np.random.default_rng([self.seed, what]).normal(size=(2, *self.shape))
+        if jnp.issubdtype(self.dtype, jnp.complexfloating):
+            return jnp.asarray(values[0] + 1j * values[1], self.dtype)
+        return jnp.asarray(values[0], self.dtype)
+
+
+def trees(dtypes: list[Any]) -> st.SearchStrategy:
+    leaves = st.builds(
+        Leaf,
+        shape=st.sampled_from([(), (3,), (2, 2), (0, 2)]),
+        dtype=st.sampled_from(dtypes),
+        has_gradient=st.integers(0, 9).map(bool),
+        seed=st.integers(0, 99),
+    )
+
+    def containers(children: st.SearchStrategy) -> st.SearchStrategy:
+        return (
+            st.lists(children, max_size=3)
+            | st.lists(children, max_size=3).map(tuple)
+            | st.dictionaries(st.text("abc/.'[", max_size=3), children, max_size=3)
+            | st.builds(Pair, children, children)
+            | st.builds(Layer, children, children)
+        )
+
+    return st.recursive(leaves | st.none(), containers, max_leaves=6)
+
+
+def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
+    tx = make(case)
+    whole_tree = case.startswith(("clip_by_global_norm", "monitor", "skip", "multi")) or (
+        "global_clipnorm" in case
+    )
+
+    def check(tree: Any) -> None:
+        params = jax.tree.map(lambda leaf: leaf.array(0), tree)
+        gradients = jax.tree.map(lambda leaf: leaf.array(1) if leaf.has_gradient else None, tree)
+        start = tx.init(params)
+        traced = jax.eval_shape(tx.update, gradients, start, params)
+        with jax.disable_jit():
+            updates, state = tx.update(gradients, start, params)
+            _, later = tx.update(gradients, state, params)
+        assert jax.tree.structure(updates) == jax.tree.structure(gradients)
+        assert signature(state) == signature(later) == signature(start)
+        assert_finite((updates, later))
+        for x, y in zip(jax.tree.leaves(traced), jax.tree.leaves((updates, state)), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        if case != "compensate":
+            assert signature(updates) == signature(gradients)
+        if whole_tree or jax.config.jax_enable_x64:  # There, one float64 array widens all scalars.
+            return
+        leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.has_gradient]
+        for leaf, update in list(zip(leaves, jax.tree.leaves(updates), strict=True))[:1]:
+            param = leaf.array(0)
+            with jax.disable_jit():
+                alone, _ = tx.update(leaf.array(1), tx.init(param), param)
+            assert np.array_equal(alone, update), "an array depends on what is beside it"
+
+    check_examples(examples, trees(dtypes), check)
+
+
+@parametrized("trees")
+def test_trees(case, examples):
+    dtypes = [jnp.float16, jnp.bfloat16, jnp.float32]
+    complex_too = [jnp.complex64] if takes_complex(case) else []
+    check_trees(case, examples * 3 // 4, [*dtypes, *complex_too])
+    with jax.enable_x64(True):
+        check_trees(case, examples - examples * 3 // 4, [*dtypes, jnp.float64])
