@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.datasets import load_digits
+from tqdm import tqdm
 
 import adaptive_jax as aj
 from adaptive_jax.wrappers import all_finite
+from examples import low_precision
 
 NAN, INF = float("nan"), float("inf")
 
@@ -356,3 +359,21 @@ def test_global_norm_of_any_size(size):
     np.testing.assert_allclose(updates[0], min(size, 0.5), rtol=1e-6)
     assert not np.isfinite(aj.global_norm([jnp.array([size, NAN])]))
     assert not np.isfinite(aj.global_norm([jnp.array([size, INF])]))
+
+
+@pytest.mark.slow
+def test_a_network_in_bfloat16_ends_where_float32_does():
+    """Within the noise of the seeds, and to nearest visibly not: what the README's figure shows."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images / 16).astype(np.float32)
+    with tqdm(disable=True) as progress:
+        losses = {
+            way: low_precision.train(way, images, labels, seeds=10, epochs=40, progress=progress)[
+                1
+            ][:, -1]
+            for way in low_precision.WAYS
+        }
+    truth = losses["float32"]
+    for way in ("bfloat16, stochastic", "bfloat16, compensated"):
+        assert abs(losses[way].mean() - truth.mean()) < truth.std()
+    assert losses["bfloat16, to nearest"].min() > truth.max() + 3 * truth.std()
