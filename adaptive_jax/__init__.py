@@ -45,6 +45,10 @@ from .precision import apply_updates as apply_updates
 from .precision import compensate as compensate
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
+from .training import LossScale as LossScale
+from .training import TrainState as TrainState
+from .training import fit as fit
+from .training import train_step as train_step
 from .wrappers import monitor as monitor
 from .wrappers import multi_steps as multi_steps
 from .wrappers import raise_if_stopped as raise_if_stopped

@@ -12,6 +12,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import jax
@@ -23,10 +24,22 @@ from . import _check, _rule, _storage, maths
 from ._rule import Context, Rule
 
 
+@jax.tree_util.register_pytree_with_keys_class
 class Transformation(optax.GradientTransformationExtraArgs):
-    """An optax gradient transformation that is data: `init` and `update` are pytrees themselves."""
+    """An optax gradient transformation that is data: what `init` and `update` share is one pytree."""
 
     __slots__ = ()
+
+    def tree_flatten_with_keys(self) -> Any:
+        """Its leaves are there once, although both functions hold them: they can be donated."""
+        init, update = self
+        children = ((jax.tree_util.GetAttrKey("update"), update.args[0]),)  # type: ignore[attr-defined]
+        return children, (init.func, update.func)  # type: ignore[attr-defined]
+
+    @classmethod
+    def tree_unflatten(cls, functions: Any, shared: Any) -> Transformation:
+        """The transformation, of new leaves."""
+        return cls(*(Partial(function, *shared) for function in functions))
 
     def __repr__(self) -> str:
         return repr(self.init.args[0])  # type: ignore[attr-defined]
@@ -173,7 +186,7 @@ def _update(
     """optax's `update`. Extra arguments are meant for other members of a chain."""
     del extra_args
     try:
-        return _update_tree(lifted, _exact_complements(lifted.rules), updates, state, params)
+        return _update_tree(exact(lifted), updates, state, params)
     except TypeError:
         # What is no array at all is refused by jit, before the checks inside.
         _check.leaves("gradients", updates)
@@ -181,22 +194,30 @@ def _update(
         raise
 
 
-def _exact_complements(rules: tuple[Rule, ...]) -> tuple[dict[str, float], ...]:
-    """1 - b of each rule's decay rates that are Python numbers: in float64, before jit rounds b."""
-    return tuple(
-        {
-            name: 1.0 - value
-            for name in _rule.decay_names(type(rule))
-            if isinstance(value := getattr(rule, name), float)
-        }
-        for rule in rules
-    )
+def exact(tree: Any) -> Any:
+    """Rules with 1 - b beside each decay rate that is a Python number, taken in float64.
+
+    Before jit rounds b. tree: a `Lifted`, or anything with such in it.
+    """
+
+    def with_complements(rule: Any) -> Any:
+        if not isinstance(rule, Rule):
+            return rule
+        values = {name: getattr(rule, name) for name in _rule.decay_names(type(rule))}
+        return _rule.replace(
+            rule,
+            **{
+                name: maths.DecayRate(value, 1.0 - value)  # type: ignore[arg-type]
+                for name, value in values.items()
+                if isinstance(value, float)
+            },
+        )
+
+    return jax.tree.map(with_complements, tree, is_leaf=lambda x: isinstance(x, Rule))
 
 
 @jax.jit
-def _update_tree(
-    lifted: Lifted, complements: tuple[dict[str, Any], ...], updates: Any, state: Any, params: Any
-) -> tuple[Any, Any]:
+def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
     All checks run while it is traced, so from the second call on they cost nothing.
@@ -207,7 +228,7 @@ def _update_tree(
     param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
     entries = [(_rule.state_name(rule), _rule.state_fields(rule)) for rule in rules]
     states = _check.state(state, entries)
-    steps = [_Step(*each) for each in zip(rules, complements, states, strict=True)]
+    steps = [_Step(*each) for each in zip(rules, states, strict=True)]
     slots = [
         {
             name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
@@ -257,9 +278,8 @@ def _update_tree(
 class _Step:
     """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
 
-    def __init__(self, rule: Rule, complements: dict[str, Any], old: Any) -> None:
+    def __init__(self, rule: Rule, old: Any) -> None:
         self._rule = rule
-        self._complements = complements
         self._in_dtype: dict[Any, Rule] = {}
         count = getattr(old, "count", None) if _rule.counts_steps(rule) else None
         self.step: Any = None if count is None else optax.safe_increment(count)
@@ -286,17 +306,20 @@ class _Step:
         return maths.ema(jnp.ones_like(correction), correction, decay)
 
     def _decay(self, name: str, dtype: Any) -> maths.DecayRate:
-        value = _cast(self._values[name], dtype)
-        exact = self._complements.get(name)
-        rate = maths.complement(value) if exact is None else _cast(exact, dtype)
-        return maths.DecayRate(value, rate)
+        value = self._values[name]
+        if isinstance(value, maths.DecayRate):
+            return maths.DecayRate(_cast(value.value, dtype), _cast(value.complement, dtype))
+        value = _cast(value, dtype)
+        return maths.DecayRate(value, maths.complement(value))
 
     def rule_in(self, dtype: Any) -> Rule:
         """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
         dtype = jnp.finfo(dtype).dtype
         if dtype not in self._in_dtype:
             values: dict[str, Any] = {
-                name: None if value is None else _cast(value, dtype)
+                name: value
+                if isinstance(value, (NoneType, maths.DecayRate))
+                else _cast(value, dtype)
                 for name, value in self._values.items()
             }
             for name in _rule.decay_names(type(self._rule)):
@@ -502,3 +525,33 @@ def _chain_update(
         updates, new = member.update(updates, old, params, **extra_args)
         new_state.append(new)
     return updates, tuple(new_state)
+
+
+def learning_rate(transformation: Any, state: Any) -> jax.Array | None:
+    """The learning rate that the next update will have; None if there is none to be found."""
+    if not isinstance(transformation, Transformation):
+        return None
+    data: Any = transformation.init.args[0]  # type: ignore[attr-defined]
+    if isinstance(data, Lifted):
+        parts = (state,) if len(data.rules) == 1 else state
+        rates = (_rate(rule, part) for rule, part in zip(data.rules, parts, strict=True))
+    elif isinstance(data, Chained):
+        rates = (learning_rate(*pair) for pair in zip(data.members, state, strict=True))
+    elif hasattr(data, "inner"):
+        inner = next(entry for name, entry in state._asdict().items() if name.startswith("inner"))
+        rates = iter([learning_rate(data.inner, inner)])
+    else:
+        return None
+    return next((rate for rate in rates if rate is not None), None)
+
+
+def _rate(rule: Rule, state: Any) -> jax.Array | None:
+    rate = getattr(rule, "learning_rate", None)
+    if rate is None:
+        return None
+    count = getattr(state, "count", None)
+    if callable(rate):
+        rate = rate(count)
+    rate = jnp.asarray(rate, jnp.float32)
+    decay = getattr(rule, "learning_rate_decay", None)
+    return rate if decay is None else rate / (1 + decay * jnp.asarray(count, jnp.float32))

@@ -15,12 +15,13 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_python_blocks_run_in_order():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names: dict = {}
     for block in blocks:
         exec(block, names)
     np.testing.assert_allclose(names["params"]["w"], [1.0, 2.0, 3.0], atol=0.05)
     assert names["step"]._cache_size() == 1
+    np.testing.assert_allclose(names["state"].params["w"], [1.0, 2.0, 3.0], atol=0.01)
     params = {"w": jnp.ones(3)}
     tx = names["tx"]
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)

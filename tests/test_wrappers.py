@@ -362,6 +362,7 @@ def test_global_norm_of_any_size(size):
 
 
 @pytest.mark.slow
+@jax.numpy_rank_promotion("allow")  # The example adds a bias to every row.
 def test_a_network_in_bfloat16_ends_where_float32_does():
     """Within the noise of the seeds, and to nearest visibly not: what the README's figure shows."""
     images, labels = load_digits(return_X_y=True)

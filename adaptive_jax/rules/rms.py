@@ -11,6 +11,7 @@ from ..maths import (
     abs_squared,
     bias_correction,
     bounded,
+    clamped,
     denominator,
     ema,
     quotient,
@@ -71,7 +72,7 @@ class StdDev(Rms):
         return "ScaleByRStdDevWithCountState" if self.bias_correction else "ScaleByRStdDevState"
 
     def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.decay))
+        mu = ctx.store("mu", ema(clamped(grad), slots["mu"], self.decay))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         correction = bias_correction(self.decay, ctx.step) if self.bias_correction else 1
         mean_square = nu / correction
