@@ -92,8 +92,12 @@ CASES = {
 }
 """From a readable id to the function and its arguments."""
 
-FIRST = [label(name, settings[0]) for name, settings in SETTINGS.items()]
-"""Everything exported, once."""
+FIRST = [
+    label(name, settings[0])
+    for name, settings in SETTINGS.items()
+    if not name.startswith("scale_by_") or name == "scale_by_stddev"
+]
+"""Every rule, once: the other preconditioners for chains are rules of a whole optimizer."""
 
 PORTED = {
     label(f"{library}.{name}", settings): (getattr(getattr(aj.interop, library), name), settings)

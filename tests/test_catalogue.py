@@ -27,8 +27,8 @@ def test_every_export_is_in_the_table():
     assert exported_ports() == {case.partition("(")[0] for case in PORTED}
 
 
-# Every optimizer in each run; its further settings and the ports, which are made of the same rules, in
-# the slow one.
+# Every rule in each run; its further settings and the ports, which are made of the same rules, in the
+# slow one.
 @pytest.mark.parametrize("promise", PROMISES)
 @pytest.mark.parametrize(
     "case",

@@ -122,7 +122,6 @@ PARTS = {
     ),
     "accumulation": Part((ACCUMULATION,), at_least=5, calls=frozenset({"adam", "sgd"})),
 }
-SLOW = ("pieces", "long", "accumulation")
 
 
 def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, Any]:
@@ -156,10 +155,8 @@ def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, 
     return report
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in PARTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
 def test_what_passes_with_optax_passes_with_ours(name, tmp_path):
     if name == "accumulation":
         pytest.importorskip("flax", reason="optax's tests of accumulation need flax")
