@@ -15,6 +15,8 @@ from ._storage import Float as Float
 from ._storage import Storage as Storage
 from ._transform import chain as chain
 from ._transform import transform as transform
+from .checkpoint import restore_checkpoint as restore_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
 from .maths import global_norm as global_norm
 from .optimizers import adadelta as adadelta
 from .optimizers import adagrad as adagrad
