@@ -17,6 +17,7 @@ from ._transform import chain as chain
 from ._transform import transform as transform
 from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .diagnostics import diagnose as diagnose
 from .maths import global_norm as global_norm
 from .optimizers import adadelta as adadelta
 from .optimizers import adagrad as adagrad

@@ -708,12 +708,13 @@ def clip_by_global_norm(max_norm: Any) -> Transformation:
     """Scales all arrays by one factor so that their common norm is at most c: g · min(1, c/‖g‖).
 
     Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063. The norm is summed in float32 at
-    least, and does not overflow.
+    least, and does not overflow. To see in the state which steps are clipped, measure before it.
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.chain(aj.clip_by_global_norm(1.0), aj.adam(1e-3))  # doctest: +ELLIPSIS
-      chain(clip_by_global_norm(max_norm=1.0), adam(learning_rate=0.001, ...))
+      >>> norm = aj.monitor({"norm": aj.global_norm})
+      >>> aj.chain(norm, aj.clip_by_global_norm(1.0), aj.adam(1e-3))  # doctest: +ELLIPSIS
+      chain(monitor(norm), clip_by_global_norm(max_norm=1.0), adam(learning_rate=0.001, ...))
     """
     return build(clip_by_global_norm, ClipByGlobalNorm(max_norm))
 

@@ -147,6 +147,12 @@ WRAPPERS = {
             "None, empty trees, zero-size and scalar arrays just work",
         },
     ),
+    "diagnose": (
+        aj.diagnose(aj.adam(0.1)),
+        # The norm of the largest numbers is larger still. And `optax.tree.map_params`, one of the
+        # wrappers, makes a state without parameters, which has no groups.
+        {"finite gradients give finite updates", "it works inside the wrappers of optax"},
+    ),
     "monitor": (
         aj.monitor({"norm": aj.global_norm}),
         # The norm of the largest numbers is larger still.

@@ -56,6 +56,7 @@ def check_examples(
     configured = hypothesis.settings(
         max_examples=examples,
         deadline=None,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
         derandomize=True,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
@@ -75,15 +76,16 @@ def make(case: str) -> Any:
 
 def sums_gradients(case: str) -> bool:
     """A velocity of gradients, which no float32 can hold near its largest number; and ‖g‖."""
-    return "sgd" in case or case.startswith(("trace", "monitor"))
+    return "sgd" in case or case.startswith(("trace", "monitor", "diagnose"))
 
 
 def is_ill_conditioned(case: str) -> bool:
     """Where rounding may change the result by any amount, so that no two ways of computing agree.
 
     The variance ν - μ² of constant gradients is a rounding error, and so is what `compensate` keeps.
+    `diagnose` counts what rounding changes, and adds up products of both signs.
     """
-    return any(word in case for word in ("centered", "stddev", "compensate"))
+    return any(word in case for word in ("centered", "stddev", "compensate", "diagnose"))
 
 
 def takes_complex(case: str) -> bool:
