@@ -200,11 +200,6 @@ def _diagnose_update(
         measured = measure()
     else:
         measured = jax.lax.cond(count % wrapper.every == 0, measure, lambda: state.measured)
-    # In the places of the start: a group without gradients in this step keeps what it had.
-    measured: Any = {
-        name: {group: measured[name].get(group, old) for group, old in state.measured[name].items()}
-        for name in wrapper.measures
-    }
     return new, DiagnoseState(count, measured, mean, square, inner_state)
 
 
@@ -263,7 +258,7 @@ def _measure(
 
 
 def _average(old: jax.Array, new: jax.Array) -> jax.Array:
-    return old + (1 - _DECAY) * (new - old)
+    return maths.ema(new, old, jnp.asarray(_DECAY, jnp.finfo(old.dtype).dtype))
 
 
 def _wide(x: jax.Array) -> jax.Array:

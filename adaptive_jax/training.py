@@ -52,7 +52,13 @@ class LossScale:
     Args:
       scale: s at first, a power of two.
       growth_interval: after so many good steps in a row s grows; None for a constant s.
-      factor: by how much it grows and shrinks.
+      factor: by how much it grows and shrinks, above 1.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> state = aj.TrainState.create(jnp.ones(2), aj.adam(1e-3), loss_scale=aj.LossScale(1024.0))
+      >>> print(state.loss_scale.scale)
+      1024.0
     """
 
     scale: Any = 2.0**15
@@ -134,6 +140,7 @@ class TrainState:
 
         Raises:
           TypeError: for parameters that are no arrays, by their path, and what is no optimizer.
+          ValueError: for a loss scale that is not positive, never grows, or shrinks to grow.
 
         Example:
           >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -148,6 +155,12 @@ class TrainState:
             )
             tx = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tx)
         if loss_scale is not None:
+            _check_scale("scale", loss_scale.scale)
+            interval = loss_scale.growth_interval
+            if loss_scale.factor <= 1 or (interval is not None and interval < 1):
+                raise ValueError(
+                    f"{loss_scale}: factor must be above 1, growth_interval 1 or more."
+                )
             loss_scale = dataclasses.replace(
                 loss_scale,
                 scale=jnp.asarray(loss_scale.scale, jnp.float32),
@@ -168,6 +181,11 @@ class TrainState:
         if "tx" in changes:
             changes["tx"] = member(changes["tx"], "TrainState.replace")
         return dataclasses.replace(self, **changes)
+
+
+def _check_scale(name: str, value: Any) -> None:
+    if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value!r} must be a finite number above 0.")
 
 
 def _on_the_mesh_of(params: Any, rest: Any) -> Any:
@@ -252,6 +270,7 @@ def train_step(
         _check.one_of("metrics", name, METRICS)
     if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
         raise ValueError(f"accumulate={accumulate!r} must be a whole number, 1 or more.")
+    _check_scale("loss_scale", loss_scale)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
     settings = _Settings(

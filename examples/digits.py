@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits, for the examples `with_….py`."""
+"""Scikit-learn's handwritten digits, for the examples that share them."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from digits import load
 
 import adaptive_jax as aj
 
 try:
     from matplotlib.figure import Figure
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
     from tqdm import tqdm
 except ImportError as error:
     raise SystemExit(
@@ -175,11 +174,8 @@ def read_arguments():
 
 def main():
     arguments = read_arguments()
-    pixels, labels = load_digits(return_X_y=True)
-    images = (pixels / 16).astype(np.float32)  # pixels are 0 to 16
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, labels, test_size=0.25, stratify=labels, random_state=0
-    )
+    (train_images, train_labels), (test_images, test_labels) = load()
+    train_images, test_images = (x.reshape(len(x), -1) for x in (train_images, test_images))
     losses_of_ways, accuracies_of_ways = {}, {}
     print(f"{'parameters':<24}{'training loss':>20}{'test accuracy':>18}")
     # disable=None: no bar where the output is not a terminal.

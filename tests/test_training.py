@@ -446,11 +446,20 @@ def test_a_mistake_is_named_and_loses_nothing(loss, settings, message):
         (lambda: aj.train_step(mean_squared_error, rounding="up"), "rounding='up'"),
         (lambda: aj.train_step(mean_squared_error, accumulate=0), "accumulate=0"),
         (lambda: aj.train_step(3), "loss_fn=3"),
+        (lambda: aj.train_step(mean_squared_error, loss_scale=0.0), "loss_scale=0.0"),
+        (
+            lambda: aj.TrainState.create(PARAMS, aj.sgd(1.0), loss_scale=aj.LossScale(-1.0)),
+            "scale=-1.0",
+        ),
+        (
+            lambda: aj.TrainState.create(PARAMS, aj.sgd(1.0), loss_scale=aj.LossScale(factor=1.0)),
+            "factor must be above 1",
+        ),
         (lambda: aj.train_step(mean_squared_error)(PARAMS, BATCH), "takes a TrainState, got"),
         (lambda: aj.TrainState.create({"w": jnp.arange(3)}, aj.sgd(1.0)), r"\['w'\] is int32\[3\]"),
         (lambda: aj.TrainState.create(PARAMS, 0.1), "takes optax gradient transformations"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_bad_arguments(make, message):
     with pytest.raises((TypeError, ValueError), match=message):

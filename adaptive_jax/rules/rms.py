@@ -72,6 +72,7 @@ class StdDev(Rms):
         return "ScaleByRStdDevWithCountState" if self.bias_correction else "ScaleByRStdDevState"
 
     def update(self, grad, slots, param, ctx):
+        # Bounded once, below: used twice, it would become an array of its own.
         mu = ctx.store("mu", ema(clamped(grad), slots["mu"], self.decay))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.decay))
         correction = bias_correction(self.decay, ctx.step) if self.bias_correction else 1
