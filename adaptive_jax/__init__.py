@@ -11,7 +11,11 @@ from ._rule import Hyper as Hyper
 from ._rule import NonNegative as NonNegative
 from ._rule import Rule as Rule
 from ._rule import Slot as Slot
+from ._storage import BFloat16 as BFloat16
+from ._storage import Blocks as Blocks
+from ._storage import Factored as Factored
 from ._storage import Float as Float
+from ._storage import Masked as Masked
 from ._storage import Storage as Storage
 from ._transform import chain as chain
 from ._transform import transform as transform
@@ -19,6 +23,9 @@ from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .diagnostics import diagnose as diagnose
 from .maths import global_norm as global_norm
+from .memory import StateBytes as StateBytes
+from .memory import convert_storage as convert_storage
+from .memory import state_bytes as state_bytes
 from .optimizers import adadelta as adadelta
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
@@ -46,6 +53,7 @@ from .optimizers import sgd as sgd
 from .optimizers import trace as trace
 from .precision import apply_updates as apply_updates
 from .precision import compensate as compensate
+from .precision import exact_params as exact_params
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
 from .training import LossScale as LossScale

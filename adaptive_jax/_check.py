@@ -128,13 +128,13 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-class Gradients:
-    """The gradients as a flat list, None among them, against which every other tree is matched."""
+class Arrays:
+    """A tree of arrays as a flat list, None among them, against which every other tree is matched."""
 
-    def __init__(self, updates: Any) -> None:
-        self._updates = updates
-        self.leaves, self.treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
-        leaves("gradients", updates)
+    def __init__(self, what: str, tree: Any) -> None:
+        self._what, self._tree = what, tree
+        self.leaves, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
+        leaves(what, tree)
 
     def params(self, params: Any, needed_by: Sequence[Any]) -> list[Any]:
         """The parameter of each gradient; None for each if no params came and none are needed."""
@@ -145,7 +145,7 @@ class Gradients:
                 )
             return [None] * len(self.leaves)
         leaves("params", params)
-        params = self._match("params", params)
+        params = self.match("params", params)
         for index, param in enumerate(params):
             self._same_kind("params", index, param, may_be_real=False)
         return params
@@ -153,12 +153,20 @@ class Gradients:
     def slot(self, name: str, tree: Any, storage: Any, nonnegative: bool) -> list[Any]:
         """What the state holds of a slot for each gradient."""
         what = f"the state's {name}"
-        stored = self._match(what, tree)
+        stored = self.match(what, tree)
         for index, value in enumerate(stored):
             if value is None and self.leaves[index] is not None:
                 raise ValueError(
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
                     "parameters."
+                )
+            if value is None:
+                continue
+            if not storage.holds(value):
+                raise ValueError(
+                    f"{what} at {self.paths()[index] or 'the one array'} was made with another storage "
+                    f"than {storage!r}: {jax.tree.map(describe, value)}. Convert the state with "
+                    "aj.convert_storage, or make it with this optimizer's init(params)."
                 )
             decoded = value if hasattr(value, "dtype") else jax.eval_shape(storage.decode, value)
             self._same_kind(what, index, decoded, may_be_real=nonnegative)
@@ -177,13 +185,14 @@ class Gradients:
             full = jax.tree.map(
                 lambda select, part: jax.tree.map(lambda _: bool(select), part, is_leaf=_is_none),
                 tree,
-                self._updates,
+                self._tree,
             )
         except ValueError:
             raise ValueError(self._difference("the mask", tree)) from None
         return self.treedef.flatten_up_to(full)
 
-    def _match(self, what: str, tree: Any) -> list[Any]:
+    def match(self, what: str, tree: Any) -> list[Any]:
+        """What another tree, described as what, has for each array."""
         try:
             return self.treedef.flatten_up_to(tree)
         except ValueError:
@@ -204,24 +213,25 @@ class Gradients:
             f"{self._outline(index)}, but {what} has {describe(other)} there: {problem}."
         )
 
-    def _paths(self) -> list[str]:
-        with_path = jax.tree_util.tree_flatten_with_path(self._updates, is_leaf=_is_none)[0]
+    def paths(self) -> list[str]:
+        """The path of each array."""
+        with_path = jax.tree_util.tree_flatten_with_path(self._tree, is_leaf=_is_none)[0]
         return [keystr(path) for path, _ in with_path]
 
     def _outline(self, index: int) -> str:
-        return f"gradients{self._paths()[index]} is {describe(self.leaves[index])}"
+        return f"{self._what}{self.paths()[index]} is {describe(self.leaves[index])}"
 
     def _difference(self, what: str, tree: Any) -> str:
         other = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)[0]
-        here, there = set(self._paths()), {keystr(path) for path, _ in other}
+        here, there = set(self.paths()), {keystr(path) for path, _ in other}
         found = [
             f"only {owner} have {', '.join(path or 'a bare leaf' for path in sorted(paths)[:4])}"
-            for owner, paths in (("the gradients", here - there), (what, there - here))
+            for owner, paths in ((f"the {self._what}", here - there), (what, there - here))
             if paths
         ]
         if not found:  # Equal paths, different containers.
             found = [f"{self.treedef} against {jax.tree_util.tree_structure(tree)}"]
-        return f"the gradients and {what} differ in structure: {'; '.join(found)}."
+        return f"the {self._what} and {what} differ in structure: {'; '.join(found)}."
 
 
 def state(state: Any, expected: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Any, ...]:

@@ -228,9 +228,12 @@ def scheduled_decays(rule: Rule) -> list[str]:
     return [name for name in decay_names(type(rule)) if callable(getattr(rule, name))]
 
 
-def state_fields(rule: Rule) -> tuple[str, ...]:
-    """The names of the entries of the rule's state, in order."""
-    count = ("count",) if counts_steps(rule) else ()
+def state_fields(rule: Rule, counts: bool | None = None) -> tuple[str, ...]:
+    """The names of the entries of the rule's state, in order.
+
+    counts: whether it counts steps, for the sake of its storage if not for its own.
+    """
+    count = ("count",) if counts or counts_steps(rule) else ()
     corrections = (f"{name}_correction" for name in scheduled_decays(rule))
     return (*count, *corrections, *rule.scalars, *rule.slots)
 
@@ -240,13 +243,9 @@ def state_name(rule: Rule) -> str:
     return rule.state_type_name or f"{type(rule).__name__}State"
 
 
-def state_type(rule: Rule) -> Callable[..., Any]:
-    """The NamedTuple that holds the rule's state."""
-    return _state_type(state_name(rule), state_fields(rule))
-
-
 @functools.cache
-def _state_type(name: str, entries: tuple[str, ...]) -> Any:
+def state_type(name: str, entries: tuple[str, ...]) -> Any:
+    """The NamedTuple that holds a rule's state."""
     theirs = getattr(optax, name, None)
     if getattr(theirs, "_fields", None) == entries:
         return theirs  # The states of optax and of this library are then the same pytrees.
@@ -257,7 +256,7 @@ def _state_type(name: str, entries: tuple[str, ...]) -> Any:
 
 
 def _make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:
-    return _state_type(name, entries)(*values)
+    return state_type(name, entries)(*values)
 
 
 def _flatten(rule: Rule) -> tuple[list[Any], tuple[Any, ...]]:

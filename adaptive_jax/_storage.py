@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
-from . import maths
+from . import _check, maths
+from ._rule import Mask, Slot
 
 
 class Storage:
@@ -18,23 +25,47 @@ class Storage:
     The lift decodes a slot before a rule sees it, and encodes what the rule returns. A rule that
     passes a new value through `ctx.store` goes on with decode(encode(value)), what the state
     really holds, so a run that restarts from a checkpoint takes the very same steps.
-    `encode(decode(stored), stored)` must give `stored` back.
+    `encode(decode(stored), stored, key)` must give `stored` back. `aj.testing.check_storage` checks
+    this and the rest.
+
+    Class attributes:
+      stochastic: whether `encode` rounds at random and needs a key. A rule's state then counts its
+        steps, of which the keys are made.
+      nonnegative_only: whether it is for slots that are real and never negative.
+      elementwise: whether it keeps each number; False if it keeps what many have in common.
     """
+
+    stochastic: ClassVar[bool] = False
+    nonnegative_only: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = True
 
     def init(self, value: float | jax.Array, param: Any, *, real: bool) -> Any:
         """What the state holds at first: a slot of the shape of param, filled with value.
 
-        real: whether the slot of a complex parameter is real all the same (a second moment).
+        real: whether the slot is real and never negative (a second moment), also for a complex param.
         """
         raise NotImplementedError
 
-    def encode(self, value: jax.Array, stored: Any) -> Any:
-        """What the state is to hold for value, in the structure and the dtypes of stored."""
+    def encode(self, value: jax.Array, stored: Any, key: jax.Array | None) -> Any:
+        """What the state is to hold for value, in the structure and the dtypes of stored.
+
+        key: a uint32 of shape (), another one for each step, array and slot, for
+          `maths.random_bits(value.shape, key)`; None for a storage that is not stochastic.
+        """
         raise NotImplementedError
 
     def decode(self, stored: Any) -> jax.Array:
         """The array that stored stands for."""
         raise NotImplementedError
+
+    def holds(self, stored: Any) -> bool:
+        """Whether stored can have been made by this storage."""
+        del stored
+        return True
+
+    def init_tree(self, value: float | jax.Array, params: Any, *, real: bool) -> Any:
+        """`init` for every array of a tree."""
+        return jax.tree.map(functools.partial(self.init, value, real=real), params)
 
 
 @dataclass(frozen=True)
@@ -54,14 +85,429 @@ class Float(Storage):
             dtype = jnp.finfo(dtype).dtype
         return jnp.full_like(param, value, dtype=dtype)
 
-    def encode(self, value: jax.Array, stored: jax.Array) -> jax.Array:
+    def encode(self, value: jax.Array, stored: jax.Array, key: jax.Array | None) -> jax.Array:
         return maths.saturating_cast(value, stored.dtype)
 
     def decode(self, stored: jax.Array) -> jax.Array:
         return stored
 
+    def holds(self, stored: Any) -> bool:
+        return hasattr(stored, "dtype") and jnp.issubdtype(stored.dtype, jnp.inexact)
 
-NAMED: dict[str, Storage] = {"float32": Float()}
+
+_PLAIN = Float()
+
+
+@dataclass(frozen=True)
+class Compressed(Storage):
+    """What the storages below 32 bits share: some arrays stay as they are under "float32".
+
+    These are arrays of less than `min_size` elements, slots that are complex, and those of 64 bits. The
+    size is that of the whole array, however it is sharded.
+    """
+
+    min_size: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("min_size", "block"):
+            value = getattr(self, name, 1)
+            least = 0 if name == "min_size" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"{name}={value!r} in {type(self).__name__} must be a whole number, {least} or more."
+                )
+
+    def init(self, value: float | jax.Array, param: Any, *, real: bool) -> Any:
+        dtype = jnp.result_type(param)
+        if self._is_exempt(param.shape, jnp.finfo(dtype).dtype if real else dtype):
+            return _PLAIN.init(value, param, real=real)
+        return self.compressed(value, param, real=real)
+
+    def compressed(self, value: float | jax.Array, param: Any, *, real: bool) -> Any:
+        """`init`, for an array that is to be compressed."""
+        raise NotImplementedError
+
+    def _is_exempt(self, shape: tuple[int, ...], dtype: Any) -> bool:
+        return self._is_small(shape) or dtype.kind == "c" or jnp.finfo(dtype).bits > 32
+
+    def _is_small(self, shape: tuple[int, ...]) -> bool:
+        return math.prod(shape) < self.min_size
+
+    def holds(self, stored: Any) -> bool:
+        return _PLAIN.holds(stored) and self._is_exempt(stored.shape, stored.dtype)
+
+
+@dataclass(frozen=True)
+class BFloat16(Compressed):
+    """bfloat16, rounded stochastically: up or down, so that the mean is right.
+
+    Rounded to nearest, a second moment whose decay rate is 0.999 never decays.
+    """
+
+    stochastic = True
+
+    def compressed(self, value: float | jax.Array, param: Any, *, real: bool) -> jax.Array:
+        return jnp.full_like(param, value, dtype=jnp.bfloat16)
+
+    def encode(self, value: jax.Array, stored: jax.Array, key: jax.Array | None) -> jax.Array:
+        if stored.dtype != jnp.bfloat16:
+            return _PLAIN.encode(value, stored, key)
+        value = maths.saturating_cast(value, jnp.dtype(jnp.float32))
+        return maths.rounded_to_bfloat16(value, maths.random_bits(value.shape, key))
+
+    def decode(self, stored: jax.Array) -> jax.Array:
+        return stored
+
+    def holds(self, stored: Any) -> bool:
+        return super().holds(stored) or getattr(stored, "dtype", None) == jnp.bfloat16
+
+
+class Quantized(NamedTuple):
+    """Codes of the shape of the parameter, and one float32 for each block of them: its largest |x|."""
+
+    codes: Any
+    scales: Any
+
+
+@dataclass(frozen=True)
+class Blocks(Compressed):
+    """Codes of 8 or 16 bits with one float32 scale per block, rounded stochastically.
+
+    A code is a floating-point number of its own: with the block's largest S = max|x|, the upper bits of
+    K|x|/S + 1, counted from those of 1. Its steps grow with |x|, as those of μ-law do, from 3e-4 S in
+    8 bits and 7e-9 S in 16 with a sign, and from 1e-6 S and 5e-7 S without one. Numbers that are never
+    negative are not rounded to 0, so a first moment of 8 bits is divided by no less than a third of
+    what it can be at least, and no single update grows.
+
+    bits: 8 or 16.
+    block: how many numbers share a scale: neighbours along the last axis, and along those before it
+      where it is shorter.
+    """
+
+    bits: int = 8
+    block: int = 256
+
+    stochastic = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in (8, 16):
+            raise ValueError(f"bits={self.bits!r} must be 8 or 16.")
+
+    def compressed(self, value: float | jax.Array, param: Any, *, real: bool) -> Quantized:
+        code = _CODES[self.bits, not real]
+        counts, _ = _grid(param.shape, self.block)
+        value = jnp.asarray(value, jnp.float32)
+        scale = _scale(jnp.abs(value), code)
+        top = (jnp.sign(value) * code.top).astype(code.dtype)
+        return Quantized(
+            jnp.full_like(param, top, dtype=code.dtype),
+            jnp.full(counts, scale, device=_sharding_of(param, counts)),
+        )
+
+    def encode(self, value: jax.Array, stored: Any, key: jax.Array | None) -> Any:
+        if not isinstance(stored, Quantized):
+            return _PLAIN.encode(value, stored, key)
+        code = _CODE_OF[stored.codes.dtype.name]
+        value = maths.saturating_cast(value, jnp.dtype(jnp.float32))
+        magnitude = lax.abs(value)
+        scales = _scale(_largest(magnitude, self.block), code)
+        relative = magnitude * _spread(code.scale / scales, value.shape, self.block)
+        place = _bits(relative + 1) - (_BITS_OF_ONE - np.uint32(_MARGIN))
+        noise = maths.random_bits(value.shape, key) >> np.uint32(32 - code.shift)
+        codes = (place + (noise & ~np.uint32(15))) >> np.uint32(code.shift)
+        codes = lax.min(codes, np.uint32(code.top)).astype(code.dtype)
+        # The last operation has two operands: XLA then writes the codes once, and reads them back.
+        if code.signed:
+            codes = lax.select(_bits(value) >= np.uint32(2**31), -codes, codes)
+        else:
+            codes = lax.max(codes, (_bits(value) > 0).astype(code.dtype))
+        return Quantized(codes, scales)
+
+    def decode(self, stored: Any) -> jax.Array:
+        if not isinstance(stored, Quantized):
+            return stored
+        codes, scales = stored
+        code = _CODE_OF[codes.dtype.name]
+        places = lax.abs(codes.astype(jnp.int32)).astype(jnp.uint32) << np.uint32(code.shift)
+        unit = _spread(scales * np.float32(1 / code.scale), codes.shape, self.block)
+        value = (_float(places + _BITS_OF_ONE) - 1) * unit
+        return lax.select(codes < 0, -value, value) if code.signed else value
+
+    def holds(self, stored: Any) -> bool:
+        if not isinstance(stored, Quantized):
+            return super().holds(stored)
+        codes, scales = stored
+        fits = scales.shape == _grid(codes.shape, self.block)[0]
+        return fits and jnp.iinfo(codes.dtype).bits == self.bits
+
+
+class _Code(NamedTuple):
+    """How numbers of 8 or 16 bits stand for those from 0, or -1, to 1."""
+
+    dtype: Any
+    shift: int
+    signed: bool
+
+    @property
+    def top(self) -> int:
+        """The code of 1."""
+        return int(np.iinfo(self.dtype).max)
+
+    @property
+    def scale(self) -> np.float32:
+        """K: it puts a block's largest number exactly on the top code, from which it cannot fall."""
+        bits = np.uint32(_BITS_OF_ONE + (self.top << self.shift))
+        return np.float32(bits.view(np.float32) - 1)
+
+    @property
+    def least_scale(self) -> np.float32:
+        """The least scale of a block, whose K/S is a normal number still."""
+        return np.float32(self.scale * 2.0**-126)
+
+
+_BITS_OF_ONE = np.uint32(0x3F800000)
+_MARGIN = 8
+"""The noise is so far above 0 and below a whole step: room for the error of the last bits, so that what
+is decoded is encoded to the same again."""
+_CODES = {
+    (8, True): _Code(np.dtype(np.int8), 19, True),
+    (8, False): _Code(np.dtype(np.uint8), 19, False),
+    (16, True): _Code(np.dtype(np.int16), 12, True),
+    (16, False): _Code(np.dtype(np.uint16), 10, False),
+}
+_CODE_OF = {code.dtype.name: code for code in _CODES.values()}
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _float(x: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(x, jnp.float32)
+
+
+def _grid(shape: tuple[int, ...], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many blocks there are along each axis, and how long they are."""
+    lengths = []
+    for size in reversed(shape):
+        lengths.append(max(1, min(size, block)))
+        block //= lengths[-1]
+    lengths.reverse()
+    return tuple(-(-size // length) for size, length in zip(shape, lengths, strict=True)), tuple(
+        lengths
+    )
+
+
+def _split(
+    counts: tuple[int, ...], lengths: tuple[int, ...]
+) -> tuple[list[int], list[int], list[int]]:
+    """The shape with one axis more for each axis that is blocked; the axes of the blocks, and theirs."""
+    shape: list[int] = []
+    outer, inner = [], []
+    for count, length in zip(counts, lengths, strict=True):
+        outer.append(len(shape))
+        shape.append(count)
+        if length > 1:
+            inner.append(len(shape))
+            shape.append(length)
+    return shape, outer, inner
+
+
+def _largest(magnitude: jax.Array, block: int) -> jax.Array:
+    """The largest number of each block; NaN for one with NaN in it."""
+    counts, lengths = _grid(magnitude.shape, block)
+    bits = _bits(magnitude)  # Not negative: in the same order as the numbers, NaN above them all.
+    ragged = [
+        (0, n * b - size, 0) for n, b, size in zip(counts, lengths, magnitude.shape, strict=True)
+    ]
+    if any(high for _, high, _ in ragged):
+        bits = lax.pad(bits, np.uint32(0), ragged)
+    shape, _, inner = _split(counts, lengths)
+    bits = lax.reshape(bits, shape)
+    return _float(_reduced(bits, lax.max, inner))
+
+
+def _reduced(x: jax.Array, operation: Any, axes: Sequence[int]) -> jax.Array:
+    """The maximum or twice the sum over axes, from 0 on.
+
+    Done twice over, in one go: what is reduced once, XLA would compute into an array first.
+    """
+    zero = np.zeros((), x.dtype)
+
+    def both(x: Any, y: Any) -> Any:
+        return operation(x[0], y[0]), operation(x[1], y[1])
+
+    return operation(*lax.reduce((x, x), (zero, zero), both, axes))
+
+
+def _scale(largest: jax.Array, code: _Code) -> jax.Array:
+    """The scale of a block: its largest number, on a grid that is coarser than the error of decoding."""
+    bits = _bits(lax.max(largest, code.least_scale))
+    infinite = np.uint32(0x7F800000)
+    rounded = jnp.where(bits < infinite, jnp.minimum(bits + np.uint32(12), infinite - 1), bits)
+    return _float(rounded & ~np.uint32(15))
+
+
+def _spread(scales: jax.Array, shape: tuple[int, ...], block: int) -> jax.Array:
+    """Each block's number at each of its places."""
+    counts, lengths = _grid(shape, block)
+    wide, outer, _ = _split(counts, lengths)
+    full = tuple(n * b for n, b in zip(counts, lengths, strict=True))
+    spread = lax.reshape(lax.broadcast_in_dim(scales, wide, outer), full)
+    return spread if full == shape else lax.slice(spread, (0,) * len(shape), shape)
+
+
+def _sharding_of(param: Any, shape: tuple[int, ...]) -> Any:
+    """The sharding for an array with the axes of param, split where it is if their lengths allow."""
+    sharding = None if isinstance(param, Tracer) else getattr(param, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    spec = (*sharding.spec, *[None] * len(shape))[: len(shape)]
+    split = []
+    for size, axes in zip(shape, spec, strict=True):
+        names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+        parts = math.prod(sharding.mesh.shape[name] for name in names)
+        split.append(axes if size % parts == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*split))
+
+
+class Factors(NamedTuple):
+    """The means of a matrix over its columns and over its rows, with an axis of length 1 for them."""
+
+    rows: Any
+    columns: Any
+
+
+@dataclass(frozen=True)
+class Factored(Compressed):
+    """The means of rows and columns, of which the matrix is made again: Adafactor's second moment.
+
+        r = mean over columns,   c = mean over rows,   x ≈ r cᵀ / mean(r)
+
+    Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235. The two longest axes are taken for rows and
+    columns, the others for many matrices.
+
+    min_size: how long both must be; shorter arrays stay in float32.
+    """
+
+    min_size: int = 128
+
+    nonnegative_only = True
+    elementwise = False
+
+    def _is_small(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) < 2 or sorted(shape)[-2] < max(2, self.min_size)
+
+    def compressed(self, value: float | jax.Array, param: Any, *, real: bool) -> Factors:
+        shapes = [
+            tuple(1 if i == axis else size for i, size in enumerate(param.shape))
+            for axis in _longest_axes(param.shape)
+        ]
+        return Factors(
+            *(
+                jnp.full(shape, value, jnp.float32, device=_sharding_of(param, shape))
+                for shape in shapes
+            )
+        )
+
+    def encode(self, value: jax.Array, stored: Any, key: jax.Array | None) -> Any:
+        if not isinstance(stored, Factors):
+            return _PLAIN.encode(value, stored, key)
+        value = maths.saturating_cast(value, jnp.dtype(jnp.float32))
+        means = []
+        for axis in _longest_axes(value.shape):
+            # Divided before they are added: the sum could overflow.
+            parts = value * np.float32(1 / value.shape[axis])
+            means.append(lax.expand_dims(_sum(parts, axis), [axis]))
+        return Factors(*means)
+
+    def decode(self, stored: Any) -> jax.Array:
+        if not isinstance(stored, Factors):
+            return stored
+        rows, columns = stored
+        (axis,) = (i for i, size in enumerate(columns.shape) if size == 1 and rows.shape[i] > 1)
+        mean = jnp.maximum(rows.mean(axis, keepdims=True), jnp.finfo(rows.dtype).tiny)
+        # Its derivative has 1/mean², which overflows, and is left out.
+        value = rows / lax.stop_gradient(mean) * columns
+        # The product can be larger than any number of which the means are.
+        return lax.min(value, np.float32(maths.largest_squared(np.float32) ** 2))
+
+    def holds(self, stored: Any) -> bool:
+        return isinstance(stored, Factors) or super().holds(stored)
+
+
+def _sum(x: jax.Array, axis: int) -> jax.Array:
+    """The sum along an axis: of 64 at a time, which stay in the processor's cache, then of these."""
+    length = 64
+    if axis == x.ndim - 1 or x.shape[axis] <= length:
+        return _reduced(x, lax.add, [axis]) / 2
+    ragged = [(0, -size % length if i == axis else 0, 0) for i, size in enumerate(x.shape)]
+    x = lax.pad(x, x.dtype.type(0), ragged)
+    before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    parts = lax.reshape(x, (*before, size // length, length, *after))
+    return lax.reduce(_reduced(parts, lax.add, [axis + 1]) / 2, x.dtype.type(0), lax.add, [axis])
+
+
+def _longest_axes(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The longest axis and the next one; of equals, the last are taken."""
+    second, first = np.argsort(shape, kind="stable")[-2:]
+    return int(first), int(second)
+
+
+@dataclass(frozen=True)
+class Masked(Storage):
+    """One storage for the arrays that a mask selects, float32 for the others.
+
+    storage: a `Storage` or the name of one.
+    mask: a tree of bools, a prefix of one, or a function of the parameters that returns one.
+    """
+
+    storage: Any
+    mask: Any
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "storage", _resolve(self.storage))
+        object.__setattr__(self, "mask", Mask.of(self.mask))
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.storage.stochastic
+
+    @property
+    def nonnegative_only(self) -> bool:  # type: ignore[override]
+        return self.storage.nonnegative_only
+
+    @property
+    def elementwise(self) -> bool:  # type: ignore[override]
+        return self.storage.elementwise
+
+    def init_tree(self, value: float | jax.Array, params: Any, *, real: bool) -> Any:
+        leaves = _check.Arrays("params", params)
+        selected = leaves.selected(self.mask, params) if leaves.leaves else []
+        stored = [
+            x if x is None else (self.storage if select else _PLAIN).init(value, x, real=real)
+            for x, select in zip(leaves.leaves, selected, strict=True)
+        ]
+        return leaves.treedef.unflatten(stored)
+
+    def encode(self, value: jax.Array, stored: Any, key: jax.Array | None) -> Any:
+        return self.storage.encode(value, stored, key)
+
+    def decode(self, stored: Any) -> jax.Array:
+        return self.storage.decode(stored)
+
+    def holds(self, stored: Any) -> bool:
+        return self.storage.holds(stored) or _PLAIN.holds(stored)
+
+
+NAMED: dict[str, Storage] = {
+    "float32": _PLAIN,
+    "bfloat16": BFloat16(),
+    "int8": Blocks(bits=8),
+    "int16": Blocks(bits=16),
+    "factored": Factored(),
+}
 """The storages that `storage=` knows by name."""
 
 
@@ -81,11 +527,22 @@ def _resolve(storage: Any) -> Storage:
     )
 
 
-def per_slot(storage: Any, slots: Mapping[str, Any]) -> dict[str, Storage]:
+def per_slot(storage: Any, slots: Mapping[str, Slot]) -> dict[str, Storage]:
     """The storage of each slot, from the `storage=` argument of a transformation."""
-    if not isinstance(storage, Mapping):
-        return dict.fromkeys(slots, _resolve(storage))
-    return {name: _resolve(storage.get(name)) for name in slots}
+    if isinstance(storage, Mapping):
+        found = {name: _resolve(storage.get(name)) for name in slots}
+    else:
+        found = dict.fromkeys(slots, _resolve(storage))
+    for name, slot in slots.items():
+        if found[name].nonnegative_only and not slot.nonnegative:
+            fit = {name: storage for name, slot in slots.items() if slot.nonnegative}
+            raise ValueError(
+                f"storage={storage!r} is for slots that are never negative, and the slot {name!r} has a "
+                f"sign: give each slot its own, such as storage={{{name!r}: 'bfloat16'"
+                + "".join(f", {each!r}: 'factored'" for each in fit)
+                + "}."
+            )
+    return found
 
 
 def check_slot_names(storage: Any, names: set[str]) -> None:

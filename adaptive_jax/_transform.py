@@ -10,13 +10,15 @@ import contextlib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -58,6 +60,13 @@ class Lifted:
     storages: tuple[tuple[_storage.Storage, ...], ...]
     factory: Callable[..., Any] | None
     options: tuple[tuple[str, Any], ...]
+
+    def layout(self) -> list[tuple[str, tuple[str, ...]]]:
+        """The name and the entries of each rule's state. What rounds at random has its steps counted."""
+        return [
+            (_rule.state_name(rule), _rule.state_fields(rule, any(x.stochastic for x in storages)))
+            for rule, storages in zip(self.rules, self.storages, strict=True)
+        ]
 
     def __repr__(self) -> str:
         """The call that made it, with the values that its hyperparameters have now."""
@@ -168,15 +177,16 @@ def _init(lifted: Lifted, params: Any) -> Any:
     _check.no_complex("params", params, lifted.rules)
     scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
     states = []
-    for rule, storages in zip(lifted.rules, lifted.storages, strict=True):
-        entries: list[Any] = [jnp.zeros((), jnp.int32)] if _rule.counts_steps(rule) else []
+    for rule, storages, (name, fields) in zip(
+        lifted.rules, lifted.storages, lifted.layout(), strict=True
+    ):
+        entries: list[Any] = [jnp.zeros((), jnp.int32)] if "count" in fields else []
         entries += [jnp.zeros((), scalar_dtype) for _ in _rule.scheduled_decays(rule)]
         entries += [jnp.asarray(first, scalar_dtype) for first in rule.scalars.values()]
         for slot, storage in zip(rule.slots.values(), storages, strict=True):
             initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
-            first = functools.partial(storage.init, initial, real=slot.nonnegative)
-            entries.append(jax.tree.map(first, params))
-        states.append(_rule.state_type(rule)(*entries) if entries else optax.EmptyState())
+            entries.append(storage.init_tree(initial, params, real=slot.nonnegative))
+        states.append(_rule.state_type(name, fields)(*entries) if fields else optax.EmptyState())
     return states[0] if len(states) == 1 else tuple(states)
 
 
@@ -223,12 +233,12 @@ def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple
     All checks run while it is traced, so from the second call on they cost nothing.
     """
     rules = lifted.rules
-    gradients = _check.Gradients(updates)
+    gradients = _check.Arrays("gradients", updates)
     _check.no_complex("gradients", updates, rules)
     param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
-    entries = [(_rule.state_name(rule), _rule.state_fields(rule)) for rule in rules]
-    states = _check.state(state, entries)
-    steps = [_Step(*each) for each in zip(rules, states, strict=True)]
+    layout = lifted.layout()
+    states = _check.state(state, layout)
+    steps = [_Step(*each) for each in zip(rules, layout, states, strict=True)]
     slots = [
         {
             name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
@@ -249,6 +259,7 @@ def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple
                 {name: leaves[i] for name, leaves in each.items()} for each in slots[part]
             )
             dtype = _compute_dtype(direction, stored)
+            stochastic = any(codec.stochastic for each in lifted.storages[part] for codec in each)
             directions[i], new = _update_array(
                 tuple(step.rule_in(dtype) for step in steps[part]),
                 tuple(step.step for step in steps[part]),
@@ -257,6 +268,7 @@ def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple
                 direction,
                 stored,
                 param_leaves[i],
+                np.uint32(i) if stochastic else None,
                 storages=lifted.storages[part],
                 selected=tuple(each[i] for each in selected[part]),
                 dtypes=(dtype, gradient.dtype if stop == len(rules) else dtype),
@@ -278,10 +290,11 @@ def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple
 class _Step:
     """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
 
-    def __init__(self, rule: Rule, old: Any) -> None:
+    def __init__(self, rule: Rule, layout: tuple[str, tuple[str, ...]], old: Any) -> None:
         self._rule = rule
+        self._layout = layout
         self._in_dtype: dict[Any, Rule] = {}
-        count = getattr(old, "count", None) if _rule.counts_steps(rule) else None
+        count = old.count if "count" in layout[1] else None
         self.step: Any = None if count is None else optax.safe_increment(count)
         self._values = {}
         for name in _rule.fields(type(rule))[0]:
@@ -345,10 +358,10 @@ class _Step:
 
     def state(self, old: Any, slots: dict[str, Any]) -> Any:
         """The rule's state after this step. A rule without state hands back what it got."""
-        fields = _rule.state_fields(self._rule)
+        name, fields = self._layout
         if not fields:
             return old
-        return _rule.state_type(self._rule)(
+        return _rule.state_type(name, fields)(
             **({"count": self.step} if "count" in fields else {}),
             **self._corrections,
             **self.scalars,
@@ -380,6 +393,7 @@ def _update_array(
     gradient: jax.Array,
     stored: tuple[dict[str, Any], ...],
     param: jax.Array | None,
+    index: Any,
     *,
     storages: tuple[tuple[_storage.Storage, ...], ...],
     selected: tuple[bool, ...],
@@ -395,7 +409,7 @@ def _update_array(
     for rule, step, numbers, old, codecs, select in zip(
         rules, steps, scalars, stored, storages, selected, strict=True
     ):
-        slots = _Slots(rule, old, codecs, dtype)
+        slots = _Slots(rule, old, codecs, dtype, step, index)
         context = Context(
             step=step,
             scalars={k: _cast(number, jnp.finfo(dtype).dtype) for k, number in numbers.items()},
@@ -415,9 +429,15 @@ class _Slots:
     """The slots of one rule for one array, between the state and the rule."""
 
     def __init__(
-        self, rule: Rule, stored: dict[str, Any], storages: Sequence[_storage.Storage], dtype: Any
+        self,
+        rule: Rule,
+        stored: dict[str, Any],
+        storages: Sequence[_storage.Storage],
+        dtype: Any,
+        step: Any,
+        index: Any,
     ) -> None:
-        self._stored = stored
+        self._stored, self._step, self._index = stored, step, index
         self._storages = dict(zip(rule.slots, storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -434,9 +454,15 @@ class _Slots:
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""
         _check.slot_name(name, self._stored)
-        code = self._storages[name].encode(value, self._stored[name])
-        self._codes[name] = self._decode(name, code), code
-        return self._codes[name][0]
+        storage, key = self._storages[name], None
+        if storage.stochastic:
+            key = maths.random_key(self._step, self._index, zlib.crc32(name.encode()))
+        code = storage.encode(value, self._stored[name], key)
+        decoded = self._decode(name, code)
+        if storage.stochastic:
+            decoded = maths.read_back(value, decoded)
+        self._codes[name] = decoded, code
+        return decoded
 
     def encoded(self, values: Any) -> dict[str, Any]:
         """What the state is to hold. A value that came from `store` is not encoded again."""
@@ -527,21 +553,36 @@ def _chain_update(
     return updates, tuple(new_state)
 
 
+def shared(transformation: Any) -> Any:
+    """What `init` and `update` share: a `Lifted`, a `Chained`, or the arguments of a wrapper."""
+    if isinstance(transformation, Transformation):
+        return transformation.init.args[0]  # type: ignore[attr-defined]
+    return transformation
+
+
+def parts(
+    transformation: Any, state: Any
+) -> Iterator[tuple[Rule, Sequence[_storage.Storage], Any]]:
+    """Every rule of this library in a transformation, its storages, and its part of the state."""
+    data = shared(transformation)
+    if isinstance(data, Lifted):
+        states = (state,) if len(data.rules) == 1 else state
+        yield from zip(data.rules, data.storages, states, strict=True)
+    elif isinstance(data, Chained):
+        for pair in zip(data.members, state, strict=True):
+            yield from parts(*pair)
+    elif hasattr(data, "inner"):
+        yield from parts(data.inner, getattr(state, inner_entry(state)))
+
+
+def inner_entry(state: Any) -> str:
+    """The entry of a wrapper's state that is the state of what it wraps."""
+    return next(name for name in state._fields if name.startswith("inner"))
+
+
 def learning_rate(transformation: Any, state: Any) -> jax.Array | None:
     """The learning rate that the next update will have; None if there is none to be found."""
-    if not isinstance(transformation, Transformation):
-        return None
-    data: Any = transformation.init.args[0]  # type: ignore[attr-defined]
-    if isinstance(data, Lifted):
-        parts = (state,) if len(data.rules) == 1 else state
-        rates = (_rate(rule, part) for rule, part in zip(data.rules, parts, strict=True))
-    elif isinstance(data, Chained):
-        rates = (learning_rate(*pair) for pair in zip(data.members, state, strict=True))
-    elif hasattr(data, "inner"):
-        inner = next(entry for name, entry in state._asdict().items() if name.startswith("inner"))
-        rates = iter([learning_rate(data.inner, inner)])
-    else:
-        return None
+    rates = (_rate(rule, part) for rule, _, part in parts(transformation, state))
     return next((rate for rate in rates if rate is not None), None)
 
 

@@ -171,7 +171,7 @@ def _diagnose_update(
             "state, params), or leave that measure out."
         )
     new, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
-    gradients, made = _check.Gradients(updates), _check.Gradients(new)
+    gradients, made = _check.Arrays("gradients", updates), _check.Arrays("gradients", new)
     groups = _groups(wrapper, updates)
     count: Any = optax.safe_increment(state.count)
     mean, square = state.gradient_mean, state.gradient_square

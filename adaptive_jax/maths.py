@@ -246,3 +246,61 @@ def global_norm(tree: Any) -> jax.Array:
     dtype = compute_dtype(jnp.float32, *(x.dtype for x in arrays))
     norms = [norm(x.astype(compute_dtype(x.dtype, dtype))) for x in arrays]
     return norm(jnp.stack(norms)) if norms else jnp.zeros((), dtype)
+
+
+def random_bits(shape: tuple[int, ...], key: Any) -> jax.Array:
+    """A uint32 for each element, the upper 16 bits of which are random.
+
+    A hash of a key, a uint32 of shape (), and of the element's place. It is a few integer operations
+    that fuse with what uses them, and the same however an array is sharded. Not for cryptography, nor
+    for initial values.
+    """
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        place = place + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    bits = (place + key) * jnp.uint32(0x9E3779B9)
+    return (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
+
+
+def random_key(step: jax.Array, index: Any, salt: int) -> jax.Array:
+    """A key for `random_bits`: another one for each step, array, and salt."""
+    bits = step.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
+    bits = bits + jnp.asarray(index, jnp.uint32) * jnp.uint32(0xC2B2AE35) + jnp.uint32(salt)
+    # The last steps of MurmurHash3: every bit of the result depends on every bit.
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+@jax.custom_jvp
+def rounded_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
+    """Float32 rounded up or down at random, so that the mean over all bits is x.
+
+    What is too large becomes the largest number; what is not finite stays so.
+    """
+    number = lax.bitcast_convert_type(x, jnp.uint32)
+    largest = jnp.float32(jnp.finfo(jnp.bfloat16).max)
+    up = lax.select(lax.abs(x) <= largest, bits >> 16, jnp.zeros_like(bits))
+    rounded = lax.bitcast_convert_type((number + up) & jnp.uint32(0xFFFF0000), jnp.float32)
+    # In float32 already, so that the cast is exact, and it does not matter where XLA leaves it out. It
+    # ends in a cast, and not in a change of type bit by bit, which XLA would compute once more for
+    # each use.
+    return rounded.astype(jnp.bfloat16)
+
+
+@rounded_to_bfloat16.defjvp
+def _rounded_to_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """The derivative of the mean, which is x."""
+    return rounded_to_bfloat16(*primals), lax.convert_element_type(tangents[0], jnp.bfloat16)
+
+
+@jax.custom_jvp
+def read_back(value: jax.Array, decoded: jax.Array) -> jax.Array:
+    """What was stored for value, with the derivative of value: codes have none."""
+    return decoded
+
+
+@read_back.defjvp
+def _read_back_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return primals[1], lax.convert_element_type(tangents[0], primals[1].dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -57,7 +56,7 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
             f"rounding={rounding!r} and step={step!r}: the step is for stochastic rounding, which "
             "needs it."
         )
-    gradients = _check.Gradients(updates)
+    gradients = _check.Arrays("gradients", updates)
     if params is None:
         raise ValueError("params is None: there is nothing to add the updates to.")
     leaves = gradients.params(params, ())
@@ -75,42 +74,63 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
 
 
 class CompensateState(NamedTuple):
-    """What rounding has left out of each low-precision parameter, and the inner state."""
+    """What rounding has left out of each low-precision parameter, and the inner state.
+
+    correction: of the parameter's dtype, to be added to it; or an int8, the next 8 bits of a bfloat16.
+    """
 
     correction: Any
     inner_state: Any
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["correction"]
+)
 @dataclass(frozen=True, repr=False)
 class Compensate:
-    """The argument of `compensate`."""
+    """The arguments of `compensate`."""
 
     inner: Any
+    correction: str
 
     def __repr__(self) -> str:
-        return f"compensate({self.inner!r})"
+        shown = "" if self.correction == _CORRECTIONS[0] else f", correction={self.correction!r}"
+        return f"compensate({self.inner!r}{shown})"
+
+    def kept_in(self, dtype: Any) -> Any:
+        """The dtype of the correction of a parameter; None for one without."""
+        if not _is_low(dtype):
+            return None
+        return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
 
 
-def compensate(inner: optax.GradientTransformation) -> Transformation:
+_CORRECTIONS = ("parameter", "int8")
+
+
+def compensate(
+    inner: optax.GradientTransformation, correction: str = "parameter"
+) -> Transformation:
     """Parameters in bfloat16 or float16 that follow a float32 run: what rounding cuts off is kept.
 
         θ' = round(θ + c + u),   c ← θ + c + u - θ'
 
     c has the dtype of the parameter and makes it twice as precise (Kahan 1965,
-    https://doi.org/10.1145/363707.363723). The updates for such parameters are θ' - θ in float32,
-    exactly, whatever the dtype of the gradients: `apply_updates`, or optax's, then gives θ'.
-    Parameters of 32 bits and more are left alone.
+    https://doi.org/10.1145/363707.363723). As an int8 it is the next 8 bits of the number, rounded to
+    nearest: weights of 24 bits. The updates for such parameters are θ' - θ in float32, exactly,
+    whatever the dtype of the gradients: `apply_updates`, or optax's, then gives θ'. Parameters of 32
+    bits and more are left alone. `exact_params` adds both up.
 
     Args:
       inner: the optimizer, complete: nothing may change its updates afterwards.
+      correction: how c is kept: "parameter" for the parameter's dtype, 2 bytes; "int8" for 1 byte,
+        for parameters in bfloat16 (those in float16 keep theirs in float16).
 
     Returns:
-      The transformation. `update` needs the parameters. Its state is a `CompensateState`; the sum
-      of a parameter and its correction, in float32, is what the parameter stands for.
+      The transformation. `update` needs the parameters. Its state is a `CompensateState`.
 
     Raises:
       TypeError: for something that is not a transformation.
+      ValueError: for an unknown correction.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -123,15 +143,17 @@ def compensate(inner: optax.GradientTransformation) -> Transformation:
       >>> print(params)
       0.5
     """
-    wrapper = Compensate(member(inner, "compensate"))
+    _check.one_of("correction", correction, _CORRECTIONS)
+    wrapper = Compensate(member(inner, "compensate"), correction)
     return Transformation(Partial(_compensate_init, wrapper), Partial(_compensate_update, wrapper))
 
 
 def _compensate_init(wrapper: Compensate, params: Any) -> CompensateState:
-    correction = jax.tree.map(
-        lambda x: jnp.zeros_like(x) if _is_low(jnp.result_type(x)) else optax.MaskedNode(), params
-    )
-    return CompensateState(correction, wrapper.inner.init(params))
+    def first(param: Any) -> Any:
+        dtype = wrapper.kept_in(jnp.result_type(param))
+        return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)
+
+    return CompensateState(jax.tree.map(first, params), wrapper.inner.init(params))
 
 
 def _compensate_update(
@@ -141,25 +163,107 @@ def _compensate_update(
     if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
         raise ValueError("compensate needs the parameters: call update(gradients, state, params).")
     updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
-    gradients = _check.Gradients(updates)
+    gradients = _check.Arrays("gradients", updates)
     leaves = gradients.params(params, ())
     corrections = gradients.treedef.flatten_up_to(state.correction)
     for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
         if update is None or param is None or not _is_low(jnp.result_type(param)):
             continue
-        dtype = jnp.result_type(param)
-        total = _sum(param, update) + corrections[index].astype(jnp.float32)
-        # Not a cast there and back, which XLA may leave out.
-        largest = total.dtype.type(jnp.finfo(dtype).max)
-        rounded = lax.reduce_precision(
-            lax.add(lax.clamp(-largest, total, largest), 0 * total),
-            jnp.finfo(dtype).nexp,
-            jnp.finfo(dtype).nmant,
-        )
-        corrections[index] = (total - rounded).astype(dtype)
+        old = corrections[index]
+        if old.dtype != wrapper.kept_in(param.dtype):
+            raise ValueError(
+                f"the correction at {gradients.paths()[index]} is {_check.describe(old)}, and "
+                f"{wrapper!r} keeps another one: make the state with its init(params)."
+            )
+        total = _sum(_exact(param, old), update)
+        split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
+        rounded, corrections[index] = split(total, param.dtype)
         gradients.leaves[index] = rounded - param.astype(jnp.float32)
     unflatten = gradients.treedef.unflatten
     return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
+
+
+def _split_sum(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """A number rounded to a dtype, in float32 still, and what that leaves out."""
+    limits = jnp.finfo(dtype)
+    largest = total.dtype.type(limits.max)
+    # Not a cast there and back, which XLA may leave out.
+    rounded = lax.reduce_precision(
+        lax.add(lax.clamp(-largest, total, largest), 0 * total), limits.nexp, limits.nmant
+    )
+    return rounded, (total - rounded).astype(dtype)
+
+
+def _split_24_bits(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The bfloat16 nearest to a number of 24 bits, in float32 still, and the last 8 of them, signed."""
+    del dtype
+    largest = total.dtype.type(jnp.finfo(jnp.bfloat16).max)
+    total = lax.add(lax.clamp(-largest, total, largest), 0 * total)
+    number = lax.bitcast_convert_type(total.astype(jnp.float32), jnp.int32)
+    bits = (number + 0x80) >> 8
+    upper = (bits + 0x80) >> 8
+    # The 24 bits of NaN could be those of a number, upper and all.
+    upper = lax.select(lax.ne(total, total), jnp.full_like(upper, 0x7FC0), upper)
+    rounded = lax.bitcast_convert_type(upper << 16, jnp.float32)
+    return rounded, (bits - (upper << 8)).astype(jnp.int8)
+
+
+def _exact(param: jax.Array, correction: jax.Array) -> jax.Array:
+    """What a parameter and its correction stand for, in float32."""
+    wide = param.astype(jnp.float32)
+    if correction.dtype != jnp.int8:
+        return wide + correction.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(wide, jnp.int32) + (correction.astype(jnp.int32) << 8)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def exact_params(params: Any, opt_state: Any) -> Any:
+    """The parameters of a compensated run in float32, as precise as it knows them.
+
+    For evaluation, and to save them.
+
+    Args:
+      params: the parameters.
+      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper.
+
+    Returns:
+      Low-precision parameters and their corrections added up, in float32. Without `compensate` they
+      are cast to float32; those of 32 bits and more are as they were.
+
+    Raises:
+      ValueError: for a state of other parameters, and one with several corrections in it.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> tx = aj.compensate(aj.sgd(1e-3), "int8")
+      >>> params = jnp.ones((), jnp.bfloat16)
+      >>> updates, state = tx.update(jnp.ones((), jnp.bfloat16), tx.init(params), params)
+      >>> params = aj.apply_updates(params, updates)
+      >>> print(params, f"{aj.exact_params(params, state):.3f}")
+      1 0.999
+    """
+
+    def is_compensated(x: Any) -> bool:
+        return isinstance(x, CompensateState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_compensated)
+    found = [node for node in nodes if is_compensated(node)]
+    if len(found) > 1:
+        raise ValueError(f"the state has {len(found)} corrections in it: give that of one of them.")
+    arrays = _check.Arrays("params", params)
+    corrections = [optax.MaskedNode()] * len(arrays.leaves)
+    if found:
+        corrections = arrays.match("the correction", found[0].correction)
+    return arrays.treedef.unflatten(
+        [
+            param
+            if param is None or not _is_low(param.dtype)
+            else param.astype(jnp.float32)
+            if isinstance(correction, optax.MaskedNode)
+            else _exact(param, correction)
+            for param, correction in zip(arrays.leaves, corrections, strict=True)
+        ]
+    )
 
 
 def _is_low(dtype: Any) -> bool:
@@ -174,6 +278,9 @@ def _sum(param: jax.Array, update: jax.Array) -> jax.Array:
 
 def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int) -> jax.Array:
     """x on the grid of dtype, above or below it, so that the mean over all steps is x."""
+    bits = maths.random_bits(x.shape, maths.random_key(step, index, salt=0))
+    if dtype == jnp.bfloat16:
+        return maths.rounded_to_bfloat16(maths.saturating_cast(x, jnp.dtype(jnp.float32)), bits)
     limits = jnp.finfo(dtype)
     # The distance of the grid's numbers: that of the power of two below |x|, and for subnormal
     # numbers the smallest one. (A grid finer than 2^-126 would be subnormal in float32 itself.)
@@ -181,24 +288,6 @@ def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int)
     power = lax.bitcast_convert_type(exponent, jnp.float32) * 2.0**-limits.nmant
     spacing = jnp.maximum(power, max(float(limits.smallest_subnormal), 2.0**-126))
     spacing = spacing.astype(x.dtype)
-    rounded = jnp.floor(x / spacing + _uniform(x.shape, step, index).astype(x.dtype)) * spacing
+    uniform = (bits >> 16).astype(jnp.float32) * 2.0**-16
+    rounded = jnp.floor(x / spacing + uniform.astype(x.dtype)) * spacing
     return jnp.where(jnp.isfinite(x), rounded, x)
-
-
-def _uniform(shape: tuple[int, ...], step: jax.Array, index: int) -> jax.Array:
-    """Numbers in [0, 1), 16 bits each: a hash of the step, the array's index and the element's."""
-    element = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        element = element + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    key = step.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
-    key = key + jnp.uint32(index * 0xC2B2AE35 % 2**32)
-    bits = _mixed(element + _mixed(key))
-    return (bits >> 16).astype(jnp.float32) * 2.0**-16
-
-
-def _mixed(bits: jax.Array) -> jax.Array:
-    """Every bit of the result depends on every bit: the last steps of MurmurHash3."""
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ._rule import Rule, state_fields
+from . import _check, maths
+from ._rule import Rule
+from ._storage import Storage
 from ._transform import Transformation, transform
+from .rules import Adam, Rms
 
 _STEPS = 3
 
@@ -45,6 +49,199 @@ def check_rule(rule: Rule | optax.GradientTransformation) -> None:
             check(tx)
         except Exception as error:
             raise BrokenPromise(f"{rule!r} breaks a promise: {promise}. {error}") from error
+
+
+def check_storage(storage: Storage) -> None:
+    """Raises unless a storage keeps what the lift, and the rules, rely on.
+
+    It encodes and decodes arrays of many shapes, sizes and signs, under jit and vmap too, and runs
+    Adam, or RMSprop, with the storage in `check_rule`. That takes about a minute, most of it to compile.
+
+    Args:
+      storage: a `Storage`, set so that it compresses small arrays too: `aj.Blocks(min_size=0)`.
+
+    Raises:
+      BrokenPromise: an AssertionError that names the promise and says how it broke.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.testing.check_storage(aj.Float())
+    """
+    for promise, check in STORAGE_PROMISES.items():
+        try:
+            check(storage)
+        except Exception as error:
+            raise BrokenPromise(f"{storage!r} breaks a promise: {promise}. {error}") from error
+    if storage.nonnegative_only:
+        check_rule(transform(Rms(), storage=storage))
+    else:
+        check_rule(transform(Adam(), storage=storage))
+
+
+def _stored_samples(storage: Storage) -> Iterator[tuple[jax.Array, Any, bool]]:
+    """Arrays with what a storage holds of them at first, and whether they are never negative."""
+    generator = np.random.default_rng(0)
+    shapes = [(), (1,), (7,), (300,), (3, 5), (2, 0), (40, 3), (3, 2, 200), (130, 140)]
+    for shape in shapes:
+        for real in (True,) if storage.nonnegative_only else (True, False):
+            for spread in (0.1, 3.0):
+                values = np.exp(spread * generator.normal(size=shape))
+                values *= generator.random(shape) > 0.1
+                if not real:
+                    values *= generator.choice([-1, 1], size=shape)
+                array = jnp.asarray(np.asarray(values), jnp.float32)
+                yield array, storage.init(0.0, array, real=real), real
+
+
+@functools.cache
+def _encode(storage: Storage) -> Callable[..., Any]:
+    return jax.jit(storage.encode)
+
+
+@functools.cache
+def _decode(storage: Storage) -> Callable[..., Any]:
+    return jax.jit(storage.decode)
+
+
+def _keys(count: int) -> list[Any]:
+    return [maths.random_key(jnp.int32(i + 1), i, 7) for i in range(count)]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return all(
+        np.array_equal(x, y, equal_nan=jnp.issubdtype(x.dtype, jnp.inexact))
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def _check_hashable(storage: Storage) -> None:
+    _require(hash(storage) == hash(pickle.loads(pickle.dumps(storage))), "Its hash changes.")
+    _require(storage == pickle.loads(pickle.dumps(storage)), "It differs from its copy.")
+
+
+def _check_kind(storage: Storage) -> None:
+    for array, first, real in _stored_samples(storage):
+        decoded = _decode(storage)(first)
+        _require(
+            decoded.shape == array.shape and not np.any(np.asarray(decoded)),
+            f"0 in the shape {array.shape} reads back as {_check.describe(decoded)}: {decoded}.",
+        )
+        stored = _encode(storage)(array, first, _keys(1)[0])
+        before, after = _signature(first), _signature(stored)
+        _require(before == after, f"encode changes what is stored from {before} to {after}.")
+        _require(storage.holds(first), f"It does not hold what its init gave: {before}.")
+        value = _decode(storage)(storage.init(0.25, array, real=real))
+        _require_close(value, jnp.full_like(array, 0.25, dtype=value.dtype), "init to 0.25", 1e-2)
+        abstract = jax.eval_shape(functools.partial(storage.init, 0.0, real=real), array)
+        _require(
+            jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+            == jax.tree.map(lambda x: (x.shape, x.dtype), first),
+            f"eval_shape of init differs from init, for the shape {array.shape}.",
+        )
+
+
+def _check_round_trip(storage: Storage) -> None:
+    for array, first, _ in _stored_samples(storage):
+        stored = _encode(storage)(array, first, _keys(1)[0])
+        for key in _keys(20):
+            again = _encode(storage)(_decode(storage)(stored), stored, key)
+            if storage.elementwise:
+                _require(_equal(stored, again), f"{stored} becomes {again}, shape {array.shape}.")
+            else:
+                _require_close(again, stored, "what is encoded again")
+
+
+def _check_unbiased(storage: Storage) -> None:
+    if not storage.stochastic:
+        return
+    draws = 4000
+    keys = jax.vmap(lambda step: maths.random_key(step, 0, 7))(jnp.arange(draws))
+    for array, first, _ in _stored_samples(storage):
+        if array.size < 100:
+            continue
+
+        def error(key: Any, array: Any = array, first: Any = first) -> Any:
+            decoded = storage.decode(storage.encode(array, first, key))
+            return maths.saturating_cast(decoded, array.dtype) - array
+
+        def add(sums: Any, key: Any, error: Any = error) -> Any:
+            new = error(key)
+            return (sums[0] + new, sums[1] + new**2), None
+
+        zeros = jnp.zeros_like(array)
+        total, squares = jax.jit(lambda keys, add=add, zeros=zeros: _scan(add, zeros, keys))(keys)
+        mean, deviation = np.abs(total) / draws, np.sqrt(np.asarray(squares)) / draws
+        # The smallest numbers of a block are never rounded to 0, and so are rounded up.
+        allowed = 6 * deviation + 1e-4 * np.abs(array) + 1e-6 * np.abs(array).max()
+        _require(
+            (mean <= allowed).all(),
+            f"The mean of {draws} draws is off by {np.max(mean - allowed)}.",
+        )
+
+
+def _scan(add: Any, zeros: jax.Array, keys: jax.Array) -> Any:
+    return jax.lax.scan(add, (zeros, zeros), keys)[0]
+
+
+def _check_small_and_large(storage: Storage) -> None:
+    for array, first, real in _stored_samples(storage):
+        if not array.size:
+            continue
+        for power in (-30, -10, 10, 30, 37):
+            largest = float(np.abs(array).max()) or 1.0
+            scaled = array / largest * 10.0**power
+            value = _decode(storage)(_encode(storage)(scaled, first, _keys(1)[0]))
+            _require(
+                np.isfinite(np.asarray(value).astype(np.float32)).all(),
+                f"Numbers up to 1e{power} read back as {value}.",
+            )
+            zeros = np.asarray(array) == 0
+            if storage.elementwise:
+                _require(not np.any(np.asarray(value)[zeros]), f"0 reads back as {value}.")
+            if real and storage.stochastic and power > -30:
+                _require(
+                    (np.asarray(value)[~zeros] > 0).all(),
+                    f"A number above 0 reads back as 0: {value}.",
+                )
+        for bad in (jnp.inf, jnp.nan):
+            poisoned = array.at[(0,) * array.ndim].set(bad)
+            value = _decode(storage)(_encode(storage)(poisoned, first, _keys(1)[0]))
+            _require(
+                not np.isfinite(np.asarray(value).astype(np.float32)).all(),
+                f"{bad} reads back as {value}: what is not finite must stay visible.",
+            )
+
+
+def _check_storage_traced(storage: Storage) -> None:
+    """Compiled, the last bit may differ, and with it what a few numbers are rounded to."""
+    key = _keys(1)[0]
+
+    def read_back(array: jax.Array, first: Any) -> jax.Array:
+        return storage.decode(storage.encode(array, first, key)).astype(jnp.float32)
+
+    for array, first, _ in _stored_samples(storage):
+        plain = np.asarray(read_back(array, first))
+        twice = jax.tree.map(lambda x: jnp.stack([x, x]), (array, first))
+        for how, value in (
+            ("jit", jax.jit(read_back)(array, first)),
+            ("vmap", jax.vmap(read_back)(*twice)[1]),
+        ):
+            differs = ~np.isclose(value, plain, rtol=1e-5, atol=1e-30)
+            _require(
+                differs.mean() <= 0.01 if array.size else True,
+                f"Under {how}, {value} reads back in place of {plain}.",
+            )
+
+
+STORAGE_PROMISES: dict[str, Callable[[Storage], None]] = {
+    "it is static: it hashes, and equals its copy": _check_hashable,
+    "what is stored keeps its structure, shapes and dtypes": _check_kind,
+    "what is read back is stored as the same again": _check_round_trip,
+    "it can be traced": _check_storage_traced,
+    "rounding at random is right on average": _check_unbiased,
+    "zero stays zero, what is above stays above, what is not finite stays visible": _check_small_and_large,
+}
+"""What `check_storage` checks, in order."""
 
 
 def _params(dtype: Any = np.float32) -> dict[str, Any]:
@@ -385,12 +582,12 @@ def _check_state_format(tx: Any) -> None:
     params = _params()
     _, state = _run(tx, params)
     if isinstance(tx, Transformation) and hasattr(tx.init.args[0], "rules"):  # type: ignore[attr-defined]
-        rules = tx.init.args[0].rules  # type: ignore[attr-defined]
-        parts = (state,) if len(rules) == 1 else state
-        for rule, part in zip(rules, parts, strict=True):
+        layout = tx.init.args[0].layout()  # type: ignore[attr-defined]
+        parts = (state,) if len(layout) == 1 else state
+        for (name, fields), part in zip(layout, parts, strict=True):
             _require(
-                part._fields == state_fields(rule),
-                f"The state of {rule!r} has the entries {part._fields}, not {state_fields(rule)}.",
+                part._fields == fields,
+                f"The state {name} has the entries {part._fields}, not {fields}.",
             )
     restored = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
     gradients = _gradients(params, 7)

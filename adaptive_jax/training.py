@@ -176,6 +176,10 @@ class TrainState:
         }
         return cls(params=params, tx=tx, **_on_the_mesh_of(params, rest))
 
+    def exact_params(self) -> Any:
+        """The parameters in float32, with what `compensate` keeps of them: see `exact_params`."""
+        return precision.exact_params(self.params, self.opt_state)
+
     def replace(self, **changes: Any) -> TrainState:
         """The state with other values for some of its fields."""
         if "tx" in changes:
@@ -214,7 +218,7 @@ def train_step(
     loss_scale: float | None = None,
     skip_nonfinite: bool = False,
     compute_dtype: Any = None,
-    rounding: str = "nearest",
+    rounding: str = "stochastic",
     metrics: Sequence[str] = METRICS[:3],
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, compiled whole: loss, gradients, update, new parameters.
@@ -240,8 +244,9 @@ def train_step(
         where the loss, a gradient or an update is not finite. With a `LossScale` it always is so.
       compute_dtype: such as jnp.bfloat16: what floating-point parameters and batches are cast to for
         the loss. Gradients and updates have the parameters' dtype.
-      rounding: "nearest" or "stochastic", how parameters below 32 bits take their update, as in
-        `apply_updates`.
+      rounding: "stochastic" or "nearest", how parameters below 32 bits take their update, as in
+        `apply_updates`. Rounded to nearest, they lose most of it, unless the optimizer is in
+        `compensate`, with which either gives the same.
       metrics: the names of what to measure, in float32 and on the device: "loss", "learning_rate" (of
         this step, if the optimizer has one), "skipped" (so many steps so far), "gradient_norm",
         "update_norm", "parameter_norm" (before the step) and "update_ratio", the quotient of the last

@@ -239,7 +239,7 @@ def _multi_update(
         new = (mean - maths.quotient(mean, taken)) + maths.quotient(gradient, taken)
         return jnp.where(finite, new, mean)
 
-    gradients = _check.Gradients(updates)
+    gradients = _check.Arrays("gradients", updates)
     unflatten = gradients.treedef.unflatten
     present = [gradient is not None for gradient in gradients.leaves]
     means = [

@@ -398,7 +398,8 @@ def _slot(
 ) -> Any:
     with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
     stored = []
-    for (path, leaf), first in zip(with_path, treedef.flatten_up_to(old), strict=True):
+    pairs = zip(with_path, treedef.flatten_up_to(old), strict=True)
+    for index, ((path, leaf), first) in enumerate(pairs):
         one = saved[keystr(path, simple=True, separator="/")]
         value, what = one.entries[word.name], f"{word.name} of {one.name}"
         if value.shape != np.shape(leaf):
@@ -411,7 +412,8 @@ def _slot(
         if slot.nonnegative and (value < 0).any():
             raise ValueError(f"{what} has negative entries, where {name} is never negative.")
         code = storage.decode(first)
-        stored.append(storage.encode(jnp.array(word.sign * value, code.dtype), first))
+        value = jnp.array(word.sign * value, code.dtype)
+        stored.append(storage.encode(value, first, jnp.uint32(index)))
     return treedef.unflatten(stored)
 
 
@@ -434,9 +436,7 @@ def read(
     """The reverse of `fill`: each parameter's entries, the scalars, and the count."""
     target = lifted_of(tx, module)
     part = _part_of(tx, state, target)
-    _check.state(
-        part, [(_rule.state_name(rule), _rule.state_fields(rule)) for rule in target.rules]
-    )
+    _check.state(part, target.layout())
     by_path: dict[str, dict[str, np.ndarray]] = {path: {} for path in paths(params)}
     scalars, count = {}, 0
     for rule, storages, old in zip(

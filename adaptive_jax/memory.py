@@ -1,0 +1,216 @@
+"""What an optimizer's state takes, before it is there, and how to keep it in another way from now on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import _check, _storage
+from ._transform import Chained, Foreign, Lifted, inner_entry, member, parts, shared
+
+
+@dataclass(frozen=True)
+class StateBytes:
+    """How many bytes an optimizer's state takes; `print` shows it as a table.
+
+    total: all of it.
+    parameters: how many numbers the parameters are.
+    by_slot: of each slot. What is no slot, such as counts, is "other".
+    by_array: of each array of the parameters, by its path.
+    """
+
+    total: int
+    parameters: int
+    by_slot: dict[str, int]
+    by_array: dict[str, int]
+
+    @property
+    def per_parameter(self) -> float:
+        """Bytes per parameter."""
+        return self.total / max(1, self.parameters)
+
+    def __str__(self) -> str:
+        rows = [("slot", *_row(each)) for each in self.by_slot.items()]
+        largest = sorted(self.by_array.items(), key=lambda item: -item[1])
+        rows += [("array", *_row(each)) for each in largest[:_SHOWN]]
+        if len(largest) > _SHOWN:
+            rest = sum(size for _, size in largest[_SHOWN:])
+            rows.append(("array", f"{len(largest) - _SHOWN} more", f"{rest:,}"))
+        rows.append(("total", f"{self.per_parameter:.4g} bytes per parameter", f"{self.total:,}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join(
+            f"{kind:<{widths[0]}}  {name:<{widths[1]}}  {size:>{widths[2]}}"
+            for kind, name, size in rows
+        )
+
+
+_SHOWN = 10
+
+
+def _row(item: tuple[str, int]) -> tuple[str, str]:
+    return item[0], f"{item[1]:,}"
+
+
+def state_bytes(tx: optax.GradientTransformation, params: Any) -> StateBytes:
+    """How many bytes the state of an optimizer takes, before anything of it is allocated.
+
+    Args:
+      tx: the optimizer. Slots are found in those of this library, in its chains and wrappers; the
+        state of anything else counts as "other".
+      params: the parameters, as arrays or as shapes (`jax.eval_shape`, `jax.ShapeDtypeStruct`).
+
+    Raises:
+      TypeError: for what is no optimizer, and parameters that are no arrays, by their path.
+
+    Example:
+      >>> import adaptive_jax as aj, jax, jax.numpy as jnp
+      >>> params = {"w": jax.ShapeDtypeStruct((8192, 1024), jnp.float32)}
+      >>> print(aj.state_bytes(aj.adam(1e-3, storage={"mu": "int8", "nu": "int16"}), params))
+      slot   mu                          8,519,680
+      slot   nu                         16,908,288
+      slot   other                               4
+      array  ['w']                      25,427,968
+      total  3.031 bytes per parameter  25,427,972
+    """
+    arrays = _check.Arrays("params", params)
+    state = jax.eval_shape(member(tx, "state_bytes").init, params)
+    by_slot: dict[str, int] = {}
+    by_array = dict.fromkeys(arrays.paths(), 0)
+
+    for rule, _, part in parts(tx, state):
+        for name in rule.slots:
+            sizes = [_size(each) for each in arrays.treedef.flatten_up_to(getattr(part, name))]
+            by_slot[name] = by_slot.get(name, 0) + sum(sizes)
+            for path, size in zip(by_array, sizes, strict=True):
+                by_array[path] += size
+    total = _size(state)
+    if other := total - sum(by_slot.values()):
+        by_slot["other"] = other
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    return StateBytes(total, parameters, by_slot, by_array)
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def convert_storage(
+    tx_old: optax.GradientTransformation,
+    tx_new: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+) -> Any:
+    """The state of an optimizer as the same one with another `storage` keeps it.
+
+    A run that is half done can so be continued in less memory, or more precisely. One array is
+    converted after the other, and the old state stays as it is.
+
+    Args:
+      tx_old: the optimizer that made the state.
+      tx_new: the same rules with another storage, in the same chain and wrappers. Its hyperparameters
+        may differ.
+      params: the parameters, as arrays or as shapes.
+      opt_state: the state of tx_old.
+
+    Returns:
+      The state for tx_new.
+
+    Raises:
+      ValueError: for a state that tx_old did not make, and optimizers that differ in more than storage
+        and hyperparameters.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> exact, lean = aj.adam(1e-3), aj.adam(1e-3, storage="int8")
+      >>> state = aj.convert_storage(exact, lean, params, exact.init(params))
+      >>> print(state[0].mu["w"].codes.dtype, state[0].nu["w"].codes.dtype)
+      int8 uint8
+    """
+    arrays = _check.Arrays("params", params)
+    old, new = member(tx_old, "convert_storage"), member(tx_new, "convert_storage")
+    return _convert(arrays, old, new, jax.eval_shape(new.init, params), opt_state)
+
+
+def _convert(arrays: _check.Arrays, old: Any, new: Any, template: Any, state: Any) -> Any:
+    """template: the state of the new optimizer, as shapes."""
+    before, after = shared(old), shared(new)
+    kinds = {type(before), type(after)}
+    if kinds == {Lifted} and [*map(type, before.rules)] == [*map(type, after.rules)]:
+        return _convert_rules(arrays, before, after, template, state)
+    if kinds == {Chained} and len(before.members) == len(after.members):
+        _check.chain_state(state, len(before.members))
+        each = zip(before.members, after.members, template, state, strict=True)
+        return tuple(_convert(arrays, *four) for four in each)
+    if kinds == {Foreign} and jax.tree.structure(state) == jax.tree.structure(template):
+        return state
+    if len(kinds) == 1 and hasattr(before, "inner"):
+        _check.wrapper_state(state, type(template))
+        name = inner_entry(template)
+        inner = _convert(
+            arrays, before.inner, after.inner, getattr(template, name), getattr(state, name)
+        )
+        return state._replace(**{name: inner})
+    raise ValueError(
+        f"convert_storage takes two optimizers that differ in storage and hyperparameters alone, got "
+        f"{old!r} and {new!r}. What optax.chain holds cannot be seen: use aj.chain."
+    )
+
+
+def _convert_rules(
+    arrays: _check.Arrays, before: Lifted, after: Lifted, template: Any, state: Any
+) -> Any:
+    old_parts = _check.state(state, before.layout())
+    new_parts = []
+    likes = (template,) if len(after.rules) == 1 else template
+    every = zip(after.rules, old_parts, likes, before.storages, after.storages, strict=True)
+    for rule, part, like, old_storages, new_storages in every:
+        entries = {
+            # A count that is there for the storage alone may be new.
+            name: getattr(part, name, jnp.zeros(entry.shape, entry.dtype))
+            for name, entry in like._asdict().items()
+            if name not in rule.slots
+        }
+        storages = zip(rule.slots.items(), old_storages, new_storages, strict=True)
+        for (name, slot), old, new in storages:
+            stored = arrays.slot(name, getattr(part, name), old, slot.nonnegative)
+            targets = arrays.treedef.flatten_up_to(getattr(like, name))
+            entries[name] = arrays.treedef.unflatten(
+                [
+                    x
+                    if x is None
+                    else _convert_array(x, jnp.uint32(i), target=_Static(to), old=old, new=new)
+                    for i, (x, to) in enumerate(zip(stored, targets, strict=True))
+                ]
+            )
+        new_parts.append(type(like)(**entries))
+    return new_parts[0] if len(new_parts) == 1 else tuple(new_parts)
+
+
+class _Static:
+    """A tree of shapes that hashes."""
+
+    def __init__(self, tree: Any) -> None:
+        self.leaves, self.treedef = jax.tree.flatten(tree)
+        self._key = (tuple((x.shape, x.dtype) for x in self.leaves), self.treedef)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self._key == other._key
+
+
+@functools.partial(jax.jit, static_argnames=("target", "old", "new"))
+def _convert_array(
+    stored: Any, index: jax.Array, *, target: _Static, old: _storage.Storage, new: _storage.Storage
+) -> Any:
+    like = target.treedef.unflatten(target.leaves)
+    value = old.decode(stored)
+    return new.encode(value, like, index if new.stochastic else None)
