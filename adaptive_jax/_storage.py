@@ -267,9 +267,9 @@ class _Code(NamedTuple):
 
 
 _BITS_OF_ONE = np.uint32(0x3F800000)
-_MARGIN = 8
-"""The noise is so far above 0 and below a whole step: room for the error of the last bits, so that what
-is decoded is encoded to the same again."""
+_MARGIN = 10
+"""The noise is so far above 0, and 6 below a whole step: room for the error of the last bits, so that
+what is decoded is encoded to the same again, and the largest number of a block to the top."""
 _CODES = {
     (8, True): _Code(np.dtype(np.int8), 19, True),
     (8, False): _Code(np.dtype(np.uint8), 19, False),
@@ -345,8 +345,8 @@ def _scale(largest: jax.Array, code: _Code) -> jax.Array:
     """The scale of a block: its largest number, on a grid that is coarser than the error of decoding."""
     bits = _bits(lax.max(largest, code.least_scale))
     infinite = np.uint32(0x7F800000)
-    rounded = jnp.where(bits < infinite, jnp.minimum(bits + np.uint32(12), infinite - 1), bits)
-    return _float(rounded & ~np.uint32(15))
+    rounded = jnp.where(bits < infinite, jnp.minimum(bits + np.uint32(4), infinite - 1), bits)
+    return _float(rounded & ~np.uint32(7))
 
 
 def _spread(scales: jax.Array, shape: tuple[int, ...], block: int) -> jax.Array:

@@ -171,9 +171,10 @@ def _convert_rules(
     likes = (template,) if len(after.rules) == 1 else template
     every = zip(after.rules, old_parts, likes, before.storages, after.storages, strict=True)
     for rule, part, like, old_storages, new_storages in every:
+        # A count that is there for the storage alone may be new.
+        had = part._asdict()
         entries = {
-            # A count that is there for the storage alone may be new.
-            name: getattr(part, name, jnp.zeros(entry.shape, entry.dtype))
+            name: had.get(name, jnp.zeros(entry.shape, entry.dtype))
             for name, entry in like._asdict().items()
             if name not in rule.slots
         }

@@ -20,7 +20,8 @@ def loss(params, batch, rng):
 
 
 def main(directory, steps):
-    tx = aj.multi_steps(aj.adam(optax.cosine_decay_schedule(0.1, steps)), 3)
+    adam = aj.adam(optax.cosine_decay_schedule(0.1, steps), storage=aj.Blocks(min_size=0))
+    tx = aj.multi_steps(adam, 3)
     state = aj.TrainState.create({"w": jnp.ones(1000)}, tx, rng=jax.random.key(0))
     if any(path.name.isdigit() for path in Path(directory).glob("*")):
         state = aj.restore_checkpoint(directory, state)

@@ -30,7 +30,12 @@ RUNS = {
     "accumulating": lambda: aj.multi_steps(aj.adam(0.1), 3),
     "compensated": lambda: aj.compensate(aj.sgd(0.1, momentum=0.9)),
     "clipped": lambda: aj.chain(aj.clip_by_global_norm(0.1), aj.rmsprop(0.1, centered=True)),
-    "storage": lambda: aj.adam(0.1, storage={"mu": aj.Float(jnp.bfloat16)}),
+    "float": lambda: aj.adam(0.1, storage={"mu": aj.Float(jnp.bfloat16)}),
+    "bfloat16": lambda: aj.sgd(0.1, momentum=0.9, storage=aj.BFloat16(min_size=0)),
+    "int8": lambda: aj.adam(0.1, storage=aj.Blocks(min_size=0)),
+    "int16": lambda: aj.multi_steps(aj.rmsprop(0.1, storage=aj.Blocks(min_size=0, bits=16)), 2),
+    "factored": lambda: aj.adam(0.1, storage={"nu": aj.Factored(min_size=2)}),
+    "24 bits": lambda: aj.compensate(aj.adam(0.1, storage=aj.Blocks(min_size=0)), "int8"),
     "optax": lambda: optax.adam(0.1),
 }
 
@@ -77,17 +82,19 @@ def test_hyperparameters_are_those_that_were_saved(tmp_path):
     assert jax.tree.leaves(again.tx) == jax.tree.leaves(aj.adam(0.123456789))
 
 
-def test_onto_another_sharding_and_from_shapes_alone(tmp_path):
-    state, _ = aj.train_step(loss)(create(aj.adam(0.1)), 0.1)
+@pytest.mark.parametrize("storage", [None, aj.Blocks(min_size=0)])
+def test_onto_another_sharding_and_from_shapes_alone(tmp_path, storage):
+    tx = aj.adam(0.1, storage=storage)
+    state, _ = aj.train_step(loss)(create(tx), 0.1)
     aj.save_checkpoint(tmp_path, state)
     mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
     rows = NamedSharding(mesh, PartitionSpec("x"))
     split = {**PARAMS, "w": jax.device_put(PARAMS["w"], rows)}
-    again = aj.restore_checkpoint(tmp_path, create(aj.adam(0.1), split))
-    for array in (again.params["w"], again.opt_state[0].mu["w"]):
+    again = aj.restore_checkpoint(tmp_path, create(tx, split))
+    for array in (again.params["w"], jax.tree.leaves(again.opt_state[0].mu["w"])[0]):
         assert array.sharding.is_equivalent_to(rows, 2)
     assert bits(again) == bits(state)
-    shapes = jax.eval_shape(lambda: create(aj.adam(0.1)))
+    shapes = jax.eval_shape(lambda: create(tx))
     again = aj.restore_checkpoint(tmp_path, shapes)
     assert bits(again.params) == bits(state.params)
     assert bits(again.opt_state) == bits(state.opt_state)
@@ -130,12 +137,17 @@ def test_which_checkpoint(tmp_path):
             r"mu\['w'\] is float32\[8, 4\] in the checkpoint and bfloat16\[8, 4\] in the state",
         ),
         (
+            aj.adam(0.1, storage=aj.Blocks(min_size=0)),
+            PARAMS,
+            r"mu\['a/b'\]\[0\]\.codes is missing in the checkpoint and int8\[2\] in the state",
+        ),
+        (
             aj.adam(0.1),
             {**PARAMS, "new": jnp.ones(1)},
             r"\['new'\] is missing in the checkpoint and float32\[1\] in the state",
         ),
     ],
-    ids=["rule", "option", "state", "shape", "dtype", "entry"],
+    ids=["rule", "option", "state", "shape", "dtype", "storage", "entry"],
 )
 def test_what_does_not_fit_is_named(tx, params, message, tmp_path):
     aj.save_checkpoint(tmp_path, create(aj.adam(0.1)))

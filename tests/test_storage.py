@@ -1,0 +1,607 @@
+"""How slots are kept: every rule with every storage, its errors, its memory, and what rounding does."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from catalogue import CASES, FIRST
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import adaptive_jax as aj
+from adaptive_jax.testing import BrokenPromise, check_rule, check_storage
+
+# Set so that small arrays are compressed too.
+STORAGES = {
+    "bfloat16": aj.BFloat16(min_size=0),
+    "int8": aj.Blocks(min_size=0, bits=8, block=32),
+    "int16": aj.Blocks(min_size=0, bits=16),
+    "factored": aj.Factored(min_size=2),
+}
+
+
+def slots_of(case):
+    """The slots of an optimizer, and whether each is never negative."""
+    factory, settings = CASES[case]
+    rules = factory(**settings).init.args[0].rules
+    return {name: slot.nonnegative for rule in rules for name, slot in rule.slots.items()}
+
+
+WITH_SLOTS = [case for case in FIRST if slots_of(case)] + [
+    "sgd(learning_rate=0.1,momentum=0.9)",
+    "rmsprop(learning_rate=0.1,centered=True,momentum=0.9,weight_decay=0.01)",
+]
+
+
+def stored(case, name):
+    """The optimizer with a storage; factored slots are those that are never negative."""
+    factory, settings = CASES[case]
+    storage = STORAGES[name]
+    if name == "factored":
+        storage = {
+            slot: STORAGES[name] for slot, nonnegative in slots_of(case).items() if nonnegative
+        }
+    return factory(**settings, storage=storage)
+
+
+PAIRS = [
+    (case, name)
+    for case in WITH_SLOTS
+    for name in STORAGES
+    if name != "factored" or any(slots_of(case).values())
+]
+
+
+def test_every_rule_with_slots_is_here():
+    slots = {slot for case in WITH_SLOTS for slot in slots_of(case)}
+    assert slots == {slot for case in CASES for slot in slots_of(case)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_every_promise_holds_for_every_pair(case, name):
+    check_rule(stored(case, name))
+
+
+def gradients(step, shapes=((3, 4), (300,), (), (2, 40))):
+    keys = jax.random.split(jax.random.key(step), len(shapes))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+@pytest.mark.parametrize(("case", "name"), PAIRS)
+def test_a_restart_is_no_restart_and_compiles_nothing(case, name):
+    tx, params = stored(case, name), gradients(100)
+    step = jax.jit(tx.update)
+    state = tx.init(params)
+    for count in range(3):
+        _, state = step(gradients(count), state, params)
+    copy = jax.tree.map(jnp.array, pickle.loads(pickle.dumps(state)))
+    for count in range(3, 5):
+        updates, state = step(gradients(count), state, params)
+        others, copy = step(gradients(count), copy, params)
+    jax.tree.map(np.testing.assert_array_equal, (updates, state), (others, copy))
+    assert step._cache_size() == 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("name", [name for name in STORAGES if name != "bfloat16"])
+def test_scan_and_vmap(name):
+    case = "rmsprop(learning_rate=0.1)" if name == "factored" else "adam(learning_rate=0.1)"
+    tx, params = stored(case, name), gradients(100)
+    every = [gradients(count) for count in range(4)]
+    state = tx.init(params)
+    for each in every:
+        updates, state = tx.update(each, state, params)
+
+    def body(state, each):
+        updates, state = tx.update(each, state, params)
+        return state, updates
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *every)
+    _, all_updates = jax.lax.scan(body, tx.init(params), stacked)
+    twice = jax.tree.map(lambda x: jnp.stack([x, x]), (every[0], params))
+    many, _ = jax.vmap(lambda g, p: tx.update(g, tx.init(p), p))(*twice)
+    first, _ = tx.update(every[0], tx.init(params), params)
+    for x, y in zip(updates, all_updates, strict=True):
+        np.testing.assert_allclose(y[-1], x, rtol=1e-5)
+    for x, y in zip(first, many, strict=True):
+        np.testing.assert_allclose(y[1], x, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        *STORAGES.values(),
+        aj.Float(),
+        pytest.param(aj.Blocks(min_size=0, bits=8), marks=pytest.mark.slow),
+        pytest.param(aj.Blocks(min_size=0, bits=16, block=7), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_storage_keeps_its_promises(storage, monkeypatch):
+    # The rules under every storage are the test above.
+    monkeypatch.setattr("adaptive_jax.testing.check_rule", lambda tx: None)
+    check_storage(storage)
+
+
+@pytest.mark.slow
+def test_a_storage_of_ones_own():
+    @dataclass(frozen=True)
+    class Half(aj.Storage):
+        def init(self, value, param, *, real):
+            return jnp.full_like(param, value, dtype=jnp.float16)
+
+        def encode(self, value, stored, key):
+            return aj.maths.saturating_cast(value, stored.dtype)
+
+        def decode(self, stored):
+            return stored
+
+    with pytest.raises(BrokenPromise, match="above stays above"):
+        check_storage(Forgets())
+    with pytest.raises(BrokenPromise, match=r"float64|complex|finite"):
+        check_storage(Half())
+
+
+@dataclass(frozen=True)
+class Forgets(aj.Storage):
+    """Small numbers become 0, and NaN too."""
+
+    def init(self, value, param, *, real):
+        return jnp.full_like(param, value, dtype=jnp.float32)
+
+    def encode(self, value, stored, key):
+        return jnp.nan_to_num(value, posinf=0.0)
+
+    def decode(self, stored):
+        return stored
+
+
+def test_a_broken_storage_is_named():
+    with pytest.raises(BrokenPromise, match=r"Forgets\(\) breaks a promise: .*must stay visible"):
+        check_storage(Forgets())
+
+
+# What is stored
+
+
+def test_what_int8_is():
+    params = {"w": jnp.ones((40, 300)), "b": jnp.ones(3), "c": jnp.ones((70, 70), jnp.complex64)}
+    state = aj.adam(0.1, storage="int8").init(params)[0]
+    assert (state.mu["w"].codes.dtype, state.nu["w"].codes.dtype) == (jnp.int8, jnp.uint8)
+    assert state.mu["w"].codes.shape == (40, 300)
+    assert state.mu["w"].scales.shape == (40, 2)
+    # Small arrays, and slots that are complex, are as they were.
+    assert state.mu["b"].dtype == state.nu["b"].dtype == jnp.float32
+    assert state.mu["c"].dtype == jnp.complex64
+    assert state.nu["c"].codes.dtype == jnp.uint8
+    with jax.enable_x64(True):
+        state = aj.adam(0.1, storage="int8").init(jnp.ones(5000, jnp.float64))[0]
+        assert state.mu.dtype == state.nu.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [
+        ((5000,), (20,)),
+        ((3, 3, 64, 64), (3, 3, 16, 1)),  # 4 rows of 64
+        ((5000, 1), (20, 1)),
+        ((100, 300), (100, 2)),
+        ((7, 1000), (7, 4)),
+    ],
+)
+def test_blocks_are_neighbours(shape, scales):
+    stored = aj.Blocks(min_size=0).init(0.0, jnp.ones(shape), real=True)
+    assert stored.scales.shape == scales
+    expected = np.zeros(shape, np.float32)
+    expected.flat[0] = 100.0
+    read = aj.Blocks(min_size=0)
+    value = read.decode(read.encode(jnp.asarray(expected + 1e-3), stored, jnp.uint32(1)))
+    # The large number takes the precision of its own block alone.
+    coarse = np.abs(np.asarray(value) - 1e-3) > 1e-4
+    block = [-(-size // count) for size, count in zip(shape, scales, strict=True)]
+    assert not coarse[tuple(slice(length, None) for length in block[:1])].any()
+
+
+def test_some_arrays_in_float32():
+    params = {"a": jnp.ones((64, 64)), "b": jnp.ones((64, 64)), "c": None}
+    for mask in (
+        {"a": True, "b": False, "c": False},
+        lambda p: {"a": True, "b": False, "c": False},
+    ):
+        tx = aj.adam(0.1, storage={"nu": aj.Masked("int16", mask)})
+        state = tx.init(params)
+        assert state[0].nu["a"].codes.dtype == jnp.uint16
+        assert state[0].nu["b"].dtype == state[0].mu["a"].dtype == jnp.float32
+        _, new = tx.update(params, state, params)
+        assert jax.tree.structure(new) == jax.tree.structure(state)
+    with pytest.raises(ValueError, match="the params and the mask differ in structure"):
+        aj.adam(0.1, storage=aj.Masked("int8", {"z": True})).init(params)
+
+
+def test_the_names():
+    for name in ("bfloat16", "int8", "int16"):
+        assert repr(aj.adam(0.1, storage=name)) == repr(aj.adam(0.1))[:-1] + f", storage={name!r})"
+    tx = aj.adamw(0.1, storage={"mu": "int8", "nu": "factored"})
+    assert isinstance(tx.init(jnp.ones((128, 128)))[0].nu, tuple)
+
+
+@jax.numpy_dtype_promotion("standard")  # For optax.
+def test_optax_finds_its_way():
+    params = {"w": jnp.ones((64, 64))}
+    tx = aj.adam(0.1, storage="int8")
+    state = tx.init(params)
+    doubled = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(doubled) == jax.tree.structure(state)
+    assert optax.tree.get(state, "mu")["w"].codes.dtype == jnp.int8
+    wrapped = optax.MultiSteps(optax.chain(optax.clip(1.0), tx), 2)
+    wrapped.update(params, wrapped.init(params), params)
+
+
+# What rounding does
+
+
+def test_rounding_is_right_on_average():
+    """4,000 draws: the mean of the decoded numbers is theirs, to a thousandth."""
+    keys = jax.vmap(lambda step: aj.maths.random_key(step, 0, 1))(jnp.arange(4000))
+    values = jnp.exp(jax.random.normal(jax.random.key(0), (256,)))
+    for storage, signs in (
+        (s, sign) for s in list(STORAGES.values())[:3] for sign in (False, True)
+    ):
+        first = storage.init(0.0, values, real=not signs)
+        x = values * jnp.where(jnp.arange(256) % 2, 1, -1) if signs else values
+        draws = jax.lax.map(lambda key: storage.decode(storage.encode(x, first, key)), keys)  # noqa: B023
+        mean = draws.astype(jnp.float32).mean(0)
+        assert abs(float((mean / x).mean()) - 1) < 1e-3
+        assert float(jnp.abs(mean / x - 1).max()) < 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True], ids=["uniformly", "half of each block"])
+def test_a_second_moment_decays(half):
+    """Gradients a thousandth as large for 5,000 steps. In optax, a bfloat16 one does not decay."""
+    shape, falls = (64, 256), jnp.arange(256) % 2 == 1 if half else jnp.full(256, True)
+
+    def run(storage):
+        tx = aj.scale_by_adam(storage=storage)
+
+        def body(state, step):
+            gradient = jax.random.normal(jax.random.fold_in(jax.random.key(0), step), shape)
+            gradient = jnp.where(falls & (step >= 1000), 1e-3 * gradient, gradient)
+            return tx.update(gradient, state)[1], None
+
+        return jax.jit(lambda: jax.lax.scan(body, tx.init(jnp.zeros(shape)), jnp.arange(6000))[0])()
+
+    exact = np.asarray(run(None).nu)
+    # Numbers that fall below the scale of their block, which others keep up, walk at random with the
+    # steps of the 8 bits: right on average, but not each. 16 bits are there for that.
+    for name, lowest, highest, median in (
+        ("int8", 0.2 if half else 0.6, 3.0 if half else 1.65, 0.15 if half else 0.02),
+        ("int16", 0.99, 1.01, 0.02),
+    ):
+        storage = aj.Blocks(min_size=0, bits=int(name[3:]))
+        nu = np.asarray(storage.decode(run(storage).nu))
+        ratio = (nu / exact)[:, np.asarray(falls)]
+        assert abs(np.median(ratio) - 1) < median, name
+        assert abs(ratio.mean() - 1) < 0.02, name
+        assert np.percentile(ratio, 1) > lowest, name
+        assert np.percentile(ratio, 99) < highest, name
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int16"])
+def test_zero_gradients_of_half_a_block(name):
+    tx = aj.scale_by_adam(storage=STORAGES[name])
+    state, zero = tx.init(jnp.zeros((4, 256))), jnp.arange(256) < 128
+    for step in range(50):
+        gradient = jax.random.normal(jax.random.key(step), (4, 256))
+        update, state = tx.update(jnp.where(zero, 0.0, gradient), state)
+        assert not np.any(np.asarray(update)[:, :128])
+
+
+@pytest.mark.parametrize("spread", [1.0, 2.0])
+@pytest.mark.parametrize("storage", ["int8", "int16", "mixed"])
+def test_no_single_update_grows(storage, spread):
+    """Log-normal gradients, new ones in each step: the largest update is about that of float32."""
+    chosen = STORAGES.get(storage, {"mu": STORAGES["int8"], "nu": STORAGES["int16"]})
+
+    def largest(tx):
+        def body(state, key):
+            size = jnp.exp(spread * jax.random.normal(key, (32, 256)))
+            gradient = size * jax.random.normal(jax.random.fold_in(key, 1), (32, 256))
+            update, state = tx.update(gradient, state)
+            return state, jnp.abs(update).max()
+
+        keys = jax.random.split(jax.random.key(0), 300)
+        return float(jax.lax.scan(body, tx.init(jnp.zeros((32, 256))), keys)[1].max())
+
+    assert largest(aj.scale_by_adam(storage=chosen)) <= 1.6 * largest(aj.scale_by_adam())
+
+
+@pytest.mark.parametrize("name", STORAGES)
+@pytest.mark.parametrize("size", [1e-30, 1e-10, 1e10, 1e18])
+def test_updates_are_finite_for_gradients_of_all_sizes(name, size):
+    storage = {"nu": STORAGES[name]} if name == "factored" else STORAGES[name]
+    tx = aj.scale_by_adam(storage=storage, eps=0.0)
+    state = tx.init(jnp.zeros((4, 64)))
+    for step in range(3):
+        gradient = size * jax.random.normal(jax.random.key(step), (4, 64))
+        update, state = tx.update(gradient, state)
+        assert np.isfinite(update).all()
+
+
+def test_nan_stays_in_its_block():
+    tx = aj.scale_by_adam(storage=STORAGES["int8"])  # blocks of 32
+    gradient = jnp.ones((2, 64)).at[0, 3].set(jnp.nan)
+    update, state = tx.update(gradient, tx.init(gradient))
+    assert np.isnan(update[0, 3])
+    assert np.isfinite(update[0, 32:]).all()
+    assert np.isfinite(update[1]).all()
+    safe = aj.skip_nonfinite(aj.scale_by_adam(storage=STORAGES["int8"]))
+    state = safe.init(gradient)
+    _, new = safe.update(gradient, state)
+    jax.tree.map(np.testing.assert_array_equal, new.inner_state, state.inner_state)
+
+
+@jax.numpy_dtype_promotion("standard")  # For optax.
+def test_factored_rms_is_adafactor():
+    """`optax.adafactor`'s second moment is RMSprop's, kept as row and column means."""
+    reference = optax.scale_by_factored_rms(min_dim_size_to_factor=8)
+
+    def decay(count):
+        return 1.0 - (count + 1.0) ** -0.8
+
+    tx = aj.scale_by_rms(decay=decay, eps=1e-30, storage=aj.Factored(min_size=8))
+    params = {"matrix": jnp.ones((16, 32)), "tall": jnp.ones((4, 24, 9)), "vector": jnp.ones(5)}
+    state, other = tx.init(params), reference.init(params)
+    for step in range(20):
+        keys = jax.random.split(jax.random.key(step), 3)
+        gradient = {
+            name: jax.random.normal(key, x.shape)
+            for key, (name, x) in zip(keys, params.items(), strict=True)
+        }
+        update, state = tx.update(gradient, state, params)
+        expected, other = reference.update(gradient, other, params)
+        for name in params:
+            np.testing.assert_allclose(update[name], expected[name], rtol=3e-5)
+    rows = state.nu["matrix"].columns.reshape(-1)
+    np.testing.assert_allclose(np.sort(rows), np.sort(np.asarray(other.v_col["matrix"])), rtol=1e-5)
+
+
+def test_the_derivative_of_what_is_read_back_is_that_of_what_was_stored():
+    def update(gradient, storage):
+        tx = aj.sgd(1.0, momentum=0.5, storage=storage)
+        return tx.update(gradient, tx.init(gradient))[0].sum()
+
+    for storage in (None, *list(STORAGES.values())[:3]):
+        np.testing.assert_allclose(jax.grad(update)(jnp.ones(5), storage), -1.0)
+
+
+# Memory
+
+
+def step_of(tx):
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+SHAPES = {"w": (512, 1024), "v": (500, 300), "b": (4096,)}
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "bfloat16",
+        "int8",
+        "int16",
+        {"mu": "int8", "nu": "int16"},
+        {"mu": "bfloat16", "nu": "factored"},
+    ],
+    ids=str,
+)
+def test_temporaries(storage):
+    """XLA computes what is stored once, in place, and no float32 copy of it."""
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
+    size = sum(np.prod(x.shape) for x in params.values())
+    adamw = aj.adamw(1e-3, storage=storage)
+    for tx in (adamw, aj.chain(aj.clip_by_global_norm(1.0), adamw)):
+        state = jax.eval_shape(tx.init, params)
+        step = jax.jit(step_of(tx), donate_argnums=(0, 1))
+        memory = step.lower(params, state, params).compile().memory_analysis()
+        assert memory.temp_size_in_bytes / size <= 0.25
+    many = {name: jax.ShapeDtypeStruct((4, *shape), jnp.float32) for name, shape in SHAPES.items()}
+    state = jax.eval_shape(jax.vmap(adamw.init), many)
+    step = jax.jit(jax.vmap(step_of(adamw)), donate_argnums=(0, 1))
+    memory = step.lower(many, state, many).compile().memory_analysis()
+    assert memory.temp_size_in_bytes / (4 * size) <= 0.25
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int16"])
+def test_temporaries_of_a_training_step(storage):
+    """No more than those of the float32 optimizer."""
+
+    def loss(params, batch):
+        for layer in params:
+            batch = jnp.tanh(batch @ layer)
+        return jnp.mean(batch**2)
+
+    params, batch, sizes = [jnp.ones((64, 64))] * 48, jnp.ones((8, 64)), {}
+    for each in (None, storage):
+        state = aj.TrainState.create(params, aj.adam(1e-3, storage=each))
+        memory = aj.train_step(loss).lower(state, batch).compile().memory_analysis()
+        sizes[each] = memory.temp_size_in_bytes
+    spare = 0.25 * sum(x.size for x in params)
+    assert sizes[storage] <= sizes[None] + spare
+
+
+@pytest.mark.parametrize(
+    ("storage", "most"),
+    [(None, 8.0), ("bfloat16", 4.0), ("int8", 2.07), ({"mu": "int8", "nu": "int16"}, 3.1)],
+    ids=str,
+)
+def test_bytes(storage, most):
+    params = {"w": jax.ShapeDtypeStruct((8192, 1024), jnp.float32)}
+    counted = aj.state_bytes(aj.adam(1e-3, storage=storage), params)
+    assert counted.per_parameter <= most + 1e-6
+    small = {"w": jnp.ones((64, 128)), "b": None}
+    state = aj.adam(1e-3, storage=storage).init(small)
+    counted = aj.state_bytes(aj.adam(1e-3, storage=storage), small)
+    assert counted.total == sum(x.nbytes for x in jax.tree.leaves(state))
+    assert counted.by_array == {"['b']": 0, "['w']": counted.total - 4}
+
+
+def test_bytes_are_told_apart():
+    params = {"w": jnp.ones((64, 128))}
+    tx = aj.skip_nonfinite(aj.chain(aj.clip(1.0), aj.rmsprop(0.1, momentum=0.9), optax.trace(0.9)))
+    counted = aj.state_bytes(tx, params)
+    assert counted.by_slot == {"nu": 4 * 8192, "trace": 4 * 8192, "other": 4 * 8192 + 9}
+    assert "nu" in str(counted)
+    assert f"{counted.total:,}" in str(counted)
+    many = {f"layer {i}": jnp.ones(3) for i in range(30)}
+    assert "20 more" in str(aj.state_bytes(aj.adam(0.1), many))
+
+
+# Changing it
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda tx: tx, lambda tx: aj.multi_steps(aj.chain(aj.clip(1.0), tx), 2)]
+)
+@pytest.mark.parametrize("there", ["bfloat16", "int8", "int16", {"nu": "factored"}], ids=str)
+def test_a_run_goes_on_in_another_storage(there, wrap):
+    params = {"w": jax.random.normal(jax.random.key(0), (128, 128)), "b": jnp.ones(3), "n": None}
+    exact, lean = wrap(aj.adam(0.1)), wrap(aj.adam(0.2, storage=there))
+    state = exact.init(params)
+    for _ in range(2):
+        _, state = exact.update(params, state, params)
+    converted = aj.convert_storage(exact, lean, params, state)
+    jax.tree.map(
+        lambda x, y: None if (x.shape, x.dtype) == (y.shape, y.dtype) else pytest.fail(str((x, y))),
+        converted,
+        jax.eval_shape(lean.init, params),
+    )
+    lean.update(params, converted, params)
+    back = aj.convert_storage(lean, exact, params, converted)
+    nu, expected = (optax.tree.get(each, "nu")["w"] for each in (back, state))
+    np.testing.assert_allclose(nu.sum(), expected.sum(), rtol=1e-2)
+    if not isinstance(there, dict):
+        np.testing.assert_allclose(nu, expected, rtol=0.1, atol=1e-5 * expected.max())
+    assert optax.tree.get(back, "count") == optax.tree.get(state, "count")
+
+
+def test_a_count_that_only_the_storage_needs():
+    params = jnp.ones(5000)
+    exact, lean = aj.sgd(0.1, momentum=0.9), aj.sgd(0.1, momentum=0.9, storage="int8")
+    state = exact.init(params)
+    assert "count" not in state[0]._fields
+    converted = aj.convert_storage(exact, lean, params, state)
+    assert converted[0].count == 0
+    _, converted = lean.update(params, converted, params)
+    assert converted[0].count == 1
+    back = aj.convert_storage(lean, exact, params, converted)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+
+
+# Sharding
+
+
+@pytest.mark.parametrize("shape", [(64, 1024), (16, 300), (8, 24), (5000,), (3, 40, 40)])
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int16"])
+def test_eight_devices_are_bit_identical_to_one(shape, name):
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    axis = max(range(len(shape)), key=lambda i: (shape[i] % 8 == 0, i))
+    spec = [None] * len(shape)
+    if shape[axis] % 8 == 0:
+        spec[axis] = "x"
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    tx = aj.adam(0.1, storage=STORAGES[name])
+    here = jax.random.normal(jax.random.key(0), shape)
+    there = jax.device_put(here, sharding)
+    state_here, state_there = tx.init(here), tx.init(there)
+    step = jax.jit(tx.update)
+    for count in range(3):
+        gradient = jax.random.normal(jax.random.key(count + 1), shape)
+        _, state_here = step(gradient, state_here, here)
+        _, state_there = step(jax.device_put(gradient, sharding), state_there, there)
+    jax.tree.map(np.testing.assert_array_equal, state_here, jax.device_get(state_there))
+    codes = state_there[0].mu if name == "bfloat16" else state_there[0].mu.codes
+    assert codes.sharding.is_equivalent_to(sharding, len(shape))
+
+
+def test_the_size_that_decides_is_that_of_the_whole_array():
+    mesh = Mesh(np.array(jax.devices()), ("x",))
+    there = jax.device_put(jnp.ones((8, 1024)), NamedSharding(mesh, PartitionSpec("x")))
+    state = aj.adam(0.1, storage="int8").init(there)  # 1,024 on each device
+    assert state[0].mu.codes.dtype == jnp.int8
+    # Scales are split where their number allows.
+    assert state[0].mu.scales.sharding.spec == PartitionSpec("x", None)
+    columns = jax.device_put(there, NamedSharding(mesh, PartitionSpec(None, "x")))
+    state = aj.adam(0.1, storage="int8").init(columns)
+    assert state[0].mu.scales.shape == (8, 4)
+    assert state[0].mu.scales.sharding.spec == PartitionSpec(None, None)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: aj.adam(0.1, storage="factored"),
+            ValueError,
+            r"slot 'mu' has a sign.*'nu': 'factored'",
+        ),
+        (lambda: aj.adam(0.1, storage={"mu": "factored"}), ValueError, r"slot 'mu' has a sign"),
+        (lambda: aj.Blocks(block=0), ValueError, r"block=0 in Blocks must be a whole number, 1 or"),
+        (lambda: aj.Blocks(block=1.5), ValueError, r"block=1.5 in Blocks"),
+        (lambda: aj.Blocks(bits=4), ValueError, r"bits=4 must be 8 or 16"),
+        (lambda: aj.BFloat16(min_size=-1), ValueError, r"min_size=-1 in BFloat16"),
+        (
+            lambda: aj.sgd(0.1, momentum=0.9, storage={"nu": "int8"}),
+            ValueError,
+            r"\['nu'\].*\['trace'\]",
+        ),
+        (lambda: aj.adam(0.1, storage="int4"), ValueError, r"'int4' is not known: .*'int8'"),
+        (lambda: aj.Masked("int9", True), ValueError, r"'int9' is not known"),
+    ],
+)
+def test_bad_storages_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("made_with", "used_with"),
+    [("int8", None), (None, "int8"), ("int8", "int16"), ("bfloat16", "int8"), ("int8", "bfloat16"),
+     (aj.Blocks(block=128), "int8"), ({"nu": "factored"}, "int8"), (None, "bfloat16")],
+    ids=str,
+)  # fmt: skip
+def test_a_state_of_another_storage_is_refused(made_with, used_with):
+    params = {"w": jnp.ones((128, 128))}
+    state = aj.adam(0.1, storage=made_with).init(params)
+    message = r"the state's (mu|nu) at \['w'\] was made with another storage .*convert_storage"
+    with pytest.raises(ValueError, match=message):
+        aj.adam(0.1, storage=used_with).update(params, state, params)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (aj.adam(0.1), aj.rmsprop(0.1)),
+        (aj.adam(0.1), aj.chain(aj.adam(0.1, storage="int8"))),
+        (aj.skip_nonfinite(aj.adam(0.1)), aj.multi_steps(aj.adam(0.1), 2)),
+        (optax.chain(aj.adam(0.1)), optax.chain(aj.adam(0.1, storage="int8"))),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(old, new):
+    params = jnp.ones(5000)
+    with pytest.raises(ValueError, match=r"differ in storage and hyperparameters alone.*aj\.chain"):
+        aj.convert_storage(old, new, params, old.init(params))
