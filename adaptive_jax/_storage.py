@@ -98,7 +98,7 @@ class Float(Storage):
 _PLAIN = Float()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compressed(Storage):
     """What the storages below 32 bits share: some arrays stay as they are under "float32".
 
@@ -137,11 +137,13 @@ class Compressed(Storage):
         return _PLAIN.holds(stored) and self._is_exempt(stored.shape, stored.dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BFloat16(Compressed):
     """bfloat16, rounded stochastically: up or down, so that the mean is right.
 
     Rounded to nearest, a second moment whose decay rate is 0.999 never decays.
+
+    min_size: arrays of fewer elements stay in float32.
     """
 
     stochastic = True
@@ -169,16 +171,17 @@ class Quantized(NamedTuple):
     scales: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Blocks(Compressed):
     """Codes of 8 or 16 bits with one float32 scale per block, rounded stochastically.
 
     A code is a floating-point number of its own: with the block's largest S = max|x|, the upper bits of
     K|x|/S + 1, counted from those of 1. Its steps grow with |x|, as those of μ-law do, from 3e-4 S in
-    8 bits and 7e-9 S in 16 with a sign, and from 1e-6 S and 5e-7 S without one. Numbers that are never
-    negative are not rounded to 0, so a first moment of 8 bits is divided by no less than a third of
-    what it can be at least, and no single update grows.
+    8 bits and 7e-9 S in 16 with a sign, and from 1e-6 S and 5e-7 S without one. What is above 0 and has
+    no sign is not rounded to 0: the root of the smallest second moment, 7e-4 S or more, is above the
+    smallest first one, so that chance makes no large update.
 
+    min_size: arrays of fewer elements stay in float32.
     bits: 8 or 16.
     block: how many numbers share a scale: neighbours along the last axis, and along those before it
       where it is shorter.
@@ -379,7 +382,7 @@ class Factors(NamedTuple):
     columns: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Factored(Compressed):
     """The means of rows and columns, of which the matrix is made again: Adafactor's second moment.
 

@@ -120,8 +120,9 @@ def transform(*rules: Rule, storage: Any = None) -> Transformation:
 
     Args:
       *rules: the rules, in the order in which they apply.
-      storage: how slots are kept: None or "float32" (at least), a `Storage`, or a mapping from names
-        of slots to these.
+      storage: how slots are kept: None or "float32" (at least), "bfloat16", "int8", "int16",
+        "factored" (for slots that are never negative), a `Storage`, or a mapping from names of slots to
+        these. What rounds at random adds a `count` to the state.
 
     Returns:
       The transformation. The state of one rule is a NamedTuple of `count` (if the rule counts its

@@ -55,8 +55,9 @@ _ARGUMENTS = {
     "weight_decay": "the decoupled weight decay λ, >= 0: θ ← θ - ηλθ; None or 0 for none. With one, "
     "`update` needs the parameters.",
     "mask": "which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.",
-    "storage": 'how the slots are kept: None or "float32" for float32 at least, a `Storage`, or a '
-    "mapping from names of slots to these.",
+    "storage": 'how the slots are kept: None or "float32" for float32 at least, "bfloat16", "int8", '
+    '"int16", "factored" (for slots that are never negative), a `Storage`, or a mapping from names of '
+    "slots to these.",
     "max_norm": "the largest norm c that the updates may have, >= 0.",
     "max_delta": "the largest size c that an element may have, >= 0.",
     "momentum_decay": "ψ >= 0, for the decay rate β₁(1 - ½·0.96^(ψt)) of the momentum; None for β₁.",
