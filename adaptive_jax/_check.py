@@ -253,7 +253,8 @@ def state(state: Any, expected: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[
     raise ValueError(
         "the state was made by another optimizer, or is no state: expected "
         f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
-        "optimizer's init(params)."
+        "optimizer's init(params), or, if the other one had the same rules with another storage or a "
+        "number for a schedule, with aj.convert_storage."
     )
 
 

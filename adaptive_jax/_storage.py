@@ -92,7 +92,11 @@ class Float(Storage):
         return stored
 
     def holds(self, stored: Any) -> bool:
-        return hasattr(stored, "dtype") and jnp.issubdtype(stored.dtype, jnp.inexact)
+        if not hasattr(stored, "dtype") or not jnp.issubdtype(stored.dtype, jnp.inexact):
+            return False
+        if self.dtype is None:
+            return jnp.finfo(stored.dtype).bits >= 32
+        return jnp.finfo(stored.dtype).dtype == jnp.finfo(self.dtype).dtype
 
 
 _PLAIN = Float()

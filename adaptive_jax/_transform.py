@@ -533,9 +533,12 @@ def member(transformation: Any, what: str) -> Any:
         return transformation
     if isinstance(transformation, optax.GradientTransformation):
         return Foreign(transformation)
+    hint = "Rules are put together by aj.transform."
+    if inspect.isfunction(transformation):
+        hint = f"Call it: {transformation.__name__}(…)."
     raise TypeError(
-        f"{what} takes optax gradient transformations, got {transformation!r} of type "
-        f"{type(transformation).__name__}. Rules are put together by aj.transform."
+        f"{what} takes optax gradient transformations, got {transformation!r:.200} of type "
+        f"{type(transformation).__name__}. {hint}"
     )
 
 

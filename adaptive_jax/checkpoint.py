@@ -94,10 +94,9 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
         steps = manager.all_steps()
         chosen = max(steps, default=None) if step is None else step
         if chosen not in steps:
-            raise FileNotFoundError(
-                f"{directory} has no checkpoint{'' if step is None else f' of step {step}'}; it has "
-                f"those of the steps {sorted(steps)}."
-            )
+            has = f"; it has those of the steps {sorted(steps)}" if steps else ""
+            which = "" if step is None else f" of step {step}"
+            raise FileNotFoundError(f"{directory} has no checkpoint{which}{has}.")
         layout = manager.restore(chosen, args=orbax.args.Composite(layout=orbax.args.JsonRestore()))
         _check_layout(layout["layout"], entries, _rules(state))
         wanted = {name: _abstract(leaf) for name, leaf in entries.items() if np.size(leaf)}
@@ -115,9 +114,7 @@ def _orbax() -> Any:
     try:
         import orbax.checkpoint
     except ImportError:
-        raise ImportError(
-            'Checkpoints need Orbax: pip install "adaptive_jax[checkpoint]".'
-        ) from None
+        raise ImportError('Checkpoints need Orbax: pip install -e ".[checkpoint]".') from None
     return orbax.checkpoint
 
 
@@ -194,16 +191,19 @@ def _check_layout(layout: Any, entries: dict[str, Any], rules: list[str]) -> Non
         for name in {**wanted, **saved}
         if not _fits(saved.get(name), wanted.get(name))
     ]
+    other = "no rules of this library"
     if layout["rules"] != rules:
         differences.insert(
             0,
-            f"the optimizer was made of {', '.join(layout['rules'])}, this one is of {', '.join(rules)}",
+            f"the optimizer was made of {', '.join(layout['rules']) or other}, this one is of "
+            f"{', '.join(rules) or other}",
         )
     if differences:
         more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
         raise ValueError(
             f"the checkpoint is not one of such a state: {'; '.join(differences[:5])}{more}. Make the "
-            "state as at the start of the run that was saved, restore, and change it afterwards."
+            "state as at the start of the run that was saved, restore, and change it afterwards, its "
+            "storage with aj.convert_storage."
         )
 
 

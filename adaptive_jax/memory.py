@@ -108,8 +108,9 @@ def convert_storage(
 ) -> Any:
     """The state of an optimizer as the same one with another `storage` keeps it.
 
-    A run that is half done can so be continued in less memory, or more precisely. One array is
-    converted after the other, and the old state stays as it is.
+    A run that is half done can so be continued in less memory, or more precisely, and with a schedule
+    in place of a number, whose count starts at 0. One array is converted after the other, and the old
+    state stays as it is.
 
     Args:
       tx_old: the optimizer that made the state.
@@ -156,17 +157,27 @@ def _convert(arrays: _check.Arrays, old: Any, new: Any, template: Any, state: An
         inner = _convert(
             arrays, before.inner, after.inner, getattr(template, name), getattr(state, name)
         )
-        return state._replace(**{name: inner})
+        converted = state._replace(**{name: inner})
+        if _kinds(converted) == _kinds(template):
+            return converted
     raise ValueError(
         f"convert_storage takes two optimizers that differ in storage and hyperparameters alone, got "
         f"{old!r} and {new!r}. What optax.chain holds cannot be seen: use aj.chain."
     )
 
 
+def _kinds(state: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(state)
+    return treedef, [(x.shape, x.dtype) for x in leaves]
+
+
 def _convert_rules(
     arrays: _check.Arrays, before: Lifted, after: Lifted, template: Any, state: Any
 ) -> Any:
-    old_parts = _check.state(state, before.layout())
+    try:
+        old_parts = _check.state(state, before.layout())
+    except ValueError as error:
+        raise ValueError(f"tx_old did not make this state: {error}") from None
     new_parts = []
     likes = (template,) if len(after.rules) == 1 else template
     every = zip(after.rules, old_parts, likes, before.storages, after.storages, strict=True)

@@ -118,7 +118,8 @@ def compensate(
     https://doi.org/10.1145/363707.363723). As an int8 it is the next 8 bits of the number, rounded to
     nearest: weights of 24 bits. The updates for such parameters are θ' - θ in float32, exactly,
     whatever the dtype of the gradients: `apply_updates`, or optax's, then gives θ'. Parameters of 32
-    bits and more are left alone. `exact_params` adds both up.
+    bits and more are left alone. `exact_params` adds both up. To go on with the state of a run without
+    it: `compensate(tx).init(params)._replace(inner_state=state)`.
 
     Args:
       inner: the optimizer, complete: nothing may change its updates afterwards.

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from . import _check, maths
-from ._rule import Rule
+from ._rule import Rule, fields
 from ._storage import Storage
-from ._transform import Transformation, transform
+from ._transform import Transformation, parts, transform
 from .rules import Adam, Rms
 
 _STEPS = 3
@@ -35,7 +35,8 @@ def check_rule(rule: Rule | optax.GradientTransformation) -> None:
     takes some seconds, most of them to compile.
 
     Args:
-      rule: a `Rule`, or an optax gradient transformation.
+      rule: a `Rule`, or an optax gradient transformation. To check it with a storage, one that
+        compresses small arrays: `transform(rule, storage=aj.Blocks(min_size=0))`.
 
     Raises:
       BrokenPromise: an AssertionError that names the promise and says how it broke.
@@ -44,6 +45,8 @@ def check_rule(rule: Rule | optax.GradientTransformation) -> None:
       >>> import adaptive_jax as aj
       >>> aj.testing.check_rule(aj.WeightDecay(0.01))
     """
+    if isinstance(rule, type):
+        raise TypeError(f"check_rule takes a rule, not its class: {rule.__name__}(…).")
     tx = transform(rule) if isinstance(rule, Rule) else rule
     for promise, check in PROMISES.items():
         try:
@@ -602,10 +605,30 @@ def _check_state_format(tx: Any) -> None:
     )
 
 
+def _check_signs(tx: Any) -> None:
+    params = _params()
+    _, state = _run(tx, params)
+    for rule, storages, part in parts(tx, state):
+        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
+            for leaf in jax.tree.structure(params).flatten_up_to(getattr(part, name)):
+                _require(
+                    not slot.nonnegative or not np.any(np.asarray(storage.decode(leaf)) < 0),
+                    f"The slot {name!r} of {rule!r} has negative entries: it is no "
+                    "Slot(nonnegative=True), and some storages would lose their sign.",
+                )
+
+
 def _check_data(tx: Any) -> None:
     if not isinstance(tx, Transformation):
         return
     params = _params()
+    for rule, _, _ in parts(tx, tx.init(params)):
+        static = {name: getattr(rule, name) for name in fields(type(rule))[2]}
+        _require(
+            not (numbers := {name: x for name, x in static.items() if isinstance(x, float)}),
+            f"The fields {list(numbers)} of {type(rule).__name__} are static, so that every new value "
+            "compiles again: annotate a hyperparameter with aj.Hyper, aj.NonNegative or aj.Decay.",
+        )
     step: Any = jax.jit(lambda tx, updates, state, params: tx.update(updates, state, params))
     state, gradients = tx.init(params), _gradients(params, 0)
     step(tx, gradients, state, params)
@@ -631,6 +654,7 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "None, empty trees, zero-size and scalar arrays just work": _check_none_and_empty,
     "it works inside the wrappers of optax": _check_optax,
     "its state is a stable format that a run can continue from": _check_state_format,
+    "a slot that is declared never to be negative is not": _check_signs,
     "its hyperparameters are data": _check_data,
 }
 """What `check_rule` checks, in order."""

@@ -278,8 +278,14 @@ def train_step(
     _check_scale("loss_scale", loss_scale)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
+    loss = _Loss(loss_fn, has_aux, compute_dtype)
+    if len(needed := loss.needs) > 2:
+        raise TypeError(
+            f"loss_fn needs the arguments {', '.join(needed)}, and is called with (params, batch): give "
+            "the rest as a tuple, and unpack it inside, x, y = batch."
+        )
     settings = _Settings(
-        loss=_Loss(loss_fn, has_aux, compute_dtype),
+        loss=loss,
         accumulate=accumulate,
         loss_scale=loss_scale,
         skip_nonfinite=skip_nonfinite,
@@ -306,6 +312,12 @@ class _TrainStep:
             raise TypeError(
                 f"a training step takes a TrainState, got {state!r:.200} of type "
                 f"{type(state).__name__}: make one with TrainState.create(params, tx)."
+            )
+        is_array = isinstance(state.step, jax.Array) and not isinstance(state.step, Tracer)
+        if is_array and state.step.is_deleted():
+            raise ValueError(
+                "this state was used up by a step before, which wrote over its arrays: go on with the "
+                "state that it returned. (TrainState.create makes a new one, of its own copies.)"
             )
         rest = dataclasses.replace(state, tx=None)
         new, metrics = self._jitted(self._on_device(state.tx), rest, batch)
@@ -342,6 +354,22 @@ class _Loss:
         except (TypeError, ValueError):
             return ()
         return tuple(name for name in ("rng", "model_state") if name in parameters)
+
+    @property
+    def needs(self) -> list[str]:
+        """The arguments without default that it has to be called with, by position."""
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except (TypeError, ValueError):
+            return []
+        positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [
+            each.name
+            for each in parameters
+            if each.default is each.empty
+            and each.kind in positional
+            and each.name not in self.wants
+        ]
 
     def __call__(self, params: Any, model_state: Any, batch: Any, rng: Any, scale: Any) -> Any:
         """The loss times scale; and the loss, the new model state and aux."""

@@ -1,6 +1,6 @@
 """Train half way in PyTorch, go on in JAX, and see that nothing has changed.
 
-    pip install "adaptive_jax[examples]" torch
+    pip install -e ".[examples]" torch
     python continue_from_torch.py
 
 A small convolutional network learns scikit-learn's handwritten digits with AdamW under a cosine
@@ -41,7 +41,7 @@ try:
     from tqdm import tqdm
 except ImportError as error:
     raise SystemExit(
-        f'This example needs {error.name}: pip install "adaptive_jax[examples]" torch'
+        f'This example needs {error.name}: pip install -e ".[examples]" torch'
     ) from error
 
 LEARNING_RATE = 0.01

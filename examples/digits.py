@@ -8,9 +8,7 @@ try:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 except ImportError as error:
-    raise SystemExit(
-        f'This example needs {error.name}: pip install "adaptive_jax[examples]"'
-    ) from error
+    raise SystemExit(f'This example needs {error.name}: pip install -e ".[examples]"') from error
 
 
 def load():

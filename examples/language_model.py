@@ -1,6 +1,6 @@
 """Train a small GPT on the text that ships with Python, and let it write some more of it.
 
-    pip install "adaptive_jax[checkpoint,examples]"
+    pip install -e ".[examples]"
     python language_model.py
     python language_model.py --checkpoints ~/gpt    # run it again to go on after an interruption
 
@@ -41,9 +41,7 @@ import adaptive_jax as aj
 try:
     from tqdm import tqdm
 except ImportError as error:
-    raise SystemExit(
-        f'This example needs {error.name}: pip install "adaptive_jax[checkpoint,examples]"'
-    ) from error
+    raise SystemExit(f'This example needs {error.name}: pip install -e ".[examples]"') from error
 
 HEAD_WIDTH = 32
 # What is measured of each group of arrays, and the heading of its column.

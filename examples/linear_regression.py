@@ -1,6 +1,6 @@
 """Fit a linear regression with Adam and compare it with the exact least-squares solution.
 
-    pip install "adaptive_jax[examples]"
+    pip install -e ".[examples]"
     python linear_regression.py
 
 Prints the optimizer's settings, the shapes of its state, and after 5,000 steps:
@@ -21,9 +21,7 @@ try:
     from sklearn.datasets import load_diabetes
     from sklearn.preprocessing import scale
 except ImportError as error:
-    raise SystemExit(
-        f'This example needs {error.name}: pip install "adaptive_jax[examples]"'
-    ) from error
+    raise SystemExit(f'This example needs {error.name}: pip install -e ".[examples]"') from error
 
 features, target = load_diabetes(return_X_y=True)  # 442 patients, 10 measurements each
 features = scale(features)  # mean 0, standard deviation 1, so no intercept is needed

@@ -1,6 +1,6 @@
 """Train a network whose weights are bfloat16, with three ways to add small updates to them.
 
-    pip install "adaptive_jax[examples]"
+    pip install -e ".[examples]"
     python low_precision.py
 
 Ten seeds, all at once, learn scikit-learn's handwritten digits with Adam at a small learning rate, in
@@ -33,9 +33,7 @@ try:
     from matplotlib.figure import Figure
     from tqdm import tqdm
 except ImportError as error:
-    raise SystemExit(
-        f'This example needs {error.name}: pip install "adaptive_jax[examples]"'
-    ) from error
+    raise SystemExit(f'This example needs {error.name}: pip install -e ".[examples]"') from error
 
 BATCH_SIZE = 64
 ADAM = aj.adam(3e-4)

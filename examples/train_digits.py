@@ -1,6 +1,6 @@
 """Train a small convolutional network on handwritten digits with five optimizers.
 
-    pip install "adaptive_jax[examples]"
+    pip install -e ".[examples]"
     python train_digits.py
 
 Takes less than a minute on two CPU cores, compilation included, and prints (the seconds, and the
@@ -37,9 +37,7 @@ try:
     from sklearn.model_selection import train_test_split
     from tqdm import tqdm
 except ImportError as error:
-    raise SystemExit(
-        f'This example needs {error.name}: pip install "adaptive_jax[examples]"'
-    ) from error
+    raise SystemExit(f'This example needs {error.name}: pip install -e ".[examples]"') from error
 
 # Each learning rate had the best accuracy on a held-out quarter of the training images, among
 # 0.001, 0.003, 0.01, ... 1.

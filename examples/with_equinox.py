@@ -1,6 +1,6 @@
 """Train an Equinox network.
 
-    pip install "adaptive_jax[examples]" equinox
+    pip install -e ".[examples]" equinox
     python with_equinox.py
 
 A model of Equinox holds functions beside its arrays: `eqx.partition` takes these apart, and

@@ -1,6 +1,6 @@
 """Train a Flax Linen network.
 
-    pip install "adaptive_jax[examples]" flax
+    pip install -e ".[examples]" flax
     python with_flax_linen.py
 
 Prints the test accuracy after ten epochs, about 97.5 %.

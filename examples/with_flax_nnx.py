@@ -1,6 +1,6 @@
 """Train a Flax NNX network.
 
-    pip install "adaptive_jax[examples]" flax
+    pip install -e ".[examples]" flax
     python with_flax_nnx.py
 
 `nnx.split` takes the parameters out of the model, and `nnx.merge` puts them back. Prints the test

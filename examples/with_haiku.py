@@ -1,6 +1,6 @@
 """Train a Haiku network.
 
-    pip install "adaptive_jax[examples]" dm-haiku
+    pip install -e ".[examples]" dm-haiku
     python with_haiku.py
 
 Prints the test accuracy after ten epochs, about 97.5 %.

@@ -1,6 +1,6 @@
 """Train a network that is a function and a dict of arrays.
 
-    pip install "adaptive_jax[examples]"
+    pip install -e ".[examples]"
     python with_plain_pytrees.py
 
 Prints the test accuracy after ten epochs, about 97.5 %.

@@ -589,7 +589,8 @@ def test_bad_storages_are_refused(call, error, message):
 @pytest.mark.parametrize(
     ("made_with", "used_with"),
     [("int8", None), (None, "int8"), ("int8", "int16"), ("bfloat16", "int8"), ("int8", "bfloat16"),
-     (aj.Blocks(block=128), "int8"), ({"nu": "factored"}, "int8"), (None, "bfloat16")],
+     (aj.Blocks(block=128), "int8"), ({"nu": "factored"}, "int8"), (None, "bfloat16"),
+     ("bfloat16", None), (aj.Float(jnp.bfloat16), None), (None, aj.Float(jnp.bfloat16))],
     ids=str,
 )  # fmt: skip
 def test_a_state_of_another_storage_is_refused(made_with, used_with):
@@ -607,9 +608,10 @@ def test_a_state_of_another_storage_is_refused(made_with, used_with):
         (aj.adam(0.1), aj.chain(aj.adam(0.1, storage="int8"))),
         (aj.skip_nonfinite(aj.adam(0.1)), aj.multi_steps(aj.adam(0.1), 2)),
         (optax.chain(aj.adam(0.1)), optax.chain(aj.adam(0.1, storage="int8"))),
+        (aj.compensate(aj.adam(0.1)), aj.compensate(aj.adam(0.1), "int8")),
     ],
 )
 def test_what_cannot_be_converted_is_refused(old, new):
-    params = jnp.ones(5000)
+    params = jnp.ones(5000, jnp.bfloat16)
     with pytest.raises(ValueError, match=r"differ in storage and hyperparameters alone.*aj\.chain"):
         aj.convert_storage(old, new, params, old.init(params))

@@ -177,3 +177,31 @@ def test_it_finds_what_is_known_of_optax():
         pytest.raises(BrokenPromise, match="float16 gradients that are huge"),
     ):
         check_rule(optax.adam(0.1))
+
+
+def test_a_hyperparameter_that_is_no_data():
+    @dataclass(frozen=True)
+    class Static(aj.Rule):
+        decay: float = 0.9
+
+        def update(self, grad, slots, param, ctx):
+            return self.decay * grad, {}
+
+    with pytest.raises(BrokenPromise, match=r"\['decay'\] of Static are static.*aj\.Hyper"):
+        check_rule(Static())
+    with pytest.raises(TypeError, match=r"not its class: Static\("):
+        check_rule(Static)
+
+
+def test_a_slot_that_is_negative_after_all():
+    @dataclass(frozen=True)
+    class Signed(aj.Rule):
+        decay: aj.Decay = 0.9
+        slots = {"mu": aj.Slot(nonnegative=True)}
+
+        def update(self, grad, slots, param, ctx):
+            mu = ctx.store("mu", aj.maths.ema(aj.maths.bounded(grad), slots["mu"], self.decay))
+            return mu, {"mu": mu}
+
+    with pytest.raises(BrokenPromise, match=r"'mu' of Signed.* has negative entries|complex"):
+        check_rule(Signed())

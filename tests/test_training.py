@@ -544,3 +544,23 @@ def test_a_state_is_a_pytree():
     assert isinstance(again, aj.TrainState)
     assert dataclasses.asdict(again).keys() == dataclasses.asdict(state).keys()
     assert len(leaves) == len(set(map(id, leaves)))
+
+
+def test_a_state_that_was_used_up_says_so():
+    state = aj.TrainState.create(jnp.ones(3), aj.sgd(0.1))
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch))
+    step(state, 1.0)
+    with pytest.raises(ValueError, match=r"used up by a step before.*the state that it returned"):
+        step(state, 1.0)
+
+
+def test_a_loss_of_three_arguments_is_told_about_batches():
+    with pytest.raises(TypeError, match=r"params, x, y.*unpack it inside, x, y = batch"):
+        aj.train_step(lambda params, x, y: 0.0)
+    aj.train_step(lambda params, batch, rng, model_state, *, more=1: 0.0)
+    aj.train_step(lambda params, batch, scale=1.0: 0.0)
+
+
+def test_an_optimizer_that_was_not_called():
+    with pytest.raises(TypeError, match=r"Call it: adam\("):
+        aj.TrainState.create(jnp.ones(3), aj.adam)
