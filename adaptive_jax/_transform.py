@@ -160,12 +160,12 @@ def build(
     _storage.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(_storage.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
-        options["storage"] = _Text(repr(storage))  # A mapping does not hash.
+        options["storage"] = Text(repr(storage))  # A mapping does not hash.
     lifted = Lifted(rules, storages, factory, tuple(options.items()))
     return Transformation(Partial(_init, lifted), Partial(_update, lifted))
 
 
-class _Text(str):
+class Text(str):
     """A string that is shown without quotes."""
 
     __slots__ = ()

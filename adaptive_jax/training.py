@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from . import _check, maths, precision
-from ._transform import exact, learning_rate, member
+from ._transform import Text, exact, learning_rate, member
 from .wrappers import all_finite
 
 METRICS = (
@@ -175,6 +175,20 @@ class TrainState:
             "skipped": jnp.zeros((), jnp.int32),
         }
         return cls(params=params, tx=tx, **_on_the_mesh_of(params, rest))
+
+    def __repr__(self) -> str:
+        """The optimizer, and the shapes of the arrays."""
+
+        def shown(value: Any) -> str:
+            return repr(jax.tree.map(lambda x: Text(_check.describe(x)), value))
+
+        fields = [(each.name, getattr(self, each.name)) for each in dataclasses.fields(self)]
+        parts = (
+            f"{name}={value!r}" if name == "tx" else f"{name}={shown(value)}"
+            for name, value in fields
+            if value is not None
+        )
+        return f"TrainState({', '.join(parts)})"
 
     def exact_params(self) -> Any:
         """The parameters in float32, with what `compensate` keeps of them: see `exact_params`."""
