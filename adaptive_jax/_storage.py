@@ -44,7 +44,7 @@ class Storage:
 
         real: whether the slot is real and never negative (a second moment), also for a complex param.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `init`.")
 
     def encode(self, value: jax.Array, stored: Any, key: jax.Array | None) -> Any:
         """What the state is to hold for value, in the structure and the dtypes of stored.
@@ -52,11 +52,11 @@ class Storage:
         key: a uint32 of shape (), another one for each step, array and slot, for
           `maths.random_bits(value.shape, key)`; None for a storage that is not stochastic.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `encode`.")
 
     def decode(self, stored: Any) -> jax.Array:
         """The array that stored stands for."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `decode`.")
 
     def holds(self, stored: Any) -> bool:
         """Whether stored can have been made by this storage."""
@@ -129,7 +129,7 @@ class Compressed(Storage):
 
     def compressed(self, value: float | jax.Array, param: Any, *, real: bool) -> Any:
         """`init`, for an array that is to be compressed."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `compressed`.")
 
     def _is_exempt(self, shape: tuple[int, ...], dtype: Any) -> bool:
         return self._is_small(shape) or dtype.kind == "c" or jnp.finfo(dtype).bits > 32

@@ -378,3 +378,22 @@ def test_a_network_in_bfloat16_ends_where_float32_does():
     for way in ("bfloat16, stochastic", "bfloat16, compensated"):
         assert abs(losses[way].mean() - truth.mean()) < truth.std()
     assert losses["bfloat16, to nearest"].min() > truth.max() + 3 * truth.std()
+
+
+def test_weights_of_24_bits_follow_float32():
+    params = jax.random.normal(jax.random.key(0), (1000,)).astype(jnp.bfloat16)
+    tx, reference = aj.compensate(aj.sgd(1e-4), "int8"), params.astype(jnp.float32)
+    low, state = params, tx.init(params)
+    assert state.correction.dtype == jnp.int8
+    for step in range(200):
+        gradient = jax.random.normal(jax.random.key(step), (1000,))
+        updates, state = tx.update(gradient, state, low)
+        low = aj.apply_updates(low, updates)
+        reference = reference - 1e-4 * gradient
+    exact = aj.exact_params(low, state)
+    # The nearest bfloat16: to half a step.
+    np.testing.assert_allclose(exact, low.astype(jnp.float32), rtol=2.0**-8)
+    # Each step rounds to 16 bits after the point of a number up to 4.
+    assert float(jnp.abs(exact - reference).max()) < 200 * 2.0**-16
+    assert float(jnp.abs(exact - reference).mean()) < 1e-4
+    assert float(jnp.abs(low.astype(jnp.float32) - reference).mean()) > 5e-4
