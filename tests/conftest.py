@@ -1,11 +1,16 @@
-"""Strict settings for every test, and several devices to share arrays between."""
+"""Strict settings for every test, several devices to share arrays between, and room for programs."""
 
+import gc
 import os
+import pathlib
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 
 import jax
 import pytest
+
+MEMORY_MAP = pathlib.Path("/proc/self/maps")
+MOST_MAPPINGS = 20_000
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +18,16 @@ def strict_jax():
     """No silent promotion of dtypes or of ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """Compiled programs are forgotten before they are too many.
+
+    Each holds several mappings of memory, of which Linux gives a process 65,530; without one more,
+    LLVM crashes. `check_rule` alone compiles programs for 1,500.
+    """
+    yield
+    if MEMORY_MAP.exists() and MEMORY_MAP.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
