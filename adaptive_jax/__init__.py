@@ -56,6 +56,12 @@ from .precision import compensate as compensate
 from .precision import exact_params as exact_params
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
+from .sweeps import Choice as Choice
+from .sweeps import LogUniform as LogUniform
+from .sweeps import Sweep as Sweep
+from .sweeps import Uniform as Uniform
+from .sweeps import draw as draw
+from .sweeps import sweep as sweep
 from .training import LossScale as LossScale
 from .training import TrainState as TrainState
 from .training import fit as fit

@@ -647,7 +647,7 @@ def fit(
     history: list[dict[str, Any]] = []
     iterator = iter(batches)
     try:
-        with _progress_bar(progress, steps) as bar, _interrupt() as interrupted:
+        with progress_bar(progress, steps) as bar, _interrupt() as interrupted:
             while (steps is None or done < steps) and not interrupted.is_set():
                 batch = next(iterator, _END)
                 if batch is _END:
@@ -710,11 +710,12 @@ class _NoBar:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-    def update(self) -> None: ...
+    def update(self, count: int = 1) -> None: ...
     def set_postfix_str(self, text: str, refresh: bool) -> None: ...
 
 
-def _progress_bar(progress: bool | None, steps: int | None) -> Any:
+def progress_bar(progress: bool | None, total: int | None, unit: str = "step") -> Any:
+    """A bar of tqdm, or one that is not shown: True, False, or None for what the output suits."""
     if progress is False:
         return _NoBar()
     try:
@@ -724,4 +725,4 @@ def _progress_bar(progress: bool | None, steps: int | None) -> Any:
             raise ImportError("progress=True needs tqdm: pip install tqdm.") from None
         return _NoBar()
     # disable=None: no bar where the output is not a terminal.
-    return tqdm(total=steps, unit="step", disable=None if progress is None else False)
+    return tqdm(total=total, unit=unit, disable=None if progress is None else False)

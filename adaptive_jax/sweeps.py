@@ -1,0 +1,854 @@
+"""Many training runs in one compiled call: over hyperparameters, and over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from . import _check, training
+from ._table import Table, shown, with_spread
+
+# ---------------------------------------------------------------------------------------------------
+# Settings that are drawn
+
+
+class Distribution:
+    """What `draw` draws one hyperparameter from."""
+
+    def at(self, u: np.ndarray) -> Any:
+        """The values of which a share u, from 0 to 1, lies below."""
+        raise NotImplementedError(f"{type(self).__name__} must say where its quantiles are: at(u).")
+
+
+@dataclass(frozen=True)
+class Uniform(Distribution):
+    """Numbers between low and high, each as likely.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> print(aj.Uniform(2.0, 4.0).at(np.array([0.0, 0.5])))
+      [2. 3.]
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low <= self.high < math.inf:
+            raise ValueError(f"{self}: low and high must be finite, and low no more than high.")
+
+    def at(self, u: np.ndarray) -> np.ndarray:
+        """`low + u (high - low)`."""
+        return self.low + u * (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class LogUniform(Distribution):
+    """Numbers between low and high, each order of magnitude as likely: for learning rates.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> print(aj.LogUniform(1e-4, 1.0).at(np.array([0.0, 0.5])))
+      [0.0001 0.01  ]
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < math.inf:
+            raise ValueError(
+                f"{self}: low must be above 0, high finite, and low no more than high."
+            )
+
+    def at(self, u: np.ndarray) -> np.ndarray:
+        """`low (high / low)^u`."""
+        return self.low * (self.high / self.low) ** u
+
+
+@dataclass(frozen=True, init=False)
+class Choice(Distribution):
+    """One of these values, each as likely: `Choice("relu", "tanh")`.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> aj.Choice(16, 32).at(np.array([0.1, 0.9]))
+      [16, 32]
+    """
+
+    values: tuple[Any, ...]
+
+    def __init__(self, *values: Any) -> None:
+        if not values:
+            raise ValueError("Choice() needs at least one value.")
+        object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        return f"Choice({', '.join(map(repr, self.values))})"
+
+    def at(self, u: np.ndarray) -> list[Any]:
+        """The value whose share of [0, 1) u falls into."""
+        last = len(self.values) - 1
+        return [self.values[min(int(each * len(self.values)), last)] for each in u]
+
+
+def draw(
+    count: int, *, seed: int = 0, method: str = "sobol", **distributions: Distribution
+) -> dict[str, Any]:
+    """Settings drawn at random, a column per hyperparameter: what `sweep` takes as its table.
+
+    Args:
+      count: how many settings.
+      seed: other seeds draw others; the same one draws the same again.
+      method: "sobol" for points that fill the space evenly (scrambled Sobol, Owen 1998,
+        https://doi.org/10.1145/272991.273010), or "random" for independent ones.
+      **distributions: a `Uniform`, `LogUniform` or `Choice` per hyperparameter.
+
+    Returns:
+      From each name to its column, of length count.
+
+    Raises:
+      ValueError, TypeError: for a count that is none, an unknown method, and what is no distribution.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> drawn = aj.draw(4, learning_rate=aj.LogUniform(1e-4, 1.0), nesterov=aj.Choice(True, False))
+      >>> print(drawn["nesterov"], drawn["learning_rate"].shape)
+      [False, True, False, True] (4,)
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"count={count!r} must be a whole number, 1 or more.")
+    _check.one_of("method", method, ("sobol", "random"))
+    if not distributions:
+        raise ValueError("draw needs a distribution, such as learning_rate=aj.LogUniform(1e-4, 1).")
+    for name, each in distributions.items():
+        if not isinstance(each, Distribution):
+            raise TypeError(
+                f"{name}={each!r} is no distribution: give aj.Uniform(low, high), aj.LogUniform(low, "
+                "high) or aj.Choice(value, …)."
+            )
+    if method == "sobol":
+        from scipy.stats import qmc  # jax needs scipy, so it is there.
+
+        # A Sobol sequence is even in its first 2^k points.
+        sobol = qmc.Sobol(len(distributions), rng=seed)
+        points = sobol.random_base2(math.ceil(math.log2(count)))[:count]
+    else:
+        points = np.random.default_rng(seed).random((count, len(distributions)))
+    return {
+        name: each.at(column)
+        for (name, each), column in zip(distributions.items(), points.T, strict=True)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------
+# The result
+
+
+@dataclass(frozen=True, repr=False)
+class Sweep:
+    """What `sweep` returns: every setting, what each run gave, and which setting was best.
+
+    settings: from the name of each axis to its column, one value per setting.
+    seeds: the seeds that every setting ran with.
+    objective: what the settings are judged by, in NumPy, settings x seeds; inf or NaN where a run
+      diverged.
+    outputs: what train returned, in NumPy arrays with two more axes in front, settings x seeds.
+    maximize: whether more is better.
+    """
+
+    settings: dict[str, Any]
+    seeds: np.ndarray
+    objective: np.ndarray
+    outputs: Any
+    maximize: bool = False
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """How many seeds of each setting gave an infinite or no number."""
+        return np.sum(~np.isfinite(self.objective), axis=1)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean objective of each setting over its seeds; NaN if one of them diverged."""
+        finite = np.where(np.isfinite(self.objective), self.objective, np.nan)
+        return np.mean(finite.astype(np.float64), axis=1)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """The standard deviation over the seeds; NaN for a single one."""
+        if len(self.seeds) < 2:
+            return np.full(len(self.objective), np.nan)
+        finite = np.where(np.isfinite(self.objective), self.objective, np.nan)
+        return np.std(finite.astype(np.float64), axis=1, ddof=1)
+
+    def ranking(self) -> np.ndarray:
+        """The settings by their number, the best mean first; those with a diverged seed last."""
+        score = -self.mean if self.maximize else self.mean
+        return np.lexsort((np.where(np.isnan(score), np.inf, score), self.diverged > 0))
+
+    def setting(self, index: int) -> dict[str, Any]:
+        """The setting of this number, as arguments: `aj.adam(**result.setting(3))`."""
+        return {name: _plain(column[index]) for name, column in self.settings.items()}
+
+    def best(self) -> dict[str, Any]:
+        """The setting with the best mean objective, as arguments: `aj.adam(**result.best())`.
+
+        Raises:
+          ValueError: if every setting has a seed that diverged.
+        """
+        first = int(self.ranking()[0])
+        if self.diverged[first]:
+            raise ValueError(
+                f"each of the {len(self.objective)} settings has a seed that diverged (the fewest: "
+                f"{self.diverged.min()} of {len(self.seeds)}): there is no best one. Look at "
+                "result.table(), and try smaller learning rates."
+            )
+        return self.setting(first)
+
+    def table(self, rows: int | None = 10) -> Table:
+        """The settings, best first, with the mean ± standard deviation over the seeds.
+
+        rows: how many to show; None for all.
+        """
+        order = self.ranking()[:rows]
+        mean, deviation, diverged = self.mean, self.deviation, self.diverged
+        cells = []
+        for i in order:
+            text = with_spread(float(mean[i]), float(deviation[i]))
+            if diverged[i]:
+                text = f"{diverged[i]} of {len(self.seeds)} diverged"
+            cells.append((*(shown(column[i]) for column in self.settings.values()), text))
+        heading = "objective" if len(self.seeds) == 1 else "objective, mean ± deviation"
+        caption = (
+            f"{_counted(len(self.objective), 'setting')}, {_counted(len(self.seeds), 'seed')} each"
+        )
+        if np.any(diverged):
+            failed = _counted(int(np.sum(diverged > 0)), "setting")
+            caption += f"; {failed} with a seed that diverged"
+        if len(order) < len(self.objective):
+            caption += f"; the best {len(order)} are shown"
+        return Table((*self.settings, heading), tuple(cells), caption + ".")
+
+    def __repr__(self) -> str:
+        return repr(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def plot(self, axis: str | None = None, *, by: str | None = None, ax: Any = None) -> Any:
+        """The objective against one axis, with its spread over the seeds and what diverged marked.
+
+        axis: the axis to draw against; None for "learning_rate", or the first axis of numbers.
+        by: an axis that gets a line per value; None for the one other axis of few values. Of the axes
+          that are left, each point takes the best setting.
+        ax: matplotlib's Axes to draw into; None for new ones.
+
+        Returns the Axes.
+        """
+        from . import plotting
+
+        several = [name for name, column in self.settings.items() if _distinct(column) > 1]
+        numeric = [name for name in several if _is_numeric(self.settings[name])]
+        if axis is None:
+            axis = "learning_rate" if "learning_rate" in numeric else next(iter(numeric), None)
+        if axis is None or axis not in self.settings:
+            raise ValueError(
+                f"axis={axis!r} is no axis with several numbers: this sweep has {several or 'none'}."
+            )
+        others = [name for name in several if name != axis]
+        if by is None and len(others) == 1 and _distinct(self.settings[others[0]]) <= 7:
+            by = others[0]
+        if by is not None and by not in self.settings:
+            raise ValueError(f"by={by!r} is no axis: this sweep has {list(self.settings)}.")
+        position = {int(i): place for place, i in enumerate(self.ranking())}
+        groups: dict[str, dict[Any, int]] = {}
+        for i in range(len(self.objective)):
+            line = groups.setdefault(
+                "" if by is None else f"{by}={shown(self.settings[by][i])}", {}
+            )
+            x = _plain(self.settings[axis][i])
+            if x not in line or position[i] < position[line[x]]:
+                line[x] = i
+        for label, line in groups.items():
+            chosen = [line[x] for x in sorted(line)]
+            ax = plotting.sensitivity(
+                np.array(sorted(line)),
+                self.objective[chosen],
+                name=axis,
+                label=label or None,
+                ax=ax,
+            )
+        return ax
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with one row per run: its setting, its seed, its numbers."""
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError("to_pandas needs pandas: pip install pandas.") from None
+        count = len(self.seeds)
+        columns: dict[str, Any] = {
+            name: [_plain(value) for value in column for _ in range(count)]
+            for name, column in self.settings.items()
+        }
+        columns["seed"] = np.tile(self.seeds, len(self.objective))
+        columns["objective"] = self.objective.ravel()
+        if isinstance(self.outputs, Mapping):
+            for name, value in self.outputs.items():
+                if isinstance(value, np.ndarray) and value.ndim == 2 and name not in columns:
+                    columns[name] = value.ravel()
+        return pandas.DataFrame(columns)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _plain(value: Any) -> Any:
+    """A Python number for one of NumPy's; everything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_numeric(column: Any) -> bool:
+    return isinstance(column, np.ndarray) and column.dtype.kind in "iuf"
+
+
+def _distinct(column: Any) -> int:
+    return len({shown(value) if not isinstance(value, np.generic) else value for value in column})
+
+
+# ---------------------------------------------------------------------------------------------------
+# The sweep
+
+
+def sweep(
+    train: Callable[..., Any],
+    *,
+    seeds: int | Sequence[int] = 1,
+    table: Mapping[str, Any] | None = None,
+    static: Sequence[str] = (),
+    objective: str | Callable[[Any], Any] | None = None,
+    maximize: bool = False,
+    step: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    batches: Iterable[Any] | None = None,
+    batch_size: int | None = None,
+    memory: float | None = None,
+    progress: bool | None = None,
+    **axes: Any,
+) -> Sweep:
+    """Trains with every setting and every seed, in one compiled call.
+
+    The runs are the members of one `jax.vmap`, shared between the devices that there are, in as many
+    pieces as memory asks for. Numbers are data: all of them are one compilation. Strings, functions,
+    None, True and False choose code: each is a compilation, and a loop around the rest.
+
+    Args:
+      train: `train(learning_rate, …, seed)`, a JAX function from a setting to its result: a loss, a
+        curve of losses, or a dict of such. It needs no `seed` if one run per setting is enough. With
+        `step`, it makes a `TrainState`.
+      seeds: how many runs each setting gets, with `seed` from 0; or the seeds themselves.
+      table: settings in columns of one length, such as those of `draw`. Every row meets every
+        combination of the axes.
+      static: names of axes whose values train needs as Python values, to choose a shape by or to
+        branch on.
+      objective: what to judge by: the name of an entry of the dict that train returns, or a function
+        from what it returns to a number. None for "loss", or for the one array that there is. Of a
+        curve, the last value.
+      maximize: True where more is better.
+      step: what `train_step` returns: then the run is one step per batch, and its result the metrics.
+      batches: the batches for `step`, the same for every run.
+      batch_size: how many runs at a time; None for as many as `memory` holds.
+      memory: bytes per device to stay within, by XLA's own account; None for three quarters of what is
+        free.
+      progress: True for a progress bar, False for none; None for one where tqdm is installed and the
+        output is a terminal.
+      **axes: the values of each argument of train, in one dimension: every combination is run. A
+        single value is the same for all runs.
+
+    Returns:
+      A `Sweep`: `.best()`, `.table()`, `.plot()`, `.objective`, `.outputs`. A run that diverges is
+      kept as such.
+
+    Raises:
+      ValueError, TypeError: before anything is run, for an argument that train does not have or does
+        not get, for columns of different lengths, for a train that needs an axis to be static, by its
+        name, and for a setting that needs more memory than there is.
+
+    Example:
+      >>> import adaptive_jax as aj, jax, jax.numpy as jnp, optax
+      >>> def train(learning_rate, seed):
+      ...     tx, w = aj.sgd(learning_rate), jax.random.normal(jax.random.key(seed), (3,))
+      ...     state = tx.init(w)
+      ...     for _ in range(5):
+      ...         updates, state = tx.update(w, state)
+      ...         w = optax.apply_updates(w, updates)
+      ...     return jnp.sum(w**2) / 2
+      >>> result = aj.sweep(train, learning_rate=[0.1, 0.5, 1.0, 3.0], seeds=2)
+      >>> result.best()
+      {'learning_rate': 1.0}
+    """
+    _check_counts(batch_size, memory)
+    if (step is None) != (batches is None):
+        raise ValueError("step and batches go together: give both, or neither.")
+    stacked = None if batches is None else _stack(batches)
+    seed_values = _seeds(seeds)
+    columns, is_static = _columns(table, axes, static)
+    takes_seed = _check_arguments(train, columns, len(seed_values))
+    plans = list(_plans(train, step, objective, takes_seed, columns, is_static, seed_values))
+    outlines = [_outline(plan, stacked) for plan in plans]
+    _check_outlines(outlines, plans)
+    programs = [_program(plan, stacked, batch_size, memory) for plan in plans]
+
+    flat_outline, treedef = jax.tree.flatten(outlines[0])
+    shape = (sum(len(plan.rows) for plan in plans), len(seed_values))
+    results = [np.empty((*shape, *each.shape), each.dtype) for each in flat_outline]
+    with training.progress_bar(progress, shape[0] * shape[1], unit="run") as bar:
+        for plan, (program, size) in zip(plans, programs, strict=True):
+            pieces = []
+            for start in range(0, len(plan.seeds), size):
+                piece = program(*plan.piece(start, size), stacked)
+                done = min(size, len(plan.seeds) - start)
+                pieces.append([x[:done] for x in jax.tree.leaves(jax.device_get(piece))])
+                bar.update(done)
+            for result, *parts in zip(results, *pieces, strict=True):
+                whole = np.concatenate(parts)
+                result[plan.rows] = whole.reshape(len(plan.rows), shape[1], *whole.shape[1:])
+    judged, outputs = jax.tree.unflatten(treedef, results)
+    return Sweep(columns, seed_values, judged, outputs, maximize)
+
+
+def _check_counts(batch_size: Any, memory: Any) -> None:
+    if batch_size is not None and (
+        not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
+    ):
+        raise ValueError(
+            f"batch_size={batch_size!r} must be a whole number of runs, 1 or more, or None. (An argument "
+            'of train that has this name goes into the table: table={"batch_size": …}.)'
+        )
+    if memory is not None and (not isinstance(memory, (int, float)) or not memory > 0):
+        raise ValueError(f"memory={memory!r} must be a number of bytes above 0, or None.")
+
+
+def _seeds(seeds: Any) -> np.ndarray:
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool) and seeds > 0:
+        return np.arange(seeds, dtype=np.int32)
+    values = np.asarray(seeds)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or not values.size:
+        raise ValueError(
+            f"seeds={seeds!r} must be how many, a whole number of 1 or more, or whole numbers in one "
+            "dimension."
+        )
+    return values.astype(np.int32)
+
+
+def _stack(batches: Iterable[Any]) -> Any:
+    every = list(batches)
+    if not every:
+        raise ValueError("batches has no batch in it.")
+    try:
+        return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(every))
+    except ValueError as error:
+        raise ValueError(
+            f"batches must all have one structure and one shape, to be steps of one program: {error}"
+        ) from None
+
+
+def _columns(
+    table: Mapping[str, Any] | None, axes: Mapping[str, Any], static: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, bool]]:
+    """A column per argument with one value per setting, and whether its values choose code."""
+    if isinstance(static, str):
+        static = (static,)
+    rows = {name: _axis(name, column, static) for name, column in dict(table or {}).items()}
+    if len({len(column) for column in rows.values()}) > 1:
+        raise ValueError(
+            "the columns of a table are settings side by side, and must have one length: "
+            f"{', '.join(f'{name} has {len(column)}' for name, column in rows.items())}. For every "
+            f"combination, give axes: sweep(train, {', '.join(f'{name}=…' for name in rows)})."
+        )
+    if twice := set(rows) & set(axes):
+        raise ValueError(f"{sorted(twice)} are both in the table and an axis: give each once.")
+    grid = {name: _axis(name, values, static) for name, values in axes.items()}
+    for name, column in {**rows, **grid}.items():
+        if not len(column):
+            raise ValueError(f"{name} has no values.")
+    if unknown := [name for name in static if name not in rows and name not in grid]:
+        raise ValueError(
+            f"static={tuple(static)!r} names {unknown}, and the axes are {[*rows, *grid]}."
+        )
+    lengths = [range(len(next(iter(rows.values()))))] if rows else []
+    lengths += [range(len(column)) for column in grid.values()]
+    places = np.array(list(itertools.product(*lengths)), dtype=int).T
+    columns = {name: _taken(column, places[0]) for name, column in rows.items()}
+    offset = 1 if rows else 0
+    for number, (name, column) in enumerate(grid.items()):
+        columns[name] = _taken(column, places[offset + number])
+    return columns, {name: not _is_numeric(column) for name, column in columns.items()}
+
+
+def _axis(name: str, values: Any, static: Sequence[str]) -> Any:
+    """An array of numbers, or a list of what chooses code."""
+    if isinstance(values, Distribution):
+        raise TypeError(
+            f"{name}={values!r} is a distribution: draw from it, table=aj.draw(64, {name}={values!r})."
+        )
+    if isinstance(values, (str, Mapping)) or callable(values) or not np.iterable(values):
+        values = [values]
+    try:
+        array = np.asarray(values if hasattr(values, "dtype") else list(values))
+    except ValueError:  # Lists of different lengths, say.
+        return list(values)
+    if array.dtype.kind not in "iuf" or name in static:
+        return [_plain(value) for value in values]
+    if array.ndim != 1:
+        raise ValueError(
+            f"{name} has the shape {array.shape}: an axis has one dimension, a number per setting."
+        )
+    return array
+
+
+def _taken(column: Any, places: np.ndarray) -> Any:
+    return column[places] if isinstance(column, np.ndarray) else [column[i] for i in places]
+
+
+def _numbered(column: Sequence[Any]) -> list[int]:
+    """A number for each value, the same for equal ones, which need not hash."""
+    known: list[_Choices] = []
+    numbers = []
+    for value in column:
+        choice = _Choices({"": value})
+        if choice not in known:
+            known.append(choice)
+        numbers.append(known.index(choice))
+    return numbers
+
+
+def _check_arguments(train: Callable[..., Any], columns: Mapping[str, Any], seeds: int) -> bool:
+    """Raises unless train takes these arguments, and gets all that it needs. Whether it takes a seed."""
+    if not callable(train):
+        raise TypeError(f"train={train!r} must be a function from a setting to its result.")
+    name = getattr(train, "__name__", "train")
+    parameters = inspect.signature(train).parameters
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    known = [
+        each.name
+        for each in parameters.values()
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    if "seed" in columns:
+        raise ValueError(
+            "seed is no axis: give the seeds as seeds=…, every setting gets all of them."
+        )
+    unknown = [] if takes_all else [each for each in columns if each not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} has no argument {', '.join(map(repr, unknown))}: it takes {', '.join(known)}."
+        )
+    missing = [
+        each
+        for each in known
+        if parameters[each].default is inspect.Parameter.empty
+        and each not in columns
+        and each != "seed"
+    ]
+    if missing:
+        raise ValueError(
+            f"{name} needs {', '.join(map(repr, missing))}: give values for each, such as "
+            f"{missing[0]}=[…]."
+        )
+    takes_seed = "seed" in known or takes_all
+    if not takes_seed and seeds > 1:
+        raise ValueError(
+            f"{name} has no argument 'seed', so its {seeds} seeds would give the same run: add one, and "
+            "draw from jax.random.key(seed)."
+        )
+    return takes_seed
+
+
+class _Choices:
+    """Arguments that choose code: compared by their values, which need not hash."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Choices) or self.values.keys() != other.values.keys():
+            return False
+        return all(_same(self.values[name], other.values[name]) for name in self.values)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={shown(value)}" for name, value in self.values.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return one is other or (type(one) is type(other) and bool(one == other))
+    except (TypeError, ValueError):  # Arrays, say.
+        return False
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One training run, a function of its numbers, and what it is judged by."""
+
+    train: Callable[..., Any]
+    step: Callable[..., Any] | None
+    objective: str | Callable[[Any], Any] | None
+    choices: _Choices
+    takes_seed: bool
+
+    def __call__(self, numbers: dict[str, Any], seed: Any, batches: Any) -> tuple[Any, Any]:
+        """The objective, and what train returned."""
+        arguments = {**numbers, **self.choices.values}
+        if self.takes_seed:
+            arguments["seed"] = seed
+        result = self.train(**arguments)
+        if self.step is not None:
+            if not isinstance(result, training.TrainState):
+                raise TypeError(
+                    f"with step, train makes a TrainState, and returned {type(result).__name__}: "
+                    "return aj.TrainState.create(params, tx)."
+                )
+            result = self._metrics(result, batches)
+        outputs = jax.tree.map(jnp.asarray, result)
+        return self._judged(outputs), outputs
+
+    def _metrics(self, state: training.TrainState, batches: Any) -> Any:
+        """One step per batch. The optimizer does not change, and keeps numbers of Python such."""
+        assert self.step is not None
+        step, tx = self.step, state.tx
+
+        def body(state: training.TrainState, batch: Any) -> Any:
+            state, metrics = step(state.replace(tx=tx), batch)
+            return dataclasses.replace(state, tx=None), metrics
+
+        return jax.lax.scan(body, dataclasses.replace(state, tx=None), batches)[1]
+
+    def _judged(self, outputs: Any) -> jax.Array:
+        value = outputs
+        if callable(self.objective):
+            value = jnp.asarray(self.objective(outputs))
+        elif isinstance(outputs, Mapping):
+            name = self.objective or ("loss" if "loss" in outputs else None)
+            if name is None and len(outputs) == 1:
+                name = next(iter(outputs))
+            if name not in outputs:
+                raise ValueError(
+                    f"objective={self.objective!r}, and train returns the entries {list(outputs)}: name "
+                    "the one to judge by, or give a function of them."
+                )
+            value = outputs[name]
+        elif self.objective is not None:
+            raise ValueError(
+                f"objective={self.objective!r} names an entry, and train returns no dict but "
+                f"{type(outputs).__name__}: leave it out, or give a function of what train returns."
+            )
+        if (
+            not hasattr(value, "shape")
+            or value.ndim > 1
+            or value.size == 0
+            or value.dtype.kind == "c"
+        ):
+            what = (
+                _check.describe(value) if hasattr(value, "shape") else f"a {type(value).__name__}"
+            )
+            raise ValueError(
+                f"a run is judged by one real number or a curve of them, and this is {what}: give "
+                "objective, the name of an entry or a function of what train returns."
+            )
+        return (value[-1] if value.ndim else value).astype(
+            jnp.promote_types(value.dtype, jnp.float32)
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The runs of one program: which settings, their numbers and their seeds, one entry per run."""
+
+    rows: list[int]
+    run: _Run
+    numbers: dict[str, np.ndarray]
+    seeds: np.ndarray
+
+    def piece(self, start: int, size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The numbers and seeds of some runs. After the last one it comes again: a size, a program."""
+        places = np.minimum(np.arange(start, start + size), len(self.seeds) - 1)
+        return {name: values[places] for name, values in self.numbers.items()}, self.seeds[places]
+
+
+def _plans(
+    train: Callable[..., Any],
+    step: Callable[..., Any] | None,
+    objective: str | Callable[[Any], Any] | None,
+    takes_seed: bool,
+    columns: Mapping[str, Any],
+    is_static: Mapping[str, bool],
+    seeds: np.ndarray,
+) -> Iterator[_Plan]:
+    """One plan for each combination of the values that choose code."""
+    length = len(next(iter(columns.values()))) if columns else 1
+    numbers = {name: _numbered(columns[name]) for name in columns if is_static[name]}
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in range(length):
+        groups.setdefault(tuple(each[row] for each in numbers.values()), []).append(row)
+    for rows in groups.values():
+        choices = _Choices({name: columns[name][rows[0]] for name in numbers})
+        varied = {
+            name: np.repeat(column[rows], len(seeds))
+            for name, column in columns.items()
+            if not is_static[name]
+        }
+        run = _Run(train, step, objective, choices, takes_seed)
+        yield _Plan(rows, run, varied, np.tile(seeds, len(rows)))
+
+
+def _outline(plan: _Plan, batches: Any) -> Any:
+    """The shapes of what one run gives: it is traced, and nothing compiled."""
+    varied, run = plan.numbers, plan.run
+
+    def trace(concrete: Sequence[str]) -> Any:
+        known = {name: _plain(varied[name][0]) for name in concrete}
+        traced = {
+            name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(values.dtype))
+            for name, values in varied.items()
+            if name not in known
+        }
+        seed = jax.ShapeDtypeStruct((), np.int32)
+        return jax.eval_shape(lambda n, s, b: run({**n, **known}, s, b), traced, seed, batches)
+
+    try:
+        return trace(())
+    except Exception as error:
+        for count in range(1, len(varied) + 1):
+            for names in itertools.combinations(varied, count):
+                try:
+                    trace(names)
+                except Exception:
+                    continue
+                values = ", ".join(f"{name!r}" for name in names)
+                raise ValueError(
+                    f"train needs the value of {values} while it is traced, to choose a shape by or to "
+                    f"branch on: give static=({values},), which compiles once per value. "
+                    f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+                ) from error
+        raise
+
+
+def _check_outlines(outlines: Sequence[Any], plans: Sequence[_Plan]) -> None:
+    for outline, plan in zip(outlines, plans, strict=True):
+        if outline != outlines[0]:
+            first, this = (
+                jax.tree.map(_check.describe, each[1]) for each in (outlines[0], outline)
+            )
+            raise ValueError(
+                f"train returns {first} with {plans[0].run.choices}, and {this} with {plan.run.choices}: "
+                "results in one table must have one shape. Return what is common to all, or sweep each by "
+                "itself."
+            )
+
+
+def _program(
+    plan: _Plan, batches: Any, batch_size: int | None, memory: float | None
+) -> tuple[Callable[..., Any], int]:
+    """The compiled runs, and how many they are at a time."""
+    devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), ("runs",)) if len(devices) > 1 else None
+    budget = _free_bytes(devices) if memory is None else memory
+
+    def whole(size: int) -> int:
+        return -(-size // len(devices)) * len(devices)
+
+    size = whole(min(batch_size or len(plan.seeds), len(plan.seeds)))
+    while True:
+        lowered = _runs.lower(plan.run, mesh, *plan.piece(0, size), batches)
+        needed = _bytes(lowered.compile())
+        if needed <= budget:
+            return functools.partial(_runs, plan.run, mesh), size
+        per_run = needed / (size // len(devices))
+        if batch_size is not None or size == len(devices):
+            runs = _counted(size // len(devices), "run")
+            advice = (
+                "give a smaller batch_size, or leave it out"
+                if batch_size is not None and size > len(devices)
+                else "let train return less, or make the model or its batches smaller"
+            )
+            raise ValueError(
+                f"{runs} at a time would take {_shown_bytes(needed)} of memory per device, and "
+                f"{_shown_bytes(budget)} are {'free' if memory is None else 'allowed by memory='}: "
+                f"{advice}."
+            )
+        fitting = int(0.95 * budget / per_run)
+        size = whole(max(1, min(fitting, size // len(devices) - 1)) * len(devices))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _runs(run: _Run, mesh: Mesh | None, numbers: Any, seeds: Any, batches: Any) -> Any:
+    """Many runs at once. Jitted here, once: the same sweep, called again, compiles nothing."""
+    many = jax.vmap(run, in_axes=(0, 0, None))
+    if mesh is None:
+        return many(numbers, seeds, batches)
+    split, everywhere = PartitionSpec("runs"), PartitionSpec()
+    return jax.shard_map(
+        many,
+        mesh=mesh,
+        in_specs=(split, split, everywhere),
+        out_specs=split,
+        check_vma=False,  # Runs know nothing of each other.
+    )(numbers, seeds, batches)
+
+
+def _bytes(compiled: Any) -> int:
+    """What a program needs on each device, by XLA's own account."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return 0
+    return (
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+
+
+def _free_bytes(devices: Sequence[Any]) -> float:
+    """Three quarters of what is free on each device; no limit where nobody says."""
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return 0.75 * min(
+            each["bytes_limit"] - each.get("bytes_in_use", 0)
+            for each in (device.memory_stats() for device in devices)
+        )
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        try:
+            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, ValueError, OSError):
+            return math.inf
+    return 0.75 * available / len(devices)
+
+
+def _shown_bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError

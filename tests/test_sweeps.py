@@ -1,0 +1,368 @@
+"""Sweeps: equal to a loop over the settings, one compilation, and clear errors before anything runs."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import adaptive_jax as aj
+from adaptive_jax import sweeps
+
+STEPS = 20
+RATES = np.array([0.01, 0.1, 0.5, 1.5])
+
+
+def start(seed):
+    return jax.random.normal(jax.random.key(seed), (3,))
+
+
+def loss(w):
+    return jnp.sum(jnp.array([1.0, 2.0, 4.0]) * w**2)
+
+
+def train(learning_rate, b1=0.9, *, seed=0, make=aj.adam, **options):
+    """The curve of the losses of a small quadratic."""
+    tx = make(learning_rate, b1, **options) if make is aj.adam else make(learning_rate)
+    w = start(seed)
+
+    def body(carry, _):
+        w, state = carry
+        value, gradient = jax.value_and_grad(loss)(w)
+        updates, state = tx.update(gradient, state, w)
+        return (optax.apply_updates(w, updates), state), value
+
+    return jax.lax.scan(body, (w, tx.init(w)), None, length=STEPS)[1]
+
+
+@pytest.fixture(params=["every device", "one device"])
+def devices(request, monkeypatch):
+    if request.param == "one device":
+        one = jax.local_devices()[:1]
+        monkeypatch.setattr(jax, "local_devices", lambda: one)
+
+
+@pytest.mark.usefixtures("devices")
+def test_equal_to_a_loop_over_every_combination():
+    result = aj.sweep(train, learning_rate=RATES, b1=[0.5, 0.9], seeds=[3, 7, 8])
+    expected = [
+        [train(rate, b1, seed=seed) for seed in (3, 7, 8)] for rate in RATES for b1 in (0.5, 0.9)
+    ]
+    np.testing.assert_allclose(result.outputs, expected, rtol=2e-5)
+    np.testing.assert_array_equal(result.objective, result.outputs[..., -1])
+    np.testing.assert_array_equal(result.settings["learning_rate"], np.repeat(RATES, 2))
+    np.testing.assert_array_equal(result.settings["b1"], [0.5, 0.9] * 4)
+    np.testing.assert_array_equal(result.seeds, [3, 7, 8])
+    best = int(np.argmin(np.mean(np.array(expected)[..., -1], axis=1)))
+    assert result.best() == {"learning_rate": RATES[best // 2], "b1": [0.5, 0.9][best % 2]}
+    assert type(result.best()["learning_rate"]) is float
+
+
+@pytest.mark.usefixtures("devices")
+def test_numbers_compile_once_and_never_again():
+    def fresh(learning_rate, seed):
+        return train(learning_rate, seed=seed)
+
+    before = sweeps._runs._cache_size()
+    first = aj.sweep(fresh, learning_rate=RATES, seeds=3)
+    aj.sweep(fresh, learning_rate=RATES / 2, seeds=3)
+    again = aj.sweep(fresh, learning_rate=RATES, seeds=3)
+    assert sweeps._runs._cache_size() == before + 1
+    np.testing.assert_array_equal(first.objective, again.objective)
+
+
+@pytest.mark.usefixtures("devices")
+def test_pieces_give_what_the_whole_gives():
+    whole = aj.sweep(train, learning_rate=RATES, seeds=5)
+    pieces = aj.sweep(train, learning_rate=RATES, seeds=5, batch_size=3)
+    np.testing.assert_allclose(pieces.outputs, whole.outputs, rtol=2e-5)
+
+
+def test_a_byte_budget_chooses_the_pieces(monkeypatch):
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    sizes = []
+    original = sweeps._program
+
+    def watched(*arguments):
+        program, size = original(*arguments)
+        sizes.append(size)
+        return program, size
+
+    monkeypatch.setattr(sweeps, "_program", watched)
+    whole = aj.sweep(train, learning_rate=RATES, seeds=50)
+
+    def needed(size):
+        run = sweeps._Run(train, None, None, sweeps._Choices({}), True)
+        numbers = {"learning_rate": np.zeros(size)}
+        lowered = sweeps._runs.lower(run, None, numbers, np.zeros(size, np.int32), None)
+        return sweeps._bytes(lowered.compile())
+
+    budget = needed(70)
+    few = aj.sweep(train, learning_rate=RATES, seeds=50, memory=budget)
+    assert sizes[0] == 200
+    assert 40 <= sizes[1] <= 70
+    assert needed(sizes[1]) <= budget
+    np.testing.assert_allclose(few.outputs, whole.outputs, rtol=2e-5)
+    with pytest.raises(ValueError, match=r"1 run at a time would take .* 8 bytes are allowed"):
+        aj.sweep(train, learning_rate=RATES, memory=8)
+    with pytest.raises(ValueError, match="give a smaller batch_size"):
+        aj.sweep(train, learning_rate=RATES, seeds=50, memory=budget, batch_size=200)
+
+
+@pytest.mark.usefixtures("devices")
+def test_choices_of_code_are_a_loop_around_the_rest():
+    result = aj.sweep(
+        train, learning_rate=RATES[:2], make=[aj.adam, aj.sgd], seeds=2, objective=jnp.min
+    )
+    for i in range(4):
+        setting = result.setting(i)
+        expected = [train(**setting, seed=seed) for seed in range(2)]
+        np.testing.assert_allclose(result.outputs[i], expected, rtol=2e-5)
+        np.testing.assert_allclose(result.objective[i], np.min(expected, axis=1), rtol=2e-5)
+    assert result.settings["make"] == [aj.adam, aj.sgd, aj.adam, aj.sgd]
+    shown = str(result)
+    assert "adam" in shown
+    assert "sgd" in shown
+
+
+def test_choices_need_not_hash():
+    lean = {"mu": aj.Blocks(min_size=0), "nu": aj.BFloat16(min_size=0)}
+    before = sweeps._runs._cache_size()
+    result = aj.sweep(
+        train, learning_rate=RATES[:2], storage=[None, lean, dict(lean)], nesterov=True, seeds=2
+    )
+    assert sweeps._runs._cache_size() == before + 2  # two of the three are equal
+    np.testing.assert_array_equal(result.objective[1], result.objective[2])
+    assert np.all(result.objective[0] != result.objective[1])
+
+
+def test_a_table_is_settings_side_by_side():
+    table = {"learning_rate": RATES, "nesterov": [True, False, True, False]}
+    result = aj.sweep(train, table=table, b1=[0.5, 0.9])
+    assert len(result.objective) == 8
+    np.testing.assert_array_equal(result.settings["learning_rate"], np.repeat(RATES, 2))
+    assert result.settings["nesterov"] == [True, True, False, False] * 2
+    np.testing.assert_allclose(result.outputs[5, 0], train(RATES[2], 0.9, nesterov=True), rtol=2e-5)
+
+
+def test_an_axis_that_chooses_a_shape_is_static():
+    def wide(width, learning_rate):
+        return learning_rate * jnp.sum(jnp.ones(width))
+
+    with pytest.raises(ValueError, match=r"the value of 'width' .*static=\('width',\)"):
+        aj.sweep(wide, width=[2, 3], learning_rate=[0.5, 1.0])
+    result = aj.sweep(wide, width=[2, 3], learning_rate=[0.5, 1.0], static=["width"])
+    np.testing.assert_allclose(result.objective[:, 0], [1.0, 2.0, 1.5, 3.0])
+    assert result.best() == {"width": 2, "learning_rate": 0.5}
+    assert type(result.best()["width"]) is int
+
+
+def test_branches_are_found_by_the_axes_they_are_on():
+    def branches(a, b, c):
+        if a > 0 and c > 0:
+            return b
+        return a
+
+    with pytest.raises(ValueError, match="'a', 'c'"):
+        aj.sweep(branches, a=[1.0], b=[1.0], c=[1.0])
+
+    def broken(a):
+        raise RuntimeError("of its own")
+
+    with pytest.raises(RuntimeError, match="of its own"):
+        aj.sweep(broken, a=[1.0])
+
+
+@pytest.mark.usefixtures("devices")
+def test_a_maker_of_states_and_a_step():
+    rng = np.random.default_rng(0)
+    batches = [np.asarray(rng.normal(size=(4, 3)), np.float32) for _ in range(6)]
+    step = aj.train_step(
+        lambda w, batch: jnp.mean((batch @ w - 1) ** 2), metrics=("loss", "learning_rate")
+    )
+
+    def make(learning_rate, seed):
+        return aj.TrainState.create(start(seed), aj.adam(learning_rate))
+
+    result = aj.sweep(make, step=step, batches=batches, learning_rate=RATES, seeds=2)
+    assert result.outputs["loss"].shape == (4, 2, 6)
+    np.testing.assert_array_equal(result.objective, result.outputs["loss"][..., -1])
+    for i, rate in enumerate(RATES):
+        for seed in range(2):
+            _, history = aj.fit(make(rate, seed), step, batches)
+            np.testing.assert_allclose(result.outputs["loss"][i, seed], history["loss"], rtol=2e-5)
+            np.testing.assert_allclose(
+                result.outputs["learning_rate"][i, seed], history["learning_rate"], rtol=1e-6
+            )
+    with pytest.raises(TypeError, match="train makes a TrainState, and returned"):
+        aj.sweep(train, step=step, batches=batches, learning_rate=RATES)
+    with pytest.raises(ValueError, match="step and batches go together"):
+        aj.sweep(make, step=step, learning_rate=RATES)
+    with pytest.raises(ValueError, match="one structure and one shape"):
+        aj.sweep(make, step=step, batches=[batches[0], batches[1][:2]], learning_rate=RATES)
+
+
+def diverging(learning_rate, seed):
+    return jnp.where(
+        (learning_rate > 1) & (seed > 0), jnp.nan, learning_rate + 0.1 * seed.astype(float)
+    )
+
+
+def test_what_diverges_is_kept_and_is_never_the_best():
+    result = aj.sweep(diverging, learning_rate=[0.25, 0.5, 2.0], seeds=3)
+    np.testing.assert_array_equal(result.diverged, [0, 0, 2])
+    np.testing.assert_allclose(result.mean[:2], [0.35, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(result.deviation[:2], [0.1, 0.1], rtol=1e-5)
+    assert np.isnan(result.mean[2])
+    np.testing.assert_array_equal(result.ranking(), [0, 1, 2])
+    assert result.best() == {"learning_rate": 0.25}
+    most = aj.sweep(diverging, learning_rate=[0.25, 0.5, 2.0], seeds=3, maximize=True)
+    assert most.best() == {"learning_rate": 0.5}
+    shown = str(result.table())
+    assert "2 of 3 diverged" in shown
+    assert "0.350 ± 0.100" in shown
+    assert "1 setting with a seed that diverged" in shown
+    assert result._repr_html_().count("<tr>") == 4
+    every = aj.sweep(diverging, learning_rate=[2.0, 3.0], seeds=3)
+    with pytest.raises(ValueError, match="the 2 settings has a seed that diverged"):
+        every.best()
+
+
+def test_a_pandas_frame_has_a_row_per_run():
+    pytest.importorskip("pandas")
+
+    def run(learning_rate, seed, kind):
+        return {
+            "loss": learning_rate * (seed + 1).astype(float),
+            "curve": jnp.ones(3),
+            "other": seed,
+        }
+
+    result = aj.sweep(run, learning_rate=[0.5, 1.0], kind=["a", "b"], seeds=2)
+    frame = result.to_pandas()
+    assert list(frame.columns) == ["learning_rate", "kind", "seed", "objective", "loss", "other"]
+    assert frame["kind"].tolist() == ["a", "a", "b", "b"] * 2
+    np.testing.assert_allclose(frame["objective"], [0.5, 1, 0.5, 1, 1, 2, 1, 2])
+    assert frame["other"].tolist() == [0, 1] * 4
+
+
+def returned(value):
+    def run(learning_rate, seed):
+        return value(learning_rate)
+
+    return run
+
+
+BAD = {
+    "an unknown argument": (
+        lambda: aj.sweep(train, learning_rates=RATES, learning_rate=RATES),
+        None,  # train takes **options
+    ),
+    "a typo": (
+        lambda: aj.sweep(diverging, learning_rates=RATES),
+        "diverging has no argument 'learning_rates': it takes learning_rate, seed",
+    ),
+    "a missing one": (lambda: aj.sweep(diverging), "diverging needs 'learning_rate'"),
+    "columns of different lengths": (
+        lambda: aj.sweep(train, table={"learning_rate": RATES, "b1": [0.9]}),
+        "learning_rate has 4, b1 has 1",
+    ),
+    "given twice": (
+        lambda: aj.sweep(train, table={"b1": [0.9]}, b1=[0.9]),
+        r"\['b1'\] are both in the table and an axis",
+    ),
+    "two dimensions": (
+        lambda: aj.sweep(train, learning_rate=np.ones((2, 2))),
+        r"learning_rate has the shape \(2, 2\)",
+    ),
+    "no values": (lambda: aj.sweep(train, learning_rate=[]), "learning_rate has no values"),
+    "a distribution": (
+        lambda: aj.sweep(train, learning_rate=aj.Uniform(0, 1)),
+        r"is a distribution: draw from it, table=aj.draw\(64",
+    ),
+    "an unknown static axis": (
+        lambda: aj.sweep(train, learning_rate=RATES, static="width"),
+        r"static=\('width',\) names \['width'\]",
+    ),
+    "the seed as an axis": (
+        lambda: aj.sweep(diverging, table={"seed": [1]}, learning_rate=RATES),
+        "give the seeds as seeds=",
+    ),
+    "no seeds": (lambda: aj.sweep(train, learning_rate=RATES, seeds=0), "seeds=0 must be"),
+    "seeds without effect": (
+        lambda: aj.sweep(lambda learning_rate: learning_rate, learning_rate=RATES, seeds=2),
+        "has no argument 'seed', so its 2 seeds would give the same run",
+    ),
+    "a batch size that is none": (
+        lambda: aj.sweep(train, learning_rate=RATES, batch_size=[1, 2]),
+        r'batch_size=\[1, 2\] must be a whole number of runs.*table={"batch_size"',
+    ),
+    "no memory": (lambda: aj.sweep(train, learning_rate=RATES, memory=0), "memory=0 must be"),
+    "no function": (lambda: aj.sweep(3, learning_rate=RATES), "train=3 must be a function"),
+    "an unknown objective": (
+        lambda: aj.sweep(
+            returned(lambda x: {"a": x, "b": x}), learning_rate=RATES, objective="loss"
+        ),
+        r"objective='loss', and train returns the entries \['a', 'b'\]",
+    ),
+    "an objective to choose": (
+        lambda: aj.sweep(returned(lambda x: {"a": x, "b": x}), learning_rate=RATES),
+        r"the entries \['a', 'b'\]: name the one to judge by",
+    ),
+    "many numbers": (
+        lambda: aj.sweep(returned(lambda x: jnp.ones((2, 2)) * x), learning_rate=RATES),
+        r"a curve of them, and this is float32\[2, 2\]",
+    ),
+    "results of different shapes": (
+        lambda: aj.sweep(
+            lambda width: jnp.ones(width), width=[2, 3], static=["width"], objective=jnp.sum
+        ),
+        r"float32\[2\] with width=2, and float32\[3\] with width=3",
+    ),
+    "no count": (lambda: aj.draw(0, b1=aj.Uniform(0, 1)), "count=0 must be"),
+    "an unknown method": (lambda: aj.draw(4, method="grid", b1=aj.Uniform(0, 1)), "method='grid'"),
+    "nothing to draw": (lambda: aj.draw(4), "draw needs a distribution"),
+    "no distribution": (lambda: aj.draw(4, b1=[0.9]), r"b1=\[0.9\] is no distribution"),
+    "a logarithm of 0": (lambda: aj.LogUniform(0, 1), "low must be above 0"),
+    "bounds that are swapped": (lambda: aj.Uniform(1, 0), "low no more than high"),
+    "no choice": (lambda: aj.Choice(), "at least one value"),
+    "no axis to draw": (
+        lambda: aj.sweep(train, learning_rate=0.1, seeds=2).plot(),
+        "axis=None is no axis with several numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_before_anything_runs(what):
+    call, message = BAD[what]
+    if message is None:
+        with pytest.raises(TypeError, match="learning_rates"):
+            call()
+        return
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_distributions():
+    drawn = aj.draw(
+        4096,
+        seed=1,
+        rate=aj.LogUniform(1e-4, 1.0),
+        decay=aj.Uniform(0.5, 0.9),
+        kind=aj.Choice("a", "b", "c"),
+    )
+    assert stats.kstest(np.log10(drawn["rate"]), stats.uniform(-4, 4).cdf).pvalue > 0.01
+    assert stats.kstest(drawn["decay"], stats.uniform(0.5, 0.4).cdf).pvalue > 0.01
+    counts = [drawn["kind"].count(kind) for kind in "abc"]
+    assert max(counts) - min(counts) <= 2  # a Sobol sequence is even
+    again = aj.draw(4096, seed=1, rate=aj.LogUniform(1e-4, 1.0), decay=aj.Uniform(0.5, 0.9))
+    other = aj.draw(4096, seed=2, rate=aj.LogUniform(1e-4, 1.0))
+    assert not np.array_equal(again["rate"], other["rate"])
+    random = aj.draw(4096, method="random", rate=aj.LogUniform(1e-4, 1.0))["rate"]
+    assert stats.kstest(np.log10(random), stats.uniform(-4, 4).cdf).pvalue > 0.01
+    assert aj.draw(5, b1=aj.Uniform(0, 1))["b1"].shape == (5,)
