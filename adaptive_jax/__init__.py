@@ -2,6 +2,8 @@
 
 from . import interop as interop
 from . import maths as maths
+from . import plotting as plotting
+from . import problems as problems
 from . import rules as rules
 from . import testing as testing
 from ._rule import Context as Context
@@ -21,6 +23,9 @@ from ._transform import chain as chain
 from ._transform import transform as transform
 from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .comparison import Comparison as Comparison
+from .comparison import Finalist as Finalist
+from .comparison import compare as compare
 from .diagnostics import diagnose as diagnose
 from .maths import global_norm as global_norm
 from .memory import StateBytes as StateBytes
@@ -57,6 +62,7 @@ from .precision import exact_params as exact_params
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
 from .sweeps import Choice as Choice
+from .sweeps import Distribution as Distribution
 from .sweeps import LogUniform as LogUniform
 from .sweeps import Sweep as Sweep
 from .sweeps import Uniform as Uniform

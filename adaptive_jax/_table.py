@@ -55,6 +55,11 @@ def shown(value: Any) -> str:
     return getattr(value, "__name__", None) or str(value)
 
 
+def counted(count: int, what: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def with_spread(mean: float, deviation: float) -> str:
     """A mean and a deviation, "0.1234 ± 0.0056", to the digits that the deviation gives sense to."""
     if not math.isfinite(deviation) or deviation <= 0 or not math.isfinite(mean):

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from . import _check, training
-from ._table import Table, shown, with_spread
+from ._table import Table, counted, shown, with_spread
 
 # ---------------------------------------------------------------------------------------------------
 # Settings that are drawn
@@ -233,10 +233,10 @@ class Sweep:
             cells.append((*(shown(column[i]) for column in self.settings.values()), text))
         heading = "objective" if len(self.seeds) == 1 else "objective, mean ± deviation"
         caption = (
-            f"{_counted(len(self.objective), 'setting')}, {_counted(len(self.seeds), 'seed')} each"
+            f"{counted(len(self.objective), 'setting')}, {counted(len(self.seeds), 'seed')} each"
         )
         if np.any(diverged):
-            failed = _counted(int(np.sum(diverged > 0)), "setting")
+            failed = counted(int(np.sum(diverged > 0)), "setting")
             caption += f"; {failed} with a seed that diverged"
         if len(order) < len(self.objective):
             caption += f"; the best {len(order)} are shown"
@@ -289,8 +289,10 @@ class Sweep:
                 self.objective[chosen],
                 name=axis,
                 label=label or None,
+                maximize=self.maximize,
                 ax=ax,
             )
+        ax.set_ylabel("objective")
         return ax
 
     def to_pandas(self) -> Any:
@@ -311,10 +313,6 @@ class Sweep:
                 if isinstance(value, np.ndarray) and value.ndim == 2 and name not in columns:
                     columns[name] = value.ravel()
         return pandas.DataFrame(columns)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _plain(value: Any) -> Any:
@@ -782,7 +780,7 @@ def _program(
             return functools.partial(_runs, plan.run, mesh), size
         per_run = needed / (size // len(devices))
         if batch_size is not None or size == len(devices):
-            runs = _counted(size // len(devices), "run")
+            runs = counted(size // len(devices), "run")
             advice = (
                 "give a smaller batch_size, or leave it out"
                 if batch_size is not None and size > len(devices)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 import adaptive_jax as aj
@@ -230,6 +231,33 @@ def test_what_diverges_is_kept_and_is_never_the_best():
     every = aj.sweep(diverging, learning_rate=[2.0, 3.0], seeds=3)
     with pytest.raises(ValueError, match="the 2 settings has a seed that diverged"):
         every.best()
+
+
+def test_the_picture_has_a_line_for_each_value_of_the_other_axis():
+    def run(learning_rate, width, seed):
+        best = 0.1 * width
+        return (jnp.log10(learning_rate / best)) ** 2 + 0.01 * width + 0.001 * seed.astype(float)
+
+    rates = np.array([0.01, 0.1, 0.3, 1.0])
+    result = aj.sweep(run, learning_rate=rates, width=[1.0, 3.0], seeds=3)
+    ax = result.plot(ax=Figure().subplots())
+    stars = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "*"]
+    # The median seed is the second one.
+    np.testing.assert_allclose(stars, [(0.1, 0.011), (0.3, 0.031)], rtol=1e-5)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["width=1 (best: 0.1)", "width=3 (best: 0.3)"]
+    ax = result.plot("width", by="learning_rate", ax=Figure().subplots())
+    assert len(ax.get_legend().get_texts()) == 4
+    # Too many lines: the best of the widths for each rate.
+    many = aj.sweep(run, learning_rate=rates, width=np.arange(1.0, 9.0), seeds=3)
+    ax = many.plot(ax=Figure().subplots())
+    expected = [
+        min(np.log10(rate / (0.1 * width)) ** 2 + 0.01 * width + 0.001 for width in range(1, 9))
+        for rate in rates
+    ]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="by='depth' is no axis"):
+        result.plot(by="depth")
 
 
 def test_a_pandas_frame_has_a_row_per_run():

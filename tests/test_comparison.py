@@ -1,0 +1,157 @@
+"""Comparisons: equally tuned, other seeds for the finalists, and what fails counted as never."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaptive_jax as aj
+from adaptive_jax import comparison
+
+CURVATURE = np.array([1.0, 4.0])
+
+
+def make(name="bowl", target=None, steps=10, **functions):
+    def init(key):
+        return jax.random.normal(key, (2,))
+
+    def evaluate(w):
+        return jnp.sum(jnp.asarray(CURVATURE, jnp.float32) * w**2) / 2
+
+    def loss(w, key):
+        return evaluate(w - 0.1 * jax.random.normal(key, (2,)))
+
+    given = {"init": init, "loss": loss, "evaluate": evaluate} | functions
+    return aj.problems.Problem(name, steps=steps, target=target, **given)
+
+
+RATES = {"learning_rate": aj.LogUniform(1e-3, 0.4)}
+PAIR = {"SGD": (aj.sgd, RATES), "Adam": (aj.adam, RATES)}
+
+
+def by_hand(rate, seed, steps, evaluations):
+    """Gradient descent in NumPy, on the same random numbers."""
+    first, key = jax.random.split(jax.random.key(seed))
+    w = np.asarray(jax.random.normal(first, (2,)), np.float64)
+    values = [np.sum(CURVATURE * w**2) / 2]
+    for count in range(steps):
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(key, count), (2,)))
+        w = w - rate * CURVATURE * (w - 0.1 * noise)
+        values.append(np.sum(CURVATURE * w**2) / 2)
+    return np.array(values)[np.linspace(0, steps, evaluations + 1).round().astype(int)]
+
+
+def test_finalists_are_the_best_settings_on_other_seeds():
+    result = aj.compare(PAIR, make(), 8, seeds=3, evaluations=4)
+    np.testing.assert_array_equal(result.steps["bowl"], [0, 2, 5, 8, 10])
+    for finalist in result.finalists["bowl"].values():
+        assert finalist.tuning.objective.shape == (8, 2)
+        best = int(np.argmin(finalist.tuning.objective.mean(axis=1)))
+        assert finalist.setting == {
+            "learning_rate": finalist.tuning.settings["learning_rate"][best]
+        }
+    sgd = result.finalists["bowl"]["SGD"]
+    expected = [by_hand(sgd.setting["learning_rate"], seed, 10, 4) for seed in (2, 3, 4)]
+    np.testing.assert_allclose(sgd.curves, expected, rtol=1e-4, atol=1e-6)
+    for i, rate in enumerate(sgd.tuning.settings["learning_rate"]):
+        final = [by_hand(rate, seed, 10, 4)[-1] for seed in (0, 1)]
+        np.testing.assert_allclose(sgd.tuning.objective[i], final, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(sgd.curves[:, 0], result.finalists["bowl"]["Adam"].curves[:, 0])
+
+
+def test_steps_to_the_target():
+    curves = np.array([[4.0, 2.0, 1.0, 3.0], [4.0, 3.0, np.nan, np.inf], [4.0, 3.0, 2.5, 2.0]])
+    steps = comparison._steps_to(2.0, curves, np.array([0, 10, 20, 30]))
+    np.testing.assert_array_equal(steps, [10, np.inf, 30])
+
+
+def test_what_never_gets_there_counts_as_never():
+    problems = [make("easy", target=1e3), make("hard", target=-1.0), make("free")]
+    result = aj.compare(PAIR, problems, 2, seeds=7, evaluations=5)
+    steps = {name: each["SGD"].steps_to_target for name, each in result.finalists.items()}
+    np.testing.assert_array_equal(steps["easy"], np.zeros(7))
+    np.testing.assert_array_equal(steps["hard"], np.full(7, np.inf))
+    # Without a target: what the first optimizer reaches in half of its runs.
+    assert np.isfinite(steps["free"]).sum() == 4
+    final = result.finalists["free"]["SGD"].curves[:, -1]
+    assert result.targets == {"easy": 1e3, "hard": -1.0, "free": pytest.approx(np.median(final))}
+    lines = str(result).splitlines()
+    assert len(lines) == 8
+    assert "7 of 7" in lines[1]
+    assert "0 of 7" in lines[3]
+    assert lines[3].endswith("never")
+    assert result._repr_html_().count("<tr>") == 7
+
+
+def test_an_optimizer_that_always_diverges_is_in_the_table():
+    far = {"learning_rate": aj.LogUniform(1e30, 1e35)}
+    result = aj.compare(
+        {"SGD": (aj.sgd, RATES), "too fast": (aj.sgd, far)}, make(target=0.1), 4, seeds=3
+    )
+    lost = result.finalists["bowl"]["too fast"]
+    assert lost.setting is None
+    assert np.all(np.isinf(lost.steps_to_target))
+    assert "every one diverged" in str(result)
+    assert "3 of 3 diverged" in str(result)
+
+
+def test_settings_that_are_fixed_and_optimizers_of_optax():
+    import optax
+
+    space = {"learning_rate": 0.1, "momentum": 0.5}
+    result = aj.compare(
+        {"ours": (aj.sgd, space), "optax": (optax.sgd, space)}, make(), 4, seeds=2, evaluations=10
+    )
+    ours, theirs = result.finalists["bowl"].values()
+    assert ours.tuning.objective.shape == (1, 2)
+    assert ours.setting == space
+    np.testing.assert_allclose(ours.curves, theirs.curves, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "low"), [(5, None), (6, 0), (10, 1), (20, 5), (100, 39)])
+def test_order_statistics_around_a_median(count, low):
+    """Hahn & Meeker, Statistical Intervals (1991), table A.15a."""
+    assert comparison._order_statistic(count) == low
+
+
+def test_intervals():
+    # The t quantile for 9 degrees of freedom is 2.262157.
+    values = np.arange(10.0)
+    half = 2.262157 * np.std(values, ddof=1) / np.sqrt(10)
+    assert comparison._mean_with_interval(values) == f"4.5 ± {half:.2g}"
+    assert comparison._mean_with_interval(np.array([1.0, np.nan])) == "1 of 2 diverged"
+    steps = np.array([10.0, 20, 30, 40, 50, 60, 70, 80, np.inf, np.inf])
+    assert comparison._median_with_interval(steps) == "55 (20 to never)"
+    assert comparison._median_with_interval(np.full(10, np.inf)) == "never"
+
+
+BAD = {
+    "no optimizers": (lambda: aj.compare({}, make()), TypeError, "optimizers must be a dict"),
+    "no search space": (
+        lambda: aj.compare({"Adam": aj.adam}, make()),
+        TypeError,
+        r"optimizers\['Adam'\] must be \(function, search space\)",
+    ),
+    "a typo": (
+        lambda: aj.compare({"Adam": (aj.adam, {"lr": aj.LogUniform(1e-3, 1)})}, make()),
+        ValueError,
+        "the search space of 'Adam' does not fit its function, which takes learning_rate, b1.*'lr'",
+    ),
+    "no problem": (lambda: aj.compare(PAIR, "digits"), TypeError, "'d' is no problem"),
+    "problems of one name": (
+        lambda: aj.compare(PAIR, [make(), make()]),
+        ValueError,
+        r"of different names, got \['bowl', 'bowl'\]",
+    ),
+    "no budget": (lambda: aj.compare(PAIR, make(), 0), ValueError, "budget=0 must be"),
+    "half a seed": (lambda: aj.compare(PAIR, make(), seeds=0.5), ValueError, "seeds=0.5 must be"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_refused_before_anything_runs(what):
+    call, kind, message = BAD[what]
+    with pytest.raises(kind, match=message):
+        call()
