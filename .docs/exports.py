@@ -1,0 +1,168 @@
+"""What the package exports, page by page. There is no list of names to keep: modules have pages."""
+
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sphinx.pycode import ModuleAnalyzer
+
+# The title of each page, and the modules whose exports it shows. A module that does not exist is
+# passed over.
+PAGES = {
+    "optimizers": ("Optimizers", ["optimizers"]),
+    "chains": ("Pieces for chains", []),
+    "rules": ("Rules and the lift", ["_rule", "_transform", "rules"]),
+    "storage": ("Storage, memory and precision", ["_storage", "memory", "precision"]),
+    "training": ("Training", ["training", "checkpoint"]),
+    "sweeps": ("Sweeps and comparisons", ["sweeps", "sweep", "compare", "comparison", "_table"]),
+    "problems": ("Problems", ["problems"]),
+    "plotting": ("Plots", ["plotting"]),
+    "wrappers": ("Wrappers", ["wrappers"]),
+    "diagnostics": ("Diagnostics", ["diagnostics"]),
+    "torch": ("PyTorch", ["interop.torch"]),
+    "keras": ("Keras", ["interop.keras"]),
+    "maths": ("Maths", ["maths"]),
+    "testing": ("Testing", ["testing"]),
+}
+# Modules that users reach by name: all that is public in them is shown, below their own docstring.
+NAMESPACES = ("rules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a page shows: its full name, itself, and its docstring."""
+
+    name: str
+    value: Any
+    docstring: str
+
+    @property
+    def short_name(self) -> str:
+        """The name without the module."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def members(self) -> list[str]:
+        """The public methods and properties of a class that have a docstring of their own."""
+        kinds = (property, classmethod, staticmethod)
+        return [
+            name
+            for name, member in (vars(self.value).items() if inspect.isclass(self.value) else ())
+            if name[0] != "_" and (inspect.isfunction(member) or isinstance(member, kinds))
+            if member.__doc__
+        ]
+
+    @property
+    def directive(self) -> str:
+        """What has Sphinx show it."""
+        if inspect.isclass(self.value):
+            members = f"\n   :members: {', '.join(self.members)}" if self.members else ""
+            return f".. autoclass:: {self.name}{members}"
+        if self.docstring == (inspect.getdoc(self.value) or ""):
+            return f".. autofunction:: {self.name}"
+        return f".. autodata:: {self.name}\n   :no-value:"
+
+
+def exports(package: ModuleType) -> dict[str, list[Export]]:
+    """From each page to what it shows, in the order of the source.
+
+    Raises:
+      LookupError: for an export that is on no page.
+    """
+    public = {name: value for name, value in vars(package).items() if not name.startswith("_")}
+    missing = {name for name, value in public.items() if not isinstance(value, ModuleType)}
+    shown: dict[str, list[Export]] = {page: [] for page in PAGES}
+    for page, (_, modules) in PAGES.items():
+        for module in modules:
+            for name, value, docstring in _defined(f"{package.__name__}.{module}"):
+                if public.get(name) is value:
+                    missing.discard(name)
+                    full_name = f"{package.__name__}.{name}"
+                elif module in NAMESPACES:
+                    full_name = f"{package.__name__}.{module}.{name}"
+                else:
+                    continue
+                where = "chains" if _is_for_chains(module, name, value) else page
+                shown[where].append(Export(full_name, value, docstring))
+    missing |= _modules_without_page(package)
+    if missing:
+        raise LookupError(
+            f"{', '.join(sorted(missing))}: exported by {package.__name__}, and on no page of the "
+            "documentation. Add the module that defines it to PAGES in .docs/exports.py."
+        )
+    return {page: found for page, found in shown.items() if found}
+
+
+def _defined(module: str) -> list[tuple[str, Any, str]]:
+    """What is public in a module and defined there, with its docstring."""
+    if module not in sys.modules:
+        return []
+    # A constant's docstring is the string below it, which is in the source alone.
+    constants = ModuleAnalyzer.for_module(module).find_attr_docs()
+    defined = []
+    for name, value in vars(sys.modules[module]).items():
+        home = getattr(value, "__module__", None) or ""
+        if ("", name) in constants:
+            defined.append((name, value, "\n".join(constants["", name]).strip()))
+        elif not name.startswith("_") and f"{home}.".startswith(f"{module}."):
+            defined.append((name, value, inspect.getdoc(value) or ""))
+    return defined
+
+
+def _is_for_chains(module: str, name: str, value: Any) -> bool:
+    """Whether an export is a piece of an optimizer, and no whole one."""
+    if module != "optimizers":
+        return name == "chain"
+    return (
+        name.startswith("scale_by_") or "learning_rate" not in inspect.signature(value).parameters
+    )
+
+
+def _modules_without_page(package: ModuleType, prefix: str = "") -> set[str]:
+    """The public modules of a package, and of the packages in it, that no page shows."""
+    listed = {module for _, modules in PAGES.values() for module in modules}
+    missing = set()
+    for name, value in vars(package).items():
+        if not isinstance(value, ModuleType) or value.__name__ != f"{package.__name__}.{name}":
+            continue
+        if name.startswith("_") or f"{prefix}{name}" in listed:
+            continue
+        within = _modules_without_page(value, f"{prefix}{name}.")
+        missing |= within if hasattr(value, "__path__") else {f"{prefix}{name}"}
+    return missing
+
+
+def write_pages(shown: dict[str, list[Export]], directory: Path) -> None:
+    """Writes a page for each group of exports, and one that lists them all."""
+    index = ["# API", "", "What `adaptive_jax`, imported as `aj`, exports."]
+    pages = {}
+    for page, found in shown.items():
+        title, modules = PAGES[page]
+        table = ["| name | what it is |", "|---|---|", *(_row(export) for export in found)]
+        index += ["", f"## {title}", "", *table]
+        content = [f"# {title}", ""]
+        for module in modules:
+            if module in NAMESPACES:
+                content += ["```{eval-rst}", f".. automodule:: adaptive_jax.{module}", "```", ""]
+        content += [*table, "", "```{eval-rst}"]
+        content += [line for export in found for line in (export.directive, "")]
+        pages[page] = [*content, "```"]
+    contents = ["```{toctree}", ":hidden:", "", *shown, "```"]
+    pages["index"] = [*index, "", *contents]
+    directory.mkdir(exist_ok=True)
+    for old in directory.glob("*.md"):
+        if old.stem not in pages:
+            old.unlink()
+    for page, lines in pages.items():
+        path, text = directory / f"{page}.md", "\n".join(lines) + "\n"
+        if not path.exists() or path.read_text() != text:  # else Sphinx would read it again
+            path.write_text(text)
+
+
+def _row(export: Export) -> str:
+    """A row of a table: the name, which is a link, and the first line of the docstring."""
+    summary = export.docstring.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+    return f"| {{py:obj}}`{export.short_name} <{export.name}>` | {summary} |"
