@@ -13,7 +13,10 @@ import numpy as np
 import optax
 import pytest
 import scipy.optimize
+import scipy.special
+import sklearn.datasets
 import sklearn.metrics
+import sklearn.preprocessing
 from benchmarks import crowded_valley
 
 import adaptive_jax as aj
@@ -49,7 +52,13 @@ class Case(NamedTuple):
     seen: Any
 
 
-@pytest.fixture(scope="module", params=MAKERS)
+# Compiled for many seconds: the tests of the language model by itself are quicker.
+SLOW = {"language model": pytest.mark.slow}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in MAKERS]
+)
 def case(request):
     """Made once for all tests of it, in one program: compiling is what takes time."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -421,9 +430,21 @@ def test_the_language_model_starts_out_knowing_nothing():
     params = jax.jit(problem.init)(KEY)
     vocabulary = len(params["tokens"])
     blank = params | {"output": jnp.zeros_like(params["output"])}
-    measure = jax.jit(lambda params: (problem.evaluate(params), problem.loss(params, KEY)))
-    np.testing.assert_allclose(measure(blank), math.log(vocabulary), rtol=1e-5)
-    np.testing.assert_allclose(measure(params), math.log(vocabulary), atol=1)
+
+    @jax.jit
+    def measure(params):
+        loss, gradient = jax.value_and_grad(problem.loss)(params, KEY)
+        return (problem.evaluate(params), loss), gradient
+
+    losses, gradient = measure(blank)
+    np.testing.assert_allclose(losses, math.log(vocabulary), rtol=1e-5)
+    # Only what the blank output multiplies has an influence.
+    assert {name for name in gradient if any(leaf.any() for leaf in leaves(gradient[name]))} == {
+        "output"
+    }
+    losses, gradient = measure(params)
+    np.testing.assert_allclose(losses, math.log(vocabulary), atol=1)
+    assert all(leaf.any() and np.isfinite(leaf).all() for leaf in leaves(gradient))
 
 
 def test_the_language_model_looks_back_only():

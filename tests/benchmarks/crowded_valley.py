@@ -5,8 +5,8 @@
 
 Schmidt, Schneider & Hennig 2021, "Descending through a Crowded Valley", https://arxiv.org/abs/2007.01547,
 trained DeepOBS's `quadratic_deep` among other problems, with default settings and a constant learning rate
-for 100 epochs of 7 batches of 128 points. What they publish of it is the mean loss over the first 896 of
-DeepOBS's 1000 test points after the last epoch. Takes a few seconds, and prints
+for 100 epochs of 7 batches of 128 points. Their numbers turn out to be the mean loss over the first 896 of
+DeepOBS's 1000 test points, after the last epoch. Takes a few seconds, and prints
 
     |          | published |   ours | spread |  ratio |         |
     |----------|----------:|-------:|-------:|-------:|---------|
