@@ -368,7 +368,8 @@ def sweep(
       maximize: True where more is better.
       step: what `train_step` returns: then the run is one step per batch, and its result the metrics.
       batches: the batches for `step`, the same for every run.
-      batch_size: how many runs at a time; None for as many as `memory` holds.
+      batch_size: how many runs at a time; None for as many as `memory` holds. A CPU is no quicker with
+        more than 64, and a tenth of the runs is enough for it, so that the progress bar moves.
       memory: bytes per device to stay within, by XLA's own account; None for three quarters of what is
         free.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
@@ -772,7 +773,10 @@ def _program(
     def whole(size: int) -> int:
         return -(-size // len(devices)) * len(devices)
 
-    size = whole(min(batch_size or len(plan.seeds), len(plan.seeds)))
+    runs = len(plan.seeds)
+    if batch_size is None and devices[0].platform == "cpu":
+        runs = min(runs, max(64 * len(devices), -(-runs // 10)))
+    size = whole(min(batch_size or runs, runs))
     while True:
         lowered = _runs.lower(plan.run, mesh, *plan.piece(0, size), batches)
         needed = _bytes(lowered.compile())
@@ -780,14 +784,14 @@ def _program(
             return functools.partial(_runs, plan.run, mesh), size
         per_run = needed / (size // len(devices))
         if batch_size is not None or size == len(devices):
-            runs = counted(size // len(devices), "run")
+            at_a_time = counted(size // len(devices), "run")
             advice = (
                 "give a smaller batch_size, or leave it out"
                 if batch_size is not None and size > len(devices)
                 else "let train return less, or make the model or its batches smaller"
             )
             raise ValueError(
-                f"{runs} at a time would take {_shown_bytes(needed)} of memory per device, and "
+                f"{at_a_time} at a time would take {_shown_bytes(needed)} of memory per device, and "
                 f"{_shown_bytes(budget)} are {'free' if memory is None else 'allowed by memory='}: "
                 f"{advice}."
             )

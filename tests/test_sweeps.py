@@ -102,10 +102,10 @@ def test_a_byte_budget_chooses_the_pieces(monkeypatch):
         lowered = sweeps._runs.lower(run, None, numbers, np.zeros(size, np.int32), None)
         return sweeps._bytes(lowered.compile())
 
-    budget = needed(70)
+    budget = needed(40)
     few = aj.sweep(train, learning_rate=RATES, seeds=50, memory=budget)
-    assert sizes[0] == 200
-    assert 40 <= sizes[1] <= 70
+    assert sizes[0] == 64
+    assert 25 <= sizes[1] <= 40
     assert needed(sizes[1]) <= budget
     np.testing.assert_allclose(few.outputs, whole.outputs, rtol=2e-5)
     with pytest.raises(ValueError, match=r"1 run at a time would take .* 8 bytes are allowed"):
