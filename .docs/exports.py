@@ -17,7 +17,7 @@ PAGES = {
     "rules": ("Rules and the lift", ["_rule", "_transform", "rules"]),
     "storage": ("Storage, memory and precision", ["_storage", "memory", "precision"]),
     "training": ("Training", ["training", "checkpoint"]),
-    "sweeps": ("Sweeps and comparisons", ["sweeps", "sweep", "compare", "comparison", "_table"]),
+    "sweeps": ("Sweeps and comparisons", ["sweeps", "distributions", "comparison"]),
     "problems": ("Problems", ["problems"]),
     "plotting": ("Plots", ["plotting"]),
     "wrappers": ("Wrappers", ["wrappers"]),

@@ -27,6 +27,11 @@ from .comparison import Comparison as Comparison
 from .comparison import Finalist as Finalist
 from .comparison import compare as compare
 from .diagnostics import diagnose as diagnose
+from .distributions import Choice as Choice
+from .distributions import Distribution as Distribution
+from .distributions import LogUniform as LogUniform
+from .distributions import Uniform as Uniform
+from .distributions import draw as draw
 from .maths import global_norm as global_norm
 from .memory import StateBytes as StateBytes
 from .memory import convert_storage as convert_storage
@@ -61,12 +66,7 @@ from .precision import compensate as compensate
 from .precision import exact_params as exact_params
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
-from .sweeps import Choice as Choice
-from .sweeps import Distribution as Distribution
-from .sweeps import LogUniform as LogUniform
 from .sweeps import Sweep as Sweep
-from .sweeps import Uniform as Uniform
-from .sweeps import draw as draw
 from .sweeps import sweep as sweep
 from .training import LossScale as LossScale
 from .training import TrainState as TrainState

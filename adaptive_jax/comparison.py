@@ -15,8 +15,9 @@ import optax
 
 from . import training
 from ._table import Table, counted, shown
+from .distributions import Distribution, draw
 from .problems import Problem
-from .sweeps import Distribution, Sweep, draw, sweep
+from .sweeps import Sweep, sweep
 
 CONFIDENCE = 0.95
 
