@@ -149,6 +149,8 @@ class TrainState:
         """
         tx = member(tx, "TrainState.create")
         _check.leaves("params", params)
+        if rng is not None and not _is_key(rng):
+            raise TypeError(f"rng={rng!r} is no random key: give jax.random.key(0).")
         if copy:
             params, model_state, rng = jax.tree.map(
                 lambda x: jnp.array(x, copy=True), (params, model_state, rng)
@@ -199,6 +201,14 @@ class TrainState:
         if "tx" in changes:
             changes["tx"] = member(changes["tx"], "TrainState.replace")
         return dataclasses.replace(self, **changes)
+
+
+def _is_key(rng: Any) -> bool:
+    """Whether it is a random key, a new one or one of the old, arrays of unsigned integers."""
+    dtype = getattr(rng, "dtype", None)
+    return dtype is not None and (
+        jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and rng.ndim > 0)
+    )
 
 
 def _check_scale(name: str, value: Any) -> None:
@@ -403,11 +413,13 @@ class _Loss:
             )
         values = dict(zip(expected, result, strict=True))
         loss = values["loss"]
-        if isinstance(loss, (tuple, list, dict)):
-            raise TypeError(
-                f"the loss function returned {_shown(loss)} for the loss. With has_aux=True it may "
-                "return (loss, aux)."
+        if loss is None or isinstance(loss, (tuple, list, dict)):
+            advice = (
+                "Is its return missing?"
+                if loss is None
+                else "With has_aux=True it may return (loss, aux)."
             )
+            raise TypeError(f"the loss function returned {_shown(loss)} for the loss. {advice}")
         if np.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
             raise TypeError(
                 f"the loss is {_check.describe(loss)}: it must be one real number, such as the mean "
@@ -542,7 +554,16 @@ def _split(batch: Any, parts: int) -> Any:
 
     So that the first axis keeps its sharding, and no part has to be moved between devices.
     """
-    for path, x in jax.tree_util.tree_leaves_with_path(batch):
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    if len({np.shape(x)[:1] for _, x in leaves}) > 1:
+        lengths = ", ".join(
+            f"batch{jax.tree_util.keystr(path)} is {_check.describe(x)}" for path, x in leaves
+        )
+        raise ValueError(
+            f"the arrays of a batch are split along their first axis, with accumulate={parts}, and must "
+            f"have it in common: {lengths}."
+        )
+    for path, x in leaves:
         rows = np.shape(x)[:1]
         if not rows or rows[0] % parts:
             raise ValueError(
@@ -580,6 +601,8 @@ def _metrics(
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "None"
     if isinstance(value, (tuple, list)):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
@@ -642,10 +665,21 @@ def fit(
     """
     if steps is not None and (not isinstance(steps, int) or steps < 0):
         raise ValueError(f"steps={steps!r} must be a whole number, 0 or more, or None.")
+    if not callable(step):
+        raise TypeError(
+            f"step={step!r:.200} must be a function of a state and a batch, such as aj.train_step "
+            "returns: call fit(state, step, batches)."
+        )
+    try:
+        iterator = iter(batches)
+    except TypeError:
+        raise TypeError(
+            f"batches={batches!r:.200} must be an iterable with one batch for each step: a list, or a "
+            "generator."
+        ) from None
     done = 0
     pending: list[dict[str, Any]] = []
     history: list[dict[str, Any]] = []
-    iterator = iter(batches)
     try:
         with progress_bar(progress, steps) as bar, _interrupt() as interrupted:
             while (steps is None or done < steps) and not interrupted.is_set():

@@ -419,18 +419,26 @@ def test_no_communication_beside_that_of_the_gradient(placement):
             {"accumulate": 3},
             r"batch\['inputs'\] is float32\[16, 5\].*accumulate=3",
         ),
+        (lambda p, b: None, {}, "returned None for the loss. Is its return missing"),
+        (
+            lambda p, b: mean_squared_error(p, {**b, "inputs": b["inputs"][:8]}),
+            {"accumulate": 2, "batch": {**BATCH, "inputs": BATCH["inputs"][:8]}},
+            r"in common: batch\['inputs'\] is float32\[8, 5\], batch\['targets'\] is float32\[16",
+        ),
         (
             lambda p, b, model_state: (mean_squared_error(p, b), {"a": jnp.ones(2)}),
             {},
             r"new model state differs from the model state at \['a'\]",
         ),
     ],
-    ids=["vector", "aux", "no aux", "split", "model state"],
+    ids=["vector", "aux", "no aux", "split", "none", "lengths", "model state"],
 )
 def test_a_mistake_is_named_and_loses_nothing(loss, settings, message):
     state = aj.TrainState.create(PARAMS, aj.adam(0.01), model_state={"a": jnp.ones(3)})
+    batch = settings.get("batch", BATCH)
+    settings = {name: value for name, value in settings.items() if name != "batch"}
     with pytest.raises((TypeError, ValueError), match=message):
-        aj.train_step(loss, **settings)(state, BATCH)
+        aj.train_step(loss, **settings)(state, batch)
     state, _ = aj.train_step(mean_squared_error)(state, BATCH)
     assert state.step == 1
 
@@ -458,8 +466,11 @@ def test_a_mistake_is_named_and_loses_nothing(loss, settings, message):
         (lambda: aj.train_step(mean_squared_error)(PARAMS, BATCH), "takes a TrainState, got"),
         (lambda: aj.TrainState.create({"w": jnp.arange(3)}, aj.sgd(1.0)), r"\['w'\] is int32\[3\]"),
         (lambda: aj.TrainState.create(PARAMS, 0.1), "takes optax gradient transformations"),
+        (lambda: aj.TrainState.create(PARAMS, aj.sgd(1.0), rng=0), "rng=0 is no random key"),
+        (lambda: aj.fit(aj.train_step(mean_squared_error), create(), [BATCH]), r"call fit\(state,"),
+        (lambda: aj.fit(create(), aj.train_step(mean_squared_error), 3), "batches=3 must be an it"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_bad_arguments(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
