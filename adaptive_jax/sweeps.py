@@ -589,32 +589,45 @@ def _outline(plan: _Plan, batches: Any) -> Any:
     """The shapes of what one run gives: it is traced, and nothing compiled."""
     varied, run = plan.numbers, plan.run
 
-    def trace(concrete: Sequence[str]) -> Any:
+    def trace(concrete: Sequence[str], seed: int | None = None) -> Any:
         known = {name: _plain(varied[name][0]) for name in concrete}
         traced = {
             name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(values.dtype))
             for name, values in varied.items()
             if name not in known
         }
-        seed = jax.ShapeDtypeStruct((), np.int32)
-        return jax.eval_shape(lambda n, s, b: run({**n, **known}, s, b), traced, seed, batches)
+        if seed is not None:
+            return jax.eval_shape(lambda n, b: run({**n, **known}, seed, b), traced, batches)
+        any_seed = jax.ShapeDtypeStruct((), np.int32)
+        return jax.eval_shape(lambda n, s, b: run({**n, **known}, s, b), traced, any_seed, batches)
+
+    def works(*arguments: Any) -> bool:
+        try:
+            trace(*arguments)
+        except Exception:
+            return False
+        return True
 
     try:
         return trace(())
     except Exception as error:
-        for count in range(1, len(varied) + 1):
-            for names in itertools.combinations(varied, count):
-                try:
-                    trace(names)
-                except Exception:
-                    continue
-                values = ", ".join(f"{name!r}" for name in names)
+        needed = list(varied)
+        because = f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+        if not works(needed):
+            if run.takes_seed and works(needed, 0):
                 raise ValueError(
-                    f"train needs the value of {values} while it is traced, to choose a shape by or to "
-                    f"branch on: give static=({values},), which compiles once per value. "
-                    f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
+                    "train needs the value of its seed while it is traced: draw random numbers from "
+                    f"jax.random.key(seed), not with NumPy. {because}"
                 ) from error
-        raise
+            raise
+        for name in varied:
+            fewer = [each for each in needed if each != name]
+            needed = fewer if works(fewer) else needed
+        values = ", ".join(f"{name!r}" for name in needed)
+        raise ValueError(
+            f"train needs the value of {values} while it is traced, to choose a shape by or to branch "
+            f"on: give static=({values},), which compiles once per value. {because}"
+        ) from error
 
 
 def _check_outlines(outlines: Sequence[Any], plans: Sequence[_Plan]) -> None:

@@ -171,6 +171,12 @@ def test_branches_are_found_by_the_axes_they_are_on():
     with pytest.raises(ValueError, match="'a', 'c'"):
         aj.sweep(branches, a=[1.0], b=[1.0], c=[1.0])
 
+    def numpy_seed(a, seed):
+        return a * np.random.default_rng(seed).normal()
+
+    with pytest.raises(ValueError, match=r"value of its seed .* jax.random.key\(seed\), not with"):
+        aj.sweep(numpy_seed, a=[1.0], seeds=2)
+
     def broken(a):
         raise RuntimeError("of its own")
 
