@@ -145,7 +145,7 @@ def compare(
     budget: int = 32,
     *,
     seeds: int = 10,
-    tuning_seeds: int = 2,
+    tuning_seeds: int = 3,
     steps: int | None = None,
     target: float | None = None,
     evaluations: int = 100,

@@ -500,14 +500,14 @@ def _check_finite(tx: Any) -> None:
             for value in values:
                 gradients = {"w": jnp.full((3,), value, dtype)}
                 updates, state = tx.update(gradients, state, params)
-                _require(
-                    _finite(updates),
-                    f"{np.dtype(dtype).name} gradients that are {name} give the update {updates}.",
-                )
-                _require(
-                    _finite(state),
-                    f"{np.dtype(dtype).name} gradients that are {name} give {state}.",
-                )
+                for what, tree in (("update", updates), ("state", state)):
+                    places = _not_finite(tree)
+                    _require(
+                        not places,
+                        f"{np.dtype(dtype).name} gradients that are {name}, up to {max(values):.3g}, "
+                        f"make the {what} at {', '.join(places)} infinite or NaN. What overflows? "
+                        "aj.maths.bounded, second_moment and quotient do not.",
+                    )
 
 
 def _check_zero(tx: Any) -> None:
@@ -534,11 +534,16 @@ def _check_not_hidden(tx: Any) -> None:
 
 
 def _finite(tree: Any) -> bool:
-    return all(
-        bool(jnp.all(jnp.isfinite(x)))
-        for x in jax.tree.leaves(tree)
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    )
+    return not _not_finite(tree)
+
+
+def _not_finite(tree: Any) -> list[str]:
+    """The paths of the arrays that hold an infinity or NaN."""
+    return [
+        jax.tree_util.keystr(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and not jnp.all(jnp.isfinite(x))
+    ]
 
 
 def _check_none_and_empty(tx: Any) -> None:

@@ -44,7 +44,7 @@ def by_hand(rate, seed, steps, evaluations):
 
 
 def test_finalists_are_the_best_settings_on_other_seeds():
-    result = aj.compare(PAIR, make(), 8, seeds=3, evaluations=4)
+    result = aj.compare(PAIR, make(), 8, seeds=3, tuning_seeds=2, evaluations=4)
     np.testing.assert_array_equal(result.steps["bowl"], [0, 2, 5, 8, 10])
     for finalist in result.finalists["bowl"].values():
         assert finalist.tuning.objective.shape == (8, 2)
@@ -105,7 +105,7 @@ def test_settings_that_are_fixed_and_optimizers_of_optax():
         {"ours": (aj.sgd, space), "optax": (optax.sgd, space)}, make(), 4, seeds=2, evaluations=10
     )
     ours, theirs = result.finalists["bowl"].values()
-    assert ours.tuning.objective.shape == (1, 2)
+    assert ours.tuning.objective.shape == (1, 3)
     assert ours.setting == space
     np.testing.assert_allclose(ours.curves, theirs.curves, rtol=1e-5)
 
