@@ -105,7 +105,8 @@ def site(tmp_path_factory) -> dict[str, Page]:
     top = tmp_path_factory.mktemp("top")
     built = shutil.ignore_patterns("_build", "api", "notebooks", "__pycache__")
     shutil.copytree(DOCS, top / ".docs", ignore=built)
-    shutil.copytree(ROOT / "examples", top / "examples")
+    for folder in ("examples", "adaptive_jax"):  # what is linked to
+        shutil.copytree(ROOT / folder, top / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, top)
     (top / "examples" / "notebooks").mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from catalogue import exported_factories
 
@@ -15,7 +16,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 def test_python_blocks_run_in_order():
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 10
     names: dict = {}
     for block in blocks:
         exec(block, names)
@@ -26,6 +27,12 @@ def test_python_blocks_run_in_order():
     tx = names["tx"]
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], -1e-4 * (1 + 0.01), rtol=1e-5)
+
+    assert 1e-3 < names["result"].best()["learning_rate"] < 0.3
+    assert names["axes"].get_legend() is not None
+    finalists = names["fair"].finalists["noisy quadratic"]
+    assert all(np.isfinite(finalists[name].steps_to_target).all() for name in ("SGD", "Adam"))
+    plt.close("all")
 
 
 def test_the_first_two_shell_blocks_are_the_two_commands():

@@ -1,0 +1,57 @@
+"""The notebooks run from top to bottom, and are committed with what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+FOLDER = Path(__file__).parents[1] / "examples" / "notebooks"
+NAMES = (
+    "adaptive_methods_from_the_papers",
+    "from_pytorch",
+    "sweeps",
+    "tour",
+    "when_training_goes_wrong",
+    "write_your_own_optimizer",
+)
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def test_every_notebook_is_here():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_it_shows_is_committed(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith("# ")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    for output in outputs:
+        assert output.output_type != "error" or "raises-exception" in str(notebook.cells)
+        assert output.get("name") != "stderr", output.text
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs(name):
+    nbclient = pytest.importorskip("nbclient")
+    if name == "from_pytorch":
+        pytest.importorskip("torch")
+    notebook = read(name)
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
+    )
+    client.execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output.text for output in shown if output.get("name") == "stderr"]
