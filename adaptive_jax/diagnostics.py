@@ -81,7 +81,7 @@ def diagnose(
         parameter_norm            ‖θ‖
         update_ratio              ‖u‖/‖θ‖
         cosine                    -⟨u, g⟩/(‖u‖·‖g‖): 1 for gradient descent
-        moving                    the share of the elements that θ + u changes, in their dtype
+        moving                    the share of the elements that θ + u changes, rounded to nearest
         effective_learning_rate   quantiles of |u|/|g| over the elements whose g is not 0
         signal_to_noise           ‖E g‖²/E‖g - E g‖², from moving averages over some twenty steps
 

@@ -35,6 +35,7 @@ class Sweep:
       diverged.
     outputs: what train returned, in NumPy arrays with two more axes in front, settings x seeds.
     maximize: whether more is better.
+    name: what the objective is called.
     """
 
     settings: dict[str, Any]
@@ -42,6 +43,7 @@ class Sweep:
     objective: np.ndarray
     outputs: Any
     maximize: bool = False
+    name: str = "objective"
 
     @property
     def diverged(self) -> np.ndarray:
@@ -99,7 +101,7 @@ class Sweep:
             if diverged[i]:
                 text = f"{diverged[i]} of {len(self.seeds)} diverged"
             cells.append((*(shown(column[i]) for column in self.settings.values()), text))
-        heading = "objective" if len(self.seeds) == 1 else "objective, mean ± deviation"
+        heading = self.name if len(self.seeds) == 1 else f"{self.name}, mean ± deviation"
         caption = (
             f"{counted(len(self.objective), 'setting')}, {counted(len(self.seeds), 'seed')} each"
         )
@@ -160,7 +162,7 @@ class Sweep:
                 maximize=self.maximize,
                 ax=ax,
             )
-        ax.set_ylabel("objective")
+        ax.set_ylabel(self.name)
         return ax
 
     def to_pandas(self) -> Any:
@@ -224,7 +226,8 @@ def sweep(
     Args:
       train: `train(learning_rate, …, seed)`, a JAX function from a setting to its result: a loss, a
         curve of losses, or a dict of such. It needs no `seed` if one run per setting is enough. With
-        `step`, it makes a `TrainState`.
+        `step`, it makes a `TrainState`. What takes XLA long to compile on a CPU are random numbers: a
+        single draw for all weights is quicker than one for each array.
       seeds: how many runs each setting gets, with `seed` from 0; or the seeds themselves.
       table: settings in columns of one length, such as those of `draw`. Every row meets every
         combination of the axes.
@@ -294,7 +297,7 @@ def sweep(
                 whole = np.concatenate(parts)
                 result[plan.rows] = whole.reshape(len(plan.rows), shape[1], *whole.shape[1:])
     judged, outputs = jax.tree.unflatten(treedef, results)
-    return Sweep(columns, seed_values, judged, outputs, maximize)
+    return Sweep(columns, seed_values, judged, outputs, maximize, _name(objective, outputs))
 
 
 def _check_counts(batch_size: Any, memory: Any) -> None:
@@ -470,6 +473,18 @@ def _same(one: Any, other: Any) -> bool:
         return False
 
 
+def _name(objective: Any, outputs: Any) -> str:
+    """What the objective is called: its entry in the outputs, or the name of its function."""
+    if isinstance(objective, str):
+        return objective
+    if objective is not None:
+        name = getattr(objective, "__name__", "<lambda>")
+        return "objective" if name == "<lambda>" else name
+    if isinstance(outputs, Mapping) and len(outputs) == 1:
+        return str(next(iter(outputs)))
+    return "loss" if isinstance(outputs, Mapping) and "loss" in outputs else "objective"
+
+
 @dataclass(frozen=True)
 class _Run:
     """One training run, a function of its numbers, and what it is judged by."""
@@ -512,9 +527,7 @@ class _Run:
         if callable(self.objective):
             value = jnp.asarray(self.objective(outputs))
         elif isinstance(outputs, Mapping):
-            name = self.objective or ("loss" if "loss" in outputs else None)
-            if name is None and len(outputs) == 1:
-                name = next(iter(outputs))
+            name = _name(self.objective, outputs)
             if name not in outputs:
                 raise ValueError(
                     f"objective={self.objective!r}, and train returns the entries {list(outputs)}: name "
@@ -624,9 +637,11 @@ def _outline(plan: _Plan, batches: Any) -> Any:
             fewer = [each for each in needed if each != name]
             needed = fewer if works(fewer) else needed
         values = ", ".join(f"{name!r}" for name in needed)
+        instead = isinstance(error, jax.errors.TracerBoolConversionError)
         raise ValueError(
             f"train needs the value of {values} while it is traced, to choose a shape by or to branch "
-            f"on: give static=({values},), which compiles once per value. {because}"
+            f"on: give static=({values},), which compiles once per value"
+            f"{', or write the branch with jnp.where' if instead else ''}. {because}"
         ) from error
 
 

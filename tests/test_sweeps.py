@@ -277,6 +277,8 @@ def test_a_pandas_frame_has_a_row_per_run():
         }
 
     result = aj.sweep(run, learning_rate=[0.5, 1.0], kind=["a", "b"], seeds=2)
+    assert "loss, mean ± deviation" in str(result)
+    assert result.plot(ax=Figure().subplots()).get_ylabel() == "loss"
     frame = result.to_pandas()
     assert list(frame.columns) == ["learning_rate", "kind", "seed", "objective", "loss", "other"]
     assert frame["kind"].tolist() == ["a", "a", "b", "b"] * 2
