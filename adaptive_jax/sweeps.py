@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from . import _check, training
+from . import _check, maths, training
 from ._table import Table, counted, shown, with_spread
 from .distributions import Distribution
 
@@ -239,8 +240,9 @@ def sweep(
       maximize: True where more is better.
       step: what `train_step` returns: then the run is one step per batch, and its result the metrics.
       batches: the batches for `step`, the same for every run.
-      batch_size: how many runs at a time; None for as many as `memory` holds. A CPU is no quicker with
-        more than 64, and a tenth of the runs is enough for it, so that the progress bar moves.
+      batch_size: how many runs at a time; None for as many as `memory` holds. On a CPU each core takes
+        its share of them; it is no quicker with more than 64, and a tenth of the runs is enough for it,
+        so that the progress bar moves.
       memory: bytes per device to stay within, by XLA's own account; None for three quarters of what is
         free.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
@@ -286,13 +288,11 @@ def sweep(
     shape = (sum(len(plan.rows) for plan in plans), len(seed_values))
     results = [np.empty((*shape, *each.shape), each.dtype) for each in flat_outline]
     with training.progress_bar(progress, shape[0] * shape[1], unit="run") as bar:
-        for plan, (program, size) in zip(plans, programs, strict=True):
+        for plan, program in zip(plans, programs, strict=True):
             pieces = []
-            for start in range(0, len(plan.seeds), size):
-                piece = program(*plan.piece(start, size), stacked)
-                done = min(size, len(plan.seeds) - start)
-                pieces.append([x[:done] for x in jax.tree.leaves(jax.device_get(piece))])
-                bar.update(done)
+            for piece in program.pieces(plan, stacked):
+                pieces.append(jax.tree.leaves(piece))
+                bar.update(len(pieces[-1][0]))
             for result, *parts in zip(results, *pieces, strict=True):
                 whole = np.concatenate(parts)
                 result[plan.rows] = whole.reshape(len(plan.rows), shape[1], *whole.shape[1:])
@@ -552,9 +552,7 @@ class _Run:
                 f"a run is judged by one real number or a curve of them, and this is {what}: give "
                 "objective, the name of an entry or a function of what train returns."
             )
-        return (value[-1] if value.ndim else value).astype(
-            jnp.promote_types(value.dtype, jnp.float32)
-        )
+        return (value[-1] if value.ndim else value).astype(maths.compute_dtype(value.dtype))
 
 
 @dataclass(frozen=True)
@@ -658,41 +656,85 @@ def _check_outlines(outlines: Sequence[Any], plans: Sequence[_Plan]) -> None:
             )
 
 
-def _program(
-    plan: _Plan, batches: Any, batch_size: int | None, memory: float | None
-) -> tuple[Callable[..., Any], int]:
-    """The compiled runs, and how many they are at a time."""
+@dataclass(frozen=True)
+class _Program:
+    """Compiled runs: how many in a call, and in how many threads it is called at once."""
+
+    compiled: Any
+    size: int
+    threads: int
+
+    def pieces(self, plan: _Plan, batches: Any) -> Iterator[Any]:
+        """The results of a plan's runs on the host, piece by piece, in order."""
+        total = len(plan.seeds)
+        if self.threads > 1:
+            batches = jax.device_put(batches)
+
+        def run(start: int, arguments: Any) -> Any:
+            piece = jax.device_get(self.compiled(*arguments, batches))
+            return jax.tree.map(lambda x: x[: total - start], piece)
+
+        starts = range(0, total, self.size)
+        every = (plan.piece(start, self.size) for start in starts)
+        if self.threads == 1:
+            yield from map(run, starts, every)
+            return
+        with ThreadPoolExecutor(self.threads) as executor:
+            # Here and not in the threads, which do not see `with jax.enable_x64():`.
+            every = [jax.device_put(each) for each in every]
+            try:
+                yield from executor.map(run, starts, every)
+            finally:
+                executor.shutdown(cancel_futures=True)  # Ctrl-C waits for what runs, and no more.
+
+
+def _program(plan: _Plan, batches: Any, batch_size: int | None, memory: float | None) -> _Program:
+    """The compiled runs, as many at a time as is quick and fits."""
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("runs",)) if len(devices) > 1 else None
     budget = _free_bytes(devices) if memory is None else memory
-
-    def whole(size: int) -> int:
-        return -(-size // len(devices)) * len(devices)
-
     runs = len(plan.seeds)
-    if batch_size is None and devices[0].platform == "cpu":
-        runs = min(runs, max(64 * len(devices), -(-runs // 10)))
-    size = whole(min(batch_size or runs, runs))
+    size, threads = min(batch_size or runs, runs), 1
+    if devices[0].platform == "cpu":
+        if mesh is None:
+            # XLA runs a small network on one core, however many there are.
+            threads = min(_cores(), size)
+            size = size // threads if size < runs else -(-runs // threads)
+        if batch_size is None:
+            size = min(size, max(64 * len(devices), -(-runs // 10)))
     while True:
-        lowered = _runs.lower(plan.run, mesh, *plan.piece(0, size), batches)
-        needed = _bytes(lowered.compile())
-        if needed <= budget:
-            return functools.partial(_runs, plan.run, mesh), size
-        per_run = needed / (size // len(devices))
-        if batch_size is not None or size == len(devices):
-            at_a_time = counted(size // len(devices), "run")
+        per_device = -(-size // len(devices))
+        size = per_device * len(devices)
+        threads = min(threads, -(-runs // size))
+        compiled = _runs.lower(plan.run, mesh, *plan.piece(0, size), batches).compile()
+        needed = _bytes(compiled)
+        if needed * threads <= budget:
+            return _Program(compiled, size, threads)
+        if batch_size is not None or (per_device == 1 and threads == 1):
+            at_a_time = per_device * threads
             advice = (
                 "give a smaller batch_size, or leave it out"
-                if batch_size is not None and size > len(devices)
+                if batch_size is not None and at_a_time > 1
                 else "let train return less, or make the model or its batches smaller"
             )
             raise ValueError(
-                f"{at_a_time} at a time would take {_shown_bytes(needed)} of memory per device, and "
-                f"{_shown_bytes(budget)} are {'free' if memory is None else 'allowed by memory='}: "
-                f"{advice}."
+                f"{counted(at_a_time, 'run')} at a time would take {_shown_bytes(needed * threads)} of "
+                f"memory per device, and {_shown_bytes(budget)} are "
+                f"{'free' if memory is None else 'allowed by memory='}: {advice}."
             )
-        fitting = int(0.95 * budget / per_run)
-        size = whole(max(1, min(fitting, size // len(devices) - 1)) * len(devices))
+        fitting = int(0.95 * budget / threads / (needed / per_device))
+        if threads > 1 and (fitting == 0 or per_device == 1):
+            threads = 1
+        else:
+            size = max(1, min(fitting, per_device - 1)) * len(devices)
+
+
+def _cores() -> int:
+    """The cores of a CPU that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # Not on macOS and Windows.
+        return os.cpu_count() or 1
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

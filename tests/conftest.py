@@ -31,3 +31,17 @@ def room_for_programs():
     if MEMORY_MAP.exists() and MEMORY_MAP.read_bytes().count(b"\n") > MOST_MAPPINGS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def compiled():
+    """The names of what XLA compiles during a test, in order."""
+    names = []
+
+    def listen(event, duration, fun_name="", **rest):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -63,15 +63,14 @@ def test_equal_to_a_loop_over_every_combination():
 
 
 @pytest.mark.usefixtures("devices")
-def test_numbers_compile_once_and_never_again():
+def test_numbers_compile_once_and_never_again(compiled):
     def fresh(learning_rate, seed):
         return train(learning_rate, seed=seed)
 
-    before = sweeps._runs._cache_size()
     first = aj.sweep(fresh, learning_rate=RATES, seeds=3)
     aj.sweep(fresh, learning_rate=RATES / 2, seeds=3)
     again = aj.sweep(fresh, learning_rate=RATES, seeds=3)
-    assert sweeps._runs._cache_size() == before + 1
+    assert compiled.count("jit(_runs)") == 1
     np.testing.assert_array_equal(first.objective, again.objective)
 
 
@@ -82,36 +81,70 @@ def test_pieces_give_what_the_whole_gives():
     np.testing.assert_allclose(pieces.outputs, whole.outputs, rtol=2e-5)
 
 
-def test_a_byte_budget_chooses_the_pieces(monkeypatch):
-    one = jax.local_devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: one)
-    sizes = []
-    original = sweeps._program
+@pytest.fixture
+def programs(monkeypatch):
+    """The programs that sweeps make during a test."""
+    made, original = [], sweeps._program
 
     def watched(*arguments):
-        program, size = original(*arguments)
-        sizes.append(size)
-        return program, size
+        made.append(original(*arguments))
+        return made[-1]
 
     monkeypatch.setattr(sweeps, "_program", watched)
+    return made
+
+
+@pytest.fixture
+def two_cores(monkeypatch):
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    monkeypatch.setattr(sweeps, "_cores", lambda: 2)
+
+
+def needed(size):
+    run = sweeps._Run(train, None, None, sweeps._Choices({}), True)
+    numbers = {"learning_rate": np.zeros(size)}
+    lowered = sweeps._runs.lower(run, None, numbers, np.zeros(size, np.int32), None)
+    return sweeps._bytes(lowered.compile())
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_byte_budget_chooses_the_pieces(programs):
     whole = aj.sweep(train, learning_rate=RATES, seeds=50)
-
-    def needed(size):
-        run = sweeps._Run(train, None, None, sweeps._Choices({}), True)
-        numbers = {"learning_rate": np.zeros(size)}
-        lowered = sweeps._runs.lower(run, None, numbers, np.zeros(size, np.int32), None)
-        return sweeps._bytes(lowered.compile())
-
-    budget = needed(40)
-    few = aj.sweep(train, learning_rate=RATES, seeds=50, memory=budget)
-    assert sizes[0] == 64
-    assert 25 <= sizes[1] <= 40
-    assert needed(sizes[1]) <= budget
+    few = aj.sweep(train, learning_rate=RATES, seeds=50, memory=2 * needed(40))
+    one = aj.sweep(train, learning_rate=RATES, seeds=2, memory=1.5 * needed(1))
+    assert [made.threads for made in programs] == [2, 2, 1]
+    assert programs[0].size == 64
+    assert 25 <= programs[1].size <= 40
+    assert needed(programs[1].size) <= needed(40)
+    assert programs[2].size == 1
     np.testing.assert_allclose(few.outputs, whole.outputs, rtol=2e-5)
+    np.testing.assert_allclose(one.outputs, whole.outputs[:, :2], rtol=2e-5)
     with pytest.raises(ValueError, match=r"1 run at a time would take .* 8 bytes are allowed"):
         aj.sweep(train, learning_rate=RATES, memory=8)
-    with pytest.raises(ValueError, match="give a smaller batch_size"):
-        aj.sweep(train, learning_rate=RATES, seeds=50, memory=budget, batch_size=200)
+    with pytest.raises(ValueError, match=r"150 runs at a time .* give a smaller batch_size"):
+        aj.sweep(train, learning_rate=RATES, seeds=50, memory=2 * needed(40), batch_size=150)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_each_core_takes_its_share(programs):
+    for seeds, batch_size in [(1, None), (10, None), (10, 30), (10, 7), (10, 1), (10, 100)]:
+        aj.sweep(train, learning_rate=RATES, seeds=seeds, batch_size=batch_size)
+    made = [(each.size, each.threads) for each in programs]
+    assert made == [(2, 2), (20, 2), (15, 2), (3, 2), (1, 1), (20, 2)]
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_threads_see_what_the_caller_set(programs):
+    def precise(learning_rate, seed):
+        return jnp.asarray(learning_rate) ** 2
+
+    rates = np.array([1 / 3, 2 / 3, 1.0, 4 / 3])
+    with jax.enable_x64(True):
+        result = aj.sweep(precise, learning_rate=rates)
+    assert programs[0].threads == 2
+    assert result.outputs.dtype == np.float64
+    np.testing.assert_array_equal(result.outputs[:, 0], rates**2)
 
 
 @pytest.mark.usefixtures("devices")
@@ -130,13 +163,12 @@ def test_choices_of_code_are_a_loop_around_the_rest():
     assert "sgd" in shown
 
 
-def test_choices_need_not_hash():
+def test_choices_need_not_hash(compiled):
     lean = {"mu": aj.Blocks(min_size=0), "nu": aj.BFloat16(min_size=0)}
-    before = sweeps._runs._cache_size()
     result = aj.sweep(
         train, learning_rate=RATES[:2], storage=[None, lean, dict(lean)], nesterov=True, seeds=2
     )
-    assert sweeps._runs._cache_size() == before + 2  # two of the three are equal
+    assert compiled.count("jit(_runs)") == 2  # two of the three are equal
     np.testing.assert_array_equal(result.objective[1], result.objective[2])
     assert np.all(result.objective[0] != result.objective[1])
 
