@@ -45,6 +45,7 @@ class Comparison:
     finalists: from the name of each problem and each optimizer to its `Finalist`.
     steps: from the name of each problem to the steps at which it was evaluated, from 0.
     targets: from the name of each problem to its target.
+    measures: from the name of each problem to what it is judged by.
     seeds: how many runs each finalist had.
     budget: how many settings were tried for each.
     """
@@ -52,6 +53,7 @@ class Comparison:
     finalists: dict[str, dict[str, Finalist]]
     steps: dict[str, np.ndarray]
     targets: dict[str, float]
+    measures: dict[str, str]
     seeds: int
     budget: int
 
@@ -115,7 +117,7 @@ class Comparison:
         }
         ax = plotting.loss_curves(curves, steps=self.steps[name], ax=ax)
         ax.axhline(self.targets[name], color="0.5", linewidth=0.8, zorder=0)
-        ax.set_ylabel(name)
+        ax.set_ylabel(f"{name}: {self.measures[name]}")
         return ax
 
     def plot_profile(self, *, ax: Any = None) -> Any:
@@ -225,7 +227,8 @@ def compare(
                 name: Finalist(setting, tuning, curves, _steps_to(goal, curves, marks))
                 for name, (setting, tuning, curves) in found.items()
             }
-    return Comparison(finalists, every, targets, seeds, budget)
+    measures = {problem.name: problem.measure for problem in several}
+    return Comparison(finalists, every, targets, measures, seeds, budget)
 
 
 def _check(optimizers: Any, problems: Sequence[Any]) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+HELD_OUT = "held-out loss (nats)"
+
 # ---------------------------------------------------------------------------------------------------
 # What a problem is
 
@@ -34,6 +36,7 @@ class Problem:
         noise, or the loss on held-out data.
       steps: how many steps training takes, 1 or more.
       target: the value of evaluate that counts as reached, or None.
+      measure: what evaluate is, with its unit, for the axes of figures.
 
     Raises:
       TypeError, ValueError: for functions that cannot be called, and steps that are not 1 or more.
@@ -56,6 +59,7 @@ class Problem:
     evaluate: Callable[[Any], jax.Array] = field(repr=False)
     steps: int
     target: float | None = None
+    measure: str = "value"
 
     def __post_init__(self) -> None:
         for argument in ("init", "loss", "evaluate"):
@@ -140,6 +144,7 @@ def _test_function(
         evaluate=evaluate,
         steps=steps,
         target=None if above is None else minimum + above,
+        measure="f(x, y)",
         minima=minima,
         minimum=minimum,
         box=box,
@@ -475,6 +480,7 @@ def quadratic(
         evaluate=evaluate,
         steps=300,
         target=max(1e-3, noise**2) * float(eigenvalues.sum()) / 2 if noise < 1 else None,
+        measure="f(θ)",
     )
 
 
@@ -554,6 +560,7 @@ def quadratic_deep() -> QuadraticDeep:
         evaluate=evaluate,
         steps=700,
         target=88.0,
+        measure="test loss",
         hessian=rotation.T @ np.diag(eigenvalues) @ rotation,
         data=data,
         test_data=test_data,
@@ -637,7 +644,9 @@ def logistic_regression(l2: float = 1e-3) -> Problem:
     def evaluate(params: Any) -> jax.Array:
         return cross_entropy(params, *map(jnp.asarray, held_out))
 
-    return Problem("logistic regression", init, loss, evaluate, steps=200, target=0.05)
+    return Problem(
+        "logistic regression", init, loss, evaluate, steps=200, target=0.05, measure=HELD_OUT
+    )
 
 
 def digits(hidden: int = 32) -> Problem:
@@ -695,7 +704,7 @@ def digits(hidden: int = 32) -> Problem:
     def evaluate(params: Any) -> jax.Array:
         return cross_entropy(params, *map(jnp.asarray, held_out))
 
-    return Problem("digits", init, loss, evaluate, steps=400, target=0.1)
+    return Problem("digits", init, loss, evaluate, steps=400, target=0.1, measure=HELD_OUT)
 
 
 def _normal(deviations: Any) -> Callable[[jax.Array], Any]:
@@ -811,7 +820,7 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
     def evaluate(params: Any) -> jax.Array:
         return cross_entropy(params, jnp.asarray(fixed))
 
-    return Problem("language model", init, loss, evaluate, steps=500, target=2.05)
+    return Problem("language model", init, loss, evaluate, steps=500, target=2.05, measure=HELD_OUT)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import adaptive_jax as aj
 from adaptive_jax import comparison
@@ -13,7 +14,7 @@ from adaptive_jax import comparison
 CURVATURE = np.array([1.0, 4.0])
 
 
-def make(name="bowl", target=None, steps=10, **functions):
+def make(name="bowl", target=None, steps=10, measure="value", **functions):
     def init(key):
         return jax.random.normal(key, (2,))
 
@@ -24,7 +25,7 @@ def make(name="bowl", target=None, steps=10, **functions):
         return evaluate(w - 0.1 * jax.random.normal(key, (2,)))
 
     given = {"init": init, "loss": loss, "evaluate": evaluate} | functions
-    return aj.problems.Problem(name, steps=steps, target=target, **given)
+    return aj.problems.Problem(name, steps=steps, target=target, measure=measure, **given)
 
 
 RATES = {"learning_rate": aj.LogUniform(1e-3, 0.4)}
@@ -83,6 +84,27 @@ def test_what_never_gets_there_counts_as_never():
     assert "0 of 7" in lines[3]
     assert lines[3].endswith("never")
     assert result._repr_html_().count("<tr>") == 7
+
+
+def test_pictures_show_the_finalists():
+    problems = [make("easy", target=0.5), make("hard", target=0.1, measure="distance (m)")]
+    result = aj.compare(PAIR, problems, 2, seeds=3, evaluations=5)
+    axes = [result.plot_curves(name, ax=Figure().subplots()) for name in ("easy", "hard")]
+    assert [ax.get_ylabel() for ax in axes] == ["easy: value", "hard: distance (m)"]
+    for name, ax in zip(("easy", "hard"), axes, strict=True):
+        *curves, target = ax.lines
+        assert [line.get_label() for line in curves] == list(PAIR)
+        for line, finalist in zip(curves, result.finalists[name].values(), strict=True):
+            np.testing.assert_array_equal(line.get_xdata(), result.steps[name])
+            np.testing.assert_allclose(line.get_ydata(), np.median(finalist.curves, axis=0))
+        np.testing.assert_array_equal(target.get_ydata(), result.targets[name])
+    profile = result.plot_profile(ax=Figure().subplots())
+    assert [line.get_label() for line in profile.lines] == list(PAIR)
+    for name, line in zip(PAIR, profile.lines, strict=True):
+        each = [finalists[name].steps_to_target for finalists in result.finalists.values()]
+        assert line.get_ydata()[-1] == pytest.approx(np.mean(np.isfinite(each)))
+    with pytest.raises(ValueError, match=r"problem='esy' is none of \['easy', 'hard'\]"):
+        result.plot_curves("esy")
 
 
 def test_an_optimizer_that_always_diverges_is_in_the_table():
