@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,16 @@ import numpy as np
 import optax
 
 from . import training
+from ._check import describe
 from ._table import Table, counted, shown
 from .distributions import Distribution, draw
-from .problems import Problem
-from .sweeps import Sweep, sweep
+from .problems import Problem, check_target
+from .sweeps import Sweep, plain, sweep
 
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finalist:
     """An optimizer on one problem, with the best of its settings.
 
@@ -38,7 +39,7 @@ class Finalist:
     steps_to_target: np.ndarray
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     """What `compare` returns.
 
@@ -88,8 +89,8 @@ class Comparison:
         )
         targets = ", ".join(f"{name} {shown(value)}" for name, value in self.targets.items())
         caption = (
-            f"{counted(self.budget, 'setting')} tried for each, {self.seeds} seeds of the best; target: "
-            f"{targets}."
+            f"{counted(self.budget, 'setting')} tried for each, {counted(self.seeds, 'seed')} of the best; "
+            f"target: {targets}."
         )
         return Table(headings, tuple(rows), caption)
 
@@ -174,7 +175,7 @@ def compare(
       tuning_seeds: how many runs each setting gets.
       steps: how long to train; None for the problem's own number.
       target: the value that counts as reached; None for the problem's own or, where it has none, the
-        median final value of the first optimizer.
+        median final value of the first optimizer that does not diverge.
       evaluations: how often to evaluate, evenly: steps to the target are counted to one of these.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
@@ -184,7 +185,8 @@ def compare(
 
     Raises:
       TypeError, ValueError: before anything is run, for what is no function with a search space, an
-        argument that the function does not have, problems of one name, and numbers that are none.
+        argument that the function does not have, a setting that it refuses, a problem that cannot be
+        traced, problems of one name, and numbers that are none.
 
     Example:
       >>> import adaptive_jax as aj
@@ -196,14 +198,22 @@ def compare(
       >>> list(result.finalists[problem.name])
       ['SGD', 'Adam']
     """
-    several = [problems] if isinstance(problems, Problem) else list(problems)
+    listed = isinstance(problems, Iterable) and not isinstance(problems, (str, Mapping))
+    several: list[Any] = [*problems] if listed else [problems]  # type: ignore[misc]
     _check(optimizers, several)
+    check_target(target)
     for name, value in (
         ("budget", budget), ("seeds", seeds), ("tuning_seeds", tuning_seeds),
         ("evaluations", evaluations), ("steps", 1 if steps is None else steps),
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+    spaces = {
+        name: _settings(name, factory, space, budget)
+        for name, (factory, space) in optimizers.items()
+    }
+    for problem in several:
+        _check_problem(problem)
     finalists: dict[str, dict[str, Finalist]] = {problem.name: {} for problem in several}
     every: dict[str, np.ndarray] = {}
     targets: dict[str, float] = {}
@@ -214,14 +224,15 @@ def compare(
             marks = np.unique(np.linspace(0, length, evaluations + 1).round().astype(np.int32))
             every[problem.name] = marks
             found: dict[str, tuple[Any, Sweep, np.ndarray]] = {}
-            for name, (factory, space) in optimizers.items():
+            for name, (factory, _) in optimizers.items():
                 run = functools.partial(_train, factory, problem, marks)
-                found[name] = _tuned(run, space, budget, tuning_seeds, seeds, len(marks))
+                found[name] = _tuned(run, *spaces[name], tuning_seeds, seeds, len(marks))
                 bar.update()
             goal = problem.target if target is None else target
             if goal is None:
-                final = next(iter(found.values()))[2][:, -1]
-                goal = float(np.median(np.where(np.isfinite(final), final, np.inf)))
+                finals = [curves[:, -1] for _, _, curves in found.values()]
+                medians = [np.median(np.where(np.isfinite(each), each, np.inf)) for each in finals]
+                goal = float(next(filter(np.isfinite, medians), -np.inf))
             targets[problem.name] = goal
             finalists[problem.name] = {
                 name: Finalist(setting, tuning, curves, _steps_to(goal, curves, marks))
@@ -267,7 +278,62 @@ def _check(optimizers: Any, problems: Sequence[Any]) -> None:
             )
     names = [problem.name for problem in problems]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"problems must be one or more, of different names, got {names}.")
+        raise ValueError(
+            f"problems must be one or more, of different names, got {names}: rename one, "
+            'dataclasses.replace(problem, name="…").'
+        )
+
+
+def _check_problem(problem: Problem) -> None:
+    """Raises a ValueError if the functions of a problem do not go together."""
+    asked, key = "init(key)", jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        params = jax.eval_shape(problem.init, key)
+        asked = "loss(params, key)"
+        results = {asked: jax.eval_shape(problem.loss, params, key)}
+        asked = "evaluate(params)"
+        results[asked] = jax.eval_shape(problem.evaluate, params)
+    except Exception as error:
+        raise ValueError(
+            f"{asked} of the problem {problem.name!r} fails: {type(error).__name__}: {error}"
+        ) from error
+    for asked, result in results.items():
+        if getattr(result, "shape", None) != ():
+            raise ValueError(
+                f"{asked} of the problem {problem.name!r} must give a number, an array of shape (), and "
+                f"gives {jax.tree.map(describe, result)}."
+            )
+
+
+def _settings(
+    name: str, factory: Callable[..., Any], space: Mapping[str, Any], budget: int
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The settings to try, each made once into an optimizer: what it refuses is said before a run."""
+    drawn: dict[str, Any] = {
+        key: each for key, each in space.items() if isinstance(each, Distribution)
+    }
+    fixed = {key: space[key] for key in space if key not in drawn}
+    for key, value in fixed.items():
+        if isinstance(value, (list, np.ndarray)):
+            raise ValueError(
+                f"{key}={value!r:.200} in the search space of {name!r} is fixed, and has several values: "
+                f"choose between them, aj.Choice({', '.join(map(str, value))})."
+            )
+    table = draw(budget, **drawn) if drawn else None
+    for i in range(budget if table else 1):
+        setting = {key: plain(column[i]) for key, column in (table or {}).items()} | fixed
+        try:
+            tx = factory(**setting)
+        except Exception as error:
+            raise ValueError(
+                f"{name!r} cannot be made with {_setting(setting)}, of its search space: {error}"
+            ) from error
+        if not hasattr(tx, "init") or not hasattr(tx, "update"):
+            raise TypeError(
+                f"the function of {name!r} must make an optimizer, with init and update, and made "
+                f"{tx!r:.200}."
+            )
+    return table, {key: [value] for key, value in fixed.items()}
 
 
 def _train(
@@ -295,18 +361,13 @@ def _train(
 
 def _tuned(
     run: Callable[..., Any],
-    space: Mapping[str, Any],
-    budget: int,
+    table: dict[str, Any] | None,
+    fixed: dict[str, Any],
     tuning_seeds: int,
     seeds: int,
     evaluations: int,
 ) -> tuple[dict[str, Any] | None, Sweep, np.ndarray]:
     """The best setting, the sweep that found it, and its curves with other seeds."""
-    drawn: dict[str, Any] = {
-        name: each for name, each in space.items() if isinstance(each, Distribution)
-    }
-    fixed: dict[str, Any] = {name: [space[name]] for name in space if name not in drawn}
-    table = draw(budget, **drawn) if drawn else None
     tuning = sweep(run, table=table, seeds=tuning_seeds, progress=False, **fixed)
     if np.all(tuning.diverged):
         return None, tuning, np.full((seeds, evaluations), np.nan)

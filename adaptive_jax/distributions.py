@@ -19,6 +19,12 @@ class Distribution:
         raise NotImplementedError(f"{type(self).__name__} must say where its quantiles are: at(u).")
 
 
+def _check_numbers(distribution: Any) -> None:
+    for value in (distribution.low, distribution.high):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+            raise TypeError(f"{distribution}: low and high must be numbers.")
+
+
 @dataclass(frozen=True)
 class Uniform(Distribution):
     """Numbers between low and high, each as likely.
@@ -33,6 +39,7 @@ class Uniform(Distribution):
     high: float
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if not -math.inf < self.low <= self.high < math.inf:
             raise ValueError(f"{self}: low and high must be finite, and low no more than high.")
 
@@ -55,6 +62,7 @@ class LogUniform(Distribution):
     high: float
 
     def __post_init__(self) -> None:
+        _check_numbers(self)
         if not 0 < self.low <= self.high < math.inf:
             raise ValueError(
                 f"{self}: low must be above 0, high finite, and low no more than high."
@@ -80,6 +88,11 @@ class Choice(Distribution):
     def __init__(self, *values: Any) -> None:
         if not values:
             raise ValueError("Choice() needs at least one value.")
+        if len(values) == 1 and isinstance(values[0], (list, tuple, np.ndarray)):
+            inside = ", ".join(map(repr, values[0]))
+            raise ValueError(
+                f"Choice({values[0]!r}) has one value, a list: write Choice({inside})."
+            )
         object.__setattr__(self, "values", values)
 
     def __repr__(self) -> str:
@@ -117,6 +130,8 @@ def draw(
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count={count!r} must be a whole number, 1 or more.")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more.")
     _check.one_of("method", method, ("sobol", "random"))
     if not distributions:
         raise ValueError("draw needs a distribution, such as learning_rate=aj.LogUniform(1e-4, 1).")

@@ -255,7 +255,7 @@ def paths(
 
     Raises:
       ValueError: for no paths, other shapes, and a function that does not give one number.
-      TypeError: for what is no mapping, and no Axes.
+      TypeError: for what is no function, no mapping, and no Axes.
       ImportError: without matplotlib.
 
     Example:
@@ -275,6 +275,11 @@ def paths(
       >>> print(ax.get_xlabel(), ax.get_ylabel())
       θ₁ θ₂
     """
+    if not callable(function):
+        raise TypeError(
+            f"function is {function!r:.200}, which cannot be called: give a function of an array of shape "
+            "(2,), such as problem.evaluate."
+        )
     points = {
         name: _pairs(f"paths[{name!r}]", _numbers(f"paths[{name!r}]", path, "(steps + 1, 2)"))
         for name, path in _named("paths", paths, "parameters").items()

@@ -39,7 +39,8 @@ class Problem:
       measure: what evaluate is, with its unit, for the axes of figures.
 
     Raises:
-      TypeError, ValueError: for functions that cannot be called, and steps that are not 1 or more.
+      TypeError, ValueError: for functions that cannot be called, steps that are not 1 or more, and a
+        target that is no number.
 
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp
@@ -69,6 +70,19 @@ class Problem:
                     "must be a function."
                 )
         _whole("steps", self.steps, 1)
+        check_target(self.target, f" of the problem {self.name!r}")
+
+
+def check_target(value: Any, whose: str = "") -> None:
+    """Raises a ValueError unless the value is None or a number."""
+    numeric = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(
+        value, bool
+    )
+    if value is not None and not (numeric and not math.isnan(value)):
+        raise ValueError(
+            f"target={value!r}{whose} must be a number or None. Each problem can have its own: "
+            "dataclasses.replace(problem, target=0.1)."
+        )
 
 
 def _whole(argument: str, value: Any, least: int) -> None:

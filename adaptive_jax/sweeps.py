@@ -16,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from . import _check, maths, training
 from ._table import Table, counted, shown, with_spread
@@ -26,7 +28,7 @@ from .distributions import Distribution
 # The result
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Sweep:
     """What `sweep` returns: every setting, what each run gave, and which setting was best.
 
@@ -72,7 +74,7 @@ class Sweep:
 
     def setting(self, index: int) -> dict[str, Any]:
         """The setting of this number, as arguments: `aj.adam(**result.setting(3))`."""
-        return {name: _plain(column[index]) for name, column in self.settings.items()}
+        return {name: plain(column[index]) for name, column in self.settings.items()}
 
     def best(self) -> dict[str, Any]:
         """The setting with the best mean objective, as arguments: `aj.adam(**result.best())`.
@@ -135,22 +137,25 @@ class Sweep:
         numeric = [name for name in several if _is_numeric(self.settings[name])]
         if axis is None:
             axis = "learning_rate" if "learning_rate" in numeric else next(iter(numeric), None)
-        if axis is None or axis not in self.settings:
+        if axis is None:
             raise ValueError(
-                f"axis={axis!r} is no axis with several numbers: this sweep has {several or 'none'}."
+                "no axis has several numbers to draw the objective against: "
+                f"{f'several values have {several}' if several else 'there is one setting'}."
             )
+        if axis not in self.settings:
+            raise ValueError(f"axis={axis!r} is no axis: this sweep has {list(self.settings)}.")
         others = [name for name in several if name != axis]
         if by is None and len(others) == 1 and _distinct(self.settings[others[0]]) <= 7:
             by = others[0]
-        if by is not None and by not in self.settings:
-            raise ValueError(f"by={by!r} is no axis: this sweep has {list(self.settings)}.")
+        if by is not None and (by not in self.settings or by == axis):
+            raise ValueError(f"by={by!r} is no other axis: this sweep has {list(self.settings)}.")
         position = {int(i): place for place, i in enumerate(self.ranking())}
         groups: dict[str, dict[Any, int]] = {}
         for i in range(len(self.objective)):
             line = groups.setdefault(
                 "" if by is None else f"{by}={shown(self.settings[by][i])}", {}
             )
-            x = _plain(self.settings[axis][i])
+            x = plain(self.settings[axis][i])
             if x not in line or position[i] < position[line[x]]:
                 line[x] = i
         for label, line in groups.items():
@@ -174,7 +179,7 @@ class Sweep:
             raise ImportError("to_pandas needs pandas: pip install pandas.") from None
         count = len(self.seeds)
         columns: dict[str, Any] = {
-            name: [_plain(value) for value in column for _ in range(count)]
+            name: [plain(value) for value in column for _ in range(count)]
             for name, column in self.settings.items()
         }
         columns["seed"] = np.tile(self.seeds, len(self.objective))
@@ -186,7 +191,7 @@ class Sweep:
         return pandas.DataFrame(columns)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A Python number for one of NumPy's; everything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
 
@@ -222,7 +227,9 @@ def sweep(
 
     The runs are the members of one `jax.vmap`, shared between the devices that there are, in as many
     pieces as memory asks for. Numbers are data: all of them are one compilation. Strings, functions,
-    None, True and False choose code: each is a compilation, and a loop around the rest.
+    None, True and False choose code: each is a compilation, and a loop around the rest. train is traced
+    in every call, and compiled only if it has become another program. Since its numbers are traced, an
+    optimizer cannot refuse one that is out of range.
 
     Args:
       train: `train(learning_rate, …, seed)`, a JAX function from a setting to its result: a loss, a
@@ -272,56 +279,93 @@ def sweep(
       >>> result.best()
       {'learning_rate': 1.0}
     """
-    _check_counts(batch_size, memory)
-    if (step is None) != (batches is None):
-        raise ValueError("step and batches go together: give both, or neither.")
+    _check_options(batch_size, memory, maximize, step, batches)
     stacked = None if batches is None else _stack(batches)
     seed_values = _seeds(seeds)
     columns, is_static = _columns(table, axes, static)
     takes_seed = _check_arguments(train, columns, len(seed_values))
     plans = list(_plans(train, step, objective, takes_seed, columns, is_static, seed_values))
-    outlines = [_outline(plan, stacked) for plan in plans]
-    _check_outlines(outlines, plans)
-    programs = [_program(plan, stacked, batch_size, memory) for plan in plans]
+    traced = [_trace(plan, stacked) for plan in plans]
+    _check_outlines([each.outline for each in traced], plans)
+    settings, count = sum(len(plan.rows) for plan in plans), len(seed_values)
+    flat_outline, treedef = jax.tree.flatten(traced[0].outline)
+    _check_results(flat_outline, settings * count)
+    programs = [
+        _program(each, plan, stacked, batch_size, memory)
+        for each, plan in zip(traced, plans, strict=True)
+    ]
 
-    flat_outline, treedef = jax.tree.flatten(outlines[0])
-    shape = (sum(len(plan.rows) for plan in plans), len(seed_values))
-    results = [np.empty((*shape, *each.shape), each.dtype) for each in flat_outline]
-    with training.progress_bar(progress, shape[0] * shape[1], unit="run") as bar:
+    results = [np.empty((settings * count, *each.shape), each.dtype) for each in flat_outline]
+    with training.progress_bar(progress, settings * count, unit="run") as bar:
         for plan, program in zip(plans, programs, strict=True):
-            pieces = []
+            places = np.add.outer(np.array(plan.rows) * count, np.arange(count)).ravel()
             for piece in program.pieces(plan, stacked):
-                pieces.append(jax.tree.leaves(piece))
-                bar.update(len(pieces[-1][0]))
-            for result, *parts in zip(results, *pieces, strict=True):
-                whole = np.concatenate(parts)
-                result[plan.rows] = whole.reshape(len(plan.rows), shape[1], *whole.shape[1:])
+                leaves = jax.tree.leaves(piece)
+                here, places = np.split(places, [len(leaves[0])])
+                for result, leaf in zip(results, leaves, strict=True):
+                    result[here] = leaf
+                bar.update(len(here))
+    results = [result.reshape(settings, count, *result.shape[1:]) for result in results]
     judged, outputs = jax.tree.unflatten(treedef, results)
     return Sweep(columns, seed_values, judged, outputs, maximize, _name(objective, outputs))
 
 
-def _check_counts(batch_size: Any, memory: Any) -> None:
+_OPTIONS = frozenset(inspect.signature(sweep).parameters) - {"axes"}
+
+
+def _check_options(batch_size: Any, memory: Any, maximize: Any, step: Any, batches: Any) -> None:
     if batch_size is not None and (
         not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
     ):
         raise ValueError(
-            f"batch_size={batch_size!r} must be a whole number of runs, 1 or more, or None. (An argument "
-            'of train that has this name goes into the table: table={"batch_size": …}.)'
+            f"batch_size={batch_size!r} must be a whole number of runs, 1 or more, or None. "
+            f"{_in_table('batch_size')}"
         )
     if memory is not None and (not isinstance(memory, (int, float)) or not memory > 0):
         raise ValueError(f"memory={memory!r} must be a number of bytes above 0, or None.")
+    if not isinstance(maximize, bool):
+        raise TypeError(f"maximize={maximize!r} must be True or False.")
+    if step is not None and not callable(step):
+        raise TypeError(f"step={step!r:.200} must be what train_step returns. {_in_table('step')}")
+    if (step is None) != (batches is None):
+        raise ValueError("step and batches go together: give both, or neither.")
+
+
+def _in_table(name: str) -> str:
+    """What to do about an argument of train with the name of an option."""
+    return f'(Values for an argument of train of this name go in a table: table={{"{name}": […]}}.)'
 
 
 def _seeds(seeds: Any) -> np.ndarray:
-    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool) and seeds > 0:
-        return np.arange(seeds, dtype=np.int32)
-    values = np.asarray(seeds)
+    try:
+        values = np.asarray(seeds)
+    except TypeError:  # Keys of JAX.
+        values = np.empty((0,))
+    if values.ndim == 0 and values.dtype.kind in "iu" and values > 0:
+        return np.arange(int(values), dtype=np.int32)
     if values.ndim != 1 or values.dtype.kind not in "iu" or not values.size:
         raise ValueError(
             f"seeds={seeds!r} must be how many, a whole number of 1 or more, or whole numbers in one "
             "dimension."
         )
+    if len(np.unique(values)) < len(values):
+        raise ValueError(f"seeds={seeds!r} has a seed twice, which would be the same run again.")
+    _check_range("seeds", values, np.int32)
     return values.astype(np.int32)
+
+
+def _check_range(name: str, values: np.ndarray, dtype: Any) -> None:
+    """Raises a ValueError if numbers do not fit into the dtype that JAX will give them."""
+    with np.errstate(over="ignore"):
+        kept = values.astype(dtype)
+    wrong = (
+        kept != values if values.dtype.kind in "iu" else np.isfinite(values) != np.isfinite(kept)
+    )
+    if np.any(wrong):
+        raise ValueError(
+            f"{name}={values[wrong][0]} does not fit into {np.dtype(dtype)}: give a smaller number, or "
+            "jax.config.update('jax_enable_x64', True)."
+        )
 
 
 def _stack(batches: Iterable[Any]) -> Any:
@@ -342,7 +386,18 @@ def _columns(
     """A column per argument with one value per setting, and whether its values choose code."""
     if isinstance(static, str):
         static = (static,)
-    rows = {name: _axis(name, column, static) for name, column in dict(table or {}).items()}
+    if isinstance(table, Distribution):
+        raise TypeError(
+            f"table={table!r} must say of what: table=aj.draw(64, learning_rate={table!r})."
+        )
+    try:
+        given: dict[str, Any] = {} if table is None else dict(table)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "table must be a dict from a name to its column, such as what aj.draw returns, got "
+            f"{table!r:.200}."
+        ) from None
+    rows = {name: _axis(name, column, static) for name, column in given.items()}
     if len({len(column) for column in rows.values()}) > 1:
         raise ValueError(
             "the columns of a table are settings side by side, and must have one length: "
@@ -375,6 +430,11 @@ def _axis(name: str, values: Any, static: Sequence[str]) -> Any:
         raise TypeError(
             f"{name}={values!r} is a distribution: draw from it, table=aj.draw(64, {name}={values!r})."
         )
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
+        raise TypeError(
+            f"{name} is {_check.describe(values)} that is being traced: call sweep outside of jit, vmap "
+            "and grad."
+        )
     if isinstance(values, (str, Mapping)) or callable(values) or not np.iterable(values):
         values = [values]
     try:
@@ -382,11 +442,12 @@ def _axis(name: str, values: Any, static: Sequence[str]) -> Any:
     except ValueError:  # Lists of different lengths, say.
         return list(values)
     if array.dtype.kind not in "iuf" or name in static:
-        return [_plain(value) for value in values]
+        return [plain(value) for value in values]
     if array.ndim != 1:
         raise ValueError(
             f"{name} has the shape {array.shape}: an axis has one dimension, a number per setting."
         )
+    _check_range(name, array, jax.dtypes.canonicalize_dtype(array.dtype))
     return array
 
 
@@ -437,7 +498,7 @@ def _check_arguments(train: Callable[..., Any], columns: Mapping[str, Any], seed
     if missing:
         raise ValueError(
             f"{name} needs {', '.join(map(repr, missing))}: give values for each, such as "
-            f"{missing[0]}=[…]."
+            f"{missing[0]}=[…]. {_in_table(missing[0]) if missing[0] in _OPTIONS else ''}".rstrip()
         )
     takes_seed = "seed" in known or takes_all
     if not takes_seed and seeds > 1:
@@ -525,7 +586,8 @@ class _Run:
     def _judged(self, outputs: Any) -> jax.Array:
         value = outputs
         if callable(self.objective):
-            value = jnp.asarray(self.objective(outputs))
+            value = self.objective(outputs)
+            value = jnp.asarray(value) if isinstance(value, (int, float, np.number)) else value
         elif isinstance(outputs, Mapping):
             name = _name(self.objective, outputs)
             if name not in outputs:
@@ -537,7 +599,7 @@ class _Run:
         elif self.objective is not None:
             raise ValueError(
                 f"objective={self.objective!r} names an entry, and train returns no dict but "
-                f"{type(outputs).__name__}: leave it out, or give a function of what train returns."
+                f"{_what(outputs)}: leave it out, or give a function of what train returns."
             )
         if (
             not hasattr(value, "shape")
@@ -545,14 +607,21 @@ class _Run:
             or value.size == 0
             or value.dtype.kind == "c"
         ):
-            what = (
-                _check.describe(value) if hasattr(value, "shape") else f"a {type(value).__name__}"
-            )
+            if isinstance(value, training.TrainState):
+                remedy = "give step=aj.train_step(…) and batches=…"
+            elif isinstance(value, list):
+                remedy = "return jnp.stack(losses)"
+            else:
+                remedy = "give objective, the name of an entry or a function of what train returns"
             raise ValueError(
-                f"a run is judged by one real number or a curve of them, and this is {what}: give "
-                "objective, the name of an entry or a function of what train returns."
+                f"a run is judged by one real number or a curve of them, and this is {_what(value)}: "
+                f"{remedy}."
             )
         return (value[-1] if value.ndim else value).astype(maths.compute_dtype(value.dtype))
+
+
+def _what(value: Any) -> str:
+    return _check.describe(value) if hasattr(value, "shape") else f"a {type(value).__name__}"
 
 
 @dataclass(frozen=True)
@@ -596,21 +665,48 @@ def _plans(
         yield _Plan(rows, run, varied, np.tile(seeds, len(rows)))
 
 
-def _outline(plan: _Plan, batches: Any) -> Any:
-    """The shapes of what one run gives: it is traced, and nothing compiled."""
+class _Traced:
+    """A run as JAX traced it, with the arrays that it closes over as arguments of their own.
+
+    Traced in each call, since train may have changed by what it reads: a global, or another cell of a
+    notebook. Equal to another that is the same program, and so compiled once.
+    """
+
+    def __init__(self, jaxpr: Any, outline: Any, arguments: Any) -> None:
+        self.jaxpr, self.constants, self.outline = jaxpr.jaxpr, jaxpr.consts, outline
+        self.treedef = jax.tree.structure(outline)
+        lowered = jax.jit(lambda *every: self(*every)).lower(self.constants, *arguments)
+        self.program = lowered.as_text(), self.treedef
+
+    def __call__(self, constants: Any, *arguments: Any) -> Any:
+        run = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))
+        return jax.tree.unflatten(self.treedef, run(*jax.tree.leaves(arguments)))
+
+    def __hash__(self) -> int:
+        return hash(self.program)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Traced) and self.program == other.program
+
+
+def _trace(plan: _Plan, batches: Any) -> _Traced:
+    """One run, traced: nothing is compiled."""
     varied, run = plan.numbers, plan.run
 
-    def trace(concrete: Sequence[str], seed: int | None = None) -> Any:
-        known = {name: _plain(varied[name][0]) for name in concrete}
+    def trace(concrete: Sequence[str], seed: int | None = None) -> tuple[Any, ...]:
+        known = {name: plain(varied[name][0]) for name in concrete}
         traced = {
             name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(values.dtype))
             for name, values in varied.items()
             if name not in known
         }
-        if seed is not None:
-            return jax.eval_shape(lambda n, b: run({**n, **known}, seed, b), traced, batches)
         any_seed = jax.ShapeDtypeStruct((), np.int32)
-        return jax.eval_shape(lambda n, s, b: run({**n, **known}, s, b), traced, any_seed, batches)
+        arguments = traced, any_seed, jax.tree.map(jax.typeof, batches)
+
+        def one(numbers: Any, traced_seed: Any, batches: Any) -> Any:
+            return run({**numbers, **known}, traced_seed if seed is None else seed, batches)
+
+        return *jax.make_jaxpr(one, return_shape=True)(*arguments), arguments
 
     def works(*arguments: Any) -> bool:
         try:
@@ -620,7 +716,7 @@ def _outline(plan: _Plan, batches: Any) -> Any:
         return True
 
     try:
-        return trace(())
+        traced = trace(())
     except Exception as error:
         needed = list(varied)
         because = f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
@@ -635,12 +731,16 @@ def _outline(plan: _Plan, batches: Any) -> Any:
             fewer = [each for each in needed if each != name]
             needed = fewer if works(fewer) else needed
         values = ", ".join(f"{name!r}" for name in needed)
-        instead = isinstance(error, jax.errors.TracerBoolConversionError)
+        instead = ""
+        if isinstance(error, jax.errors.TracerBoolConversionError):
+            instead = ", or write the branch with jnp.where"
+        elif isinstance(error, jax.errors.TracerArrayConversionError):
+            instead = ", or write jnp where it is np: what NumPy computes is no part of a compiled program"
         raise ValueError(
             f"train needs the value of {values} while it is traced, to choose a shape by or to branch "
-            f"on: give static=({values},), which compiles once per value"
-            f"{', or write the branch with jnp.where' if instead else ''}. {because}"
+            f"on: give static=({values},), which compiles once per value{instead}. {because}"
         ) from error
+    return _Traced(*traced)
 
 
 def _check_outlines(outlines: Sequence[Any], plans: Sequence[_Plan]) -> None:
@@ -656,11 +756,23 @@ def _check_outlines(outlines: Sequence[Any], plans: Sequence[_Plan]) -> None:
             )
 
 
+def _check_results(outlines: Sequence[Any], runs: int) -> None:
+    needed = runs * sum(math.prod(each.shape) * each.dtype.itemsize for each in outlines)
+    free = 0.75 * _free_host_bytes()
+    if needed > free:
+        raise ValueError(
+            f"the results of {counted(runs, 'run')} would take {_shown_bytes(needed)} of the host's "
+            f"memory, and {_shown_bytes(free)} are free: let train return less, such as losses and no "
+            "parameters."
+        )
+
+
 @dataclass(frozen=True)
 class _Program:
     """Compiled runs: how many in a call, and in how many threads it is called at once."""
 
     compiled: Any
+    constants: Any
     size: int
     threads: int
 
@@ -671,7 +783,7 @@ class _Program:
             batches = jax.device_put(batches)
 
         def run(start: int, arguments: Any) -> Any:
-            piece = jax.device_get(self.compiled(*arguments, batches))
+            piece = jax.device_get(self.compiled(self.constants, *arguments, batches))
             return jax.tree.map(lambda x: x[: total - start], piece)
 
         starts = range(0, total, self.size)
@@ -688,10 +800,14 @@ class _Program:
                 executor.shutdown(cancel_futures=True)  # Ctrl-C waits for what runs, and no more.
 
 
-def _program(plan: _Plan, batches: Any, batch_size: int | None, memory: float | None) -> _Program:
+def _program(
+    traced: _Traced, plan: _Plan, batches: Any, batch_size: int | None, memory: float | None
+) -> _Program:
     """The compiled runs, as many at a time as is quick and fits."""
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("runs",)) if len(devices) > 1 else None
+    everywhere = devices[0] if mesh is None else NamedSharding(mesh, PartitionSpec())
+    constants = jax.device_put(traced.constants, everywhere)
     budget = _free_bytes(devices) if memory is None else memory
     runs = len(plan.seeds)
     size, threads = min(batch_size or runs, runs), 1
@@ -706,10 +822,11 @@ def _program(plan: _Plan, batches: Any, batch_size: int | None, memory: float | 
         per_device = -(-size // len(devices))
         size = per_device * len(devices)
         threads = min(threads, -(-runs // size))
-        compiled = _runs.lower(plan.run, mesh, *plan.piece(0, size), batches).compile()
+        piece = plan.piece(0, size)
+        compiled = _runs.lower(traced, mesh, constants, *piece, batches).compile()
         needed = _bytes(compiled)
         if needed * threads <= budget:
-            return _Program(compiled, size, threads)
+            return _Program(compiled, constants, size, threads)
         if batch_size is not None or (per_device == 1 and threads == 1):
             at_a_time = per_device * threads
             advice = (
@@ -738,19 +855,21 @@ def _cores() -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _runs(run: _Run, mesh: Mesh | None, numbers: Any, seeds: Any, batches: Any) -> Any:
+def _runs(
+    run: _Traced, mesh: Mesh | None, constants: Any, numbers: Any, seeds: Any, batches: Any
+) -> Any:
     """Many runs at once. Jitted here, once: the same sweep, called again, compiles nothing."""
-    many = jax.vmap(run, in_axes=(0, 0, None))
+    many = jax.vmap(run, in_axes=(None, 0, 0, None))
     if mesh is None:
-        return many(numbers, seeds, batches)
+        return many(constants, numbers, seeds, batches)
     split, everywhere = PartitionSpec("runs"), PartitionSpec()
     return jax.shard_map(
         many,
         mesh=mesh,
-        in_specs=(split, split, everywhere),
+        in_specs=(everywhere, split, split, everywhere),
         out_specs=split,
         check_vma=False,  # Runs know nothing of each other.
-    )(numbers, seeds, batches)
+    )(constants, numbers, seeds, batches)
 
 
 def _bytes(compiled: Any) -> int:
@@ -769,21 +888,24 @@ def _bytes(compiled: Any) -> int:
 def _free_bytes(devices: Sequence[Any]) -> float:
     """Three quarters of what is free on each device; no limit where nobody says."""
     stats = devices[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return 0.75 * min(
-            each["bytes_limit"] - each.get("bytes_in_use", 0)
-            for each in (device.memory_stats() for device in devices)
-        )
+    if "bytes_limit" not in stats:
+        return 0.75 * _free_host_bytes() / len(devices)
+    return 0.75 * min(
+        each["bytes_limit"] - each.get("bytes_in_use", 0)
+        for each in (device.memory_stats() for device in devices)
+    )
+
+
+def _free_host_bytes() -> float:
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":") for line in file)
-        available = 1024 * int(lines["MemAvailable"].split()[0])
+        return 1024 * int(lines["MemAvailable"].split()[0])
     except (OSError, KeyError):
         try:
-            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):
             return math.inf
-    return 0.75 * available / len(devices)
 
 
 def _shown_bytes(count: float) -> str:

@@ -119,6 +119,15 @@ def test_an_optimizer_that_always_diverges_is_in_the_table():
     assert "3 of 3 diverged" in str(result)
 
 
+def test_without_a_target_it_is_what_the_first_that_does_not_diverge_reaches():
+    wild = {"wild": (aj.sgd, {"learning_rate": 1e30})}
+    result = aj.compare(wild | PAIR, make(), 2, seeds=3, steps=100)
+    sgd = result.finalists["bowl"]["SGD"]
+    assert result.targets["bowl"] == pytest.approx(np.median(sgd.curves[:, -1]))
+    nobody = aj.compare(wild, make(), 2, seeds=3, steps=100)
+    assert np.all(nobody.finalists["bowl"]["wild"].steps_to_target == np.inf)
+
+
 def test_settings_that_are_fixed_and_optimizers_of_optax():
     import optax
 
@@ -161,7 +170,47 @@ BAD = {
         ValueError,
         "the search space of 'Adam' does not fit its function, which takes learning_rate, b1.*'lr'",
     ),
-    "no problem": (lambda: aj.compare(PAIR, "digits"), TypeError, "'d' is no problem"),
+    "a setting that is refused": (
+        lambda: aj.compare({"Adam": (aj.adam, {**RATES, "b1": aj.Uniform(1.0, 1.5)})}, make()),
+        ValueError,
+        r"'Adam' cannot be made with learning_rate=.*, b1=1\..*, of its search space: b1=1",
+    ),
+    "a list of values": (
+        lambda: aj.compare({"SGD": (aj.sgd, {"learning_rate": [0.1, 0.2]})}, make()),
+        ValueError,
+        r"choose between them, aj.Choice\(0.1, 0.2\)",
+    ),
+    "no optimizer": (
+        lambda: aj.compare({"none": (lambda learning_rate: None, RATES)}, make()),
+        TypeError,
+        "the function of 'none' must make an optimizer, with init and update, and made None",
+    ),
+    "no problem": (lambda: aj.compare(PAIR, "digits"), TypeError, "'digits' is no problem"),
+    "a problem that is not made": (
+        lambda: aj.compare(PAIR, aj.problems.booth),
+        TypeError,
+        "booth.* is no problem: give",
+    ),
+    "a loss without a key": (
+        lambda: aj.compare(PAIR, make(loss=lambda w: jnp.sum(w**2))),
+        ValueError,
+        r"loss\(params, key\) of the problem 'bowl' fails: TypeError",
+    ),
+    "a loss per example": (
+        lambda: aj.compare(PAIR, make(loss=lambda w, key: w**2)),
+        ValueError,
+        r"loss\(params, key\) of the problem 'bowl' must give a number.* gives float32\[2\]",
+    ),
+    "a target per problem": (
+        lambda: aj.compare(PAIR, make(), target={"bowl": 0.1}),
+        ValueError,
+        r"target={'bowl': 0.1} must be a number or None.*dataclasses.replace\(problem, target=0.1\)",
+    ),
+    "a target that is no number": (
+        lambda: make(target="0.1"),
+        ValueError,
+        "target='0.1' of the problem 'bowl' must be",
+    ),
     "problems of one name": (
         lambda: aj.compare(PAIR, [make(), make()]),
         ValueError,

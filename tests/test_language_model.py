@@ -42,6 +42,7 @@ def assert_same(state, other):
     jax.tree.map(np.testing.assert_array_equal, leaves, others)
 
 
+@pytest.mark.slow
 @jax.numpy_dtype_promotion("standard")  # optax's schedule mixes dtypes; the model does not.
 def test_a_resumed_run_is_the_run_that_never_stopped_and_learns(
     text, tmp_path, capsys, monkeypatch

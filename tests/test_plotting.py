@@ -598,3 +598,8 @@ def test_without_matplotlib(monkeypatch):
 def test_importing_the_library_needs_no_matplotlib():
     program = "import sys, adaptive_jax.plotting; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_problem_is_no_function(ax):
+    with pytest.raises(TypeError, match=r"function is TestFunction.* give .* problem.evaluate"):
+        plotting.paths(aj.problems.booth(), {"SGD": [START]}, ax=ax)

@@ -117,12 +117,12 @@ def test_scan_and_vmap(name):
     "storage",
     [
         aj.Float(),
-        STORAGES["bfloat16"],
-        STORAGES["int8"],
         STORAGES["factored"],
         *(
             pytest.param(storage, marks=pytest.mark.slow)
             for storage in (
+                STORAGES["bfloat16"],
+                STORAGES["int8"],
                 STORAGES["int16"],
                 aj.Blocks(min_size=0, bits=8),
                 aj.Blocks(min_size=0, bits=16, block=7),

@@ -75,6 +75,34 @@ def test_numbers_compile_once_and_never_again(compiled):
 
 
 @pytest.mark.usefixtures("devices")
+def test_what_train_reads_from_elsewhere_is_read_in_each_call(compiled):
+    found = {"power": 2.0, "data": np.ones(3, np.float32)}
+
+    def power(learning_rate, seed):
+        return jnp.sum(jnp.asarray(found["data"]) * jnp.asarray(learning_rate) ** found["power"])
+
+    def swept():
+        return aj.sweep(power, learning_rate=RATES).objective[:, 0]
+
+    np.testing.assert_allclose(swept(), 3 * RATES**2, rtol=1e-6)
+    found["power"] = 3.0
+    np.testing.assert_allclose(swept(), 3 * RATES**3, rtol=1e-6)
+    assert compiled.count("jit(_runs)") == 2
+    # An array is an argument of the program: another of its shape compiles nothing.
+    for factor in (2, 3):
+        found["data"] = jnp.full(3, factor, jnp.float32)
+        np.testing.assert_allclose(swept(), 3 * factor * RATES**3, rtol=1e-6)
+    assert compiled.count("jit(_runs)") <= 3
+
+
+@pytest.mark.usefixtures("devices")
+def test_arrays_of_one_device_are_used_on_every_device():
+    data = jax.device_put(jnp.arange(3.0), jax.devices()[-1])
+    result = aj.sweep(lambda rate: jnp.sum(rate * data), rate=RATES)
+    np.testing.assert_allclose(result.objective[:, 0], 3 * RATES, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("devices")
 def test_pieces_give_what_the_whole_gives():
     whole = aj.sweep(train, learning_rate=RATES, seeds=5)
     pieces = aj.sweep(train, learning_rate=RATES, seeds=5, batch_size=3)
@@ -102,10 +130,12 @@ def two_cores(monkeypatch):
 
 
 def needed(size):
-    run = sweeps._Run(train, None, None, sweeps._Choices({}), True)
-    numbers = {"learning_rate": np.zeros(size)}
-    lowered = sweeps._runs.lower(run, None, numbers, np.zeros(size, np.int32), None)
-    return sweeps._bytes(lowered.compile())
+    """The bytes of so many runs at once, by XLA's account."""
+    numbers = np.zeros(size, np.float32), np.zeros(size, np.int32)
+    curves = jax.jit(
+        jax.vmap(lambda rate, seed: (lambda curve: (curve[-1], curve))(train(rate, seed=seed)))
+    )
+    return sweeps._bytes(curves.lower(*numbers).compile())
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -294,7 +324,7 @@ def test_the_picture_has_a_line_for_each_value_of_the_other_axis():
         for rate in rates
     ]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="by='depth' is no axis"):
+    with pytest.raises(ValueError, match="by='depth' is no other axis"):
         result.plot(by="depth")
 
 
@@ -360,6 +390,81 @@ BAD = {
         lambda: aj.sweep(diverging, table={"seed": [1]}, learning_rate=RATES),
         "give the seeds as seeds=",
     ),
+    "a table of rows": (
+        lambda: aj.sweep(train, table=[{"learning_rate": 0.1}]),
+        "table must be a dict from a name to its column",
+    ),
+    "a table of one distribution": (
+        lambda: aj.sweep(train, table=aj.LogUniform(1e-3, 1)),
+        r"must say of what: table=aj.draw\(64, learning_rate=LogUniform",
+    ),
+    "a number too large": (
+        lambda: aj.sweep(train, learning_rate=[1, 2**33]),
+        "learning_rate=8589934592 does not fit into int32",
+    ),
+    "a number that overflows": (
+        lambda: aj.sweep(train, learning_rate=[1.0, 1e39]),
+        r"learning_rate=1e\+39 does not fit into float32",
+    ),
+    "a seed too large": (
+        lambda: aj.sweep(train, learning_rate=RATES, seeds=[0, 2**32]),
+        "seeds=4294967296 does not fit into int32",
+    ),
+    "a seed twice": (
+        lambda: aj.sweep(train, learning_rate=RATES, seeds=[1, 1]),
+        r"seeds=\[1, 1\] has a seed twice",
+    ),
+    "keys for seeds": (
+        lambda: aj.sweep(train, learning_rate=RATES, seeds=jax.random.split(jax.random.key(0))),
+        "must be how many, a whole number",
+    ),
+    "a word for maximize": (
+        lambda: aj.sweep(train, learning_rate=RATES, maximize="no"),
+        "maximize='no' must be True or False",
+    ),
+    "an axis with the name of an option": (
+        lambda: aj.sweep(lambda objective, seed: objective, objective=[1, 2]),
+        r'needs \'objective\'.*table={"objective": \[…\]}',
+    ),
+    "an axis with the name of the step": (
+        lambda: aj.sweep(lambda step, seed: step, step=[1, 2]),
+        r'must be what train_step returns.*table={"step": \[…\]}',
+    ),
+    "a sweep within jit": (
+        lambda: jax.jit(lambda x: aj.sweep(train, learning_rate=x).mean)(RATES),
+        "call sweep outside of jit",
+    ),
+    "results that are too large": (
+        lambda: aj.sweep(lambda n: {"loss": n, "all": jnp.ones(1 << 40) * n}, n=RATES),
+        "the results of 4 runs would take .* GB of the host's memory",
+    ),
+    "NumPy on what is traced": (
+        lambda: aj.sweep(
+            lambda learning_rate: jnp.asarray(np.sqrt(learning_rate)), learning_rate=RATES
+        ),
+        "or write jnp where it is np",
+    ),
+    "a list of losses": (
+        lambda: aj.sweep(lambda learning_rate: [learning_rate] * 2, learning_rate=RATES),
+        r"this is a list: return jnp.stack\(losses\)",
+    ),
+    "a state without a step": (
+        lambda: aj.sweep(
+            lambda learning_rate: aj.TrainState.create(jnp.ones(2), aj.sgd(learning_rate)),
+            learning_rate=RATES,
+        ),
+        r"this is a TrainState: give step=aj.train_step\(…\) and batches=…",
+    ),
+    "an objective that is no number": (
+        lambda: aj.sweep(
+            returned(lambda x: {"a": x}), learning_rate=RATES, objective=lambda result: result
+        ),
+        "this is a dict: give objective",
+    ),
+    "an objective of no dict": (
+        lambda: aj.sweep(train, learning_rate=RATES, objective="loss"),
+        r"returns no dict but float32\[20\]",
+    ),
     "no seeds": (lambda: aj.sweep(train, learning_rate=RATES, seeds=0), "seeds=0 must be"),
     "seeds without effect": (
         lambda: aj.sweep(lambda learning_rate: learning_rate, learning_rate=RATES, seeds=2),
@@ -398,9 +503,12 @@ BAD = {
     "a logarithm of 0": (lambda: aj.LogUniform(0, 1), "low must be above 0"),
     "bounds that are swapped": (lambda: aj.Uniform(1, 0), "low no more than high"),
     "no choice": (lambda: aj.Choice(), "at least one value"),
+    "a choice of a list": (lambda: aj.Choice([0.5, "a"]), r"write Choice\(0.5, 'a'\)"),
+    "bounds that are words": (lambda: aj.LogUniform("1", "2"), "low and high must be numbers"),
+    "half a seed": (lambda: aj.draw(4, seed=1.5, b1=aj.Uniform(0, 1)), "seed=1.5 must be"),
     "no axis to draw": (
         lambda: aj.sweep(train, learning_rate=0.1, seeds=2).plot(),
-        "axis=None is no axis with several numbers",
+        "no axis has several numbers to draw the objective against: there is one setting",
     ),
 }
 
