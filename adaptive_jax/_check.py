@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -312,6 +315,39 @@ def slot_name(name: str, known: Iterable[str]) -> None:
     """Raises a ValueError for a slot that the rule does not declare."""
     if name not in known:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
+
+
+@functools.cache
+def update_arguments(rule: type) -> None:
+    """Raises a TypeError unless a rule's update takes what the lift gives it."""
+    taken = inspect.signature(rule.update)  # type: ignore[attr-defined]
+    try:
+        taken.bind("self", "grad", "slots", "param", "ctx")
+    except TypeError:
+        raise TypeError(
+            f"{rule.__name__}.update takes {taken}: it must take (self, grad, slots, param, ctx), where "
+            "ctx keeps slots with ctx.store and knows the step."
+        ) from None
+
+
+@contextlib.contextmanager
+def of_update(rule: Any) -> Iterator[None]:
+    """Says what to write instead where a rule's update fails at what Python or NumPy cannot do."""
+    name = type(rule).__name__
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(
+            f"{name}.update asks for {error}, and the slots are {list(rule.slots)}: declare what a rule "
+            'keeps, slots = {"mu": aj.Slot()}.'
+        ) from error
+    except (jax.errors.TracerBoolConversionError, jax.errors.TracerArrayConversionError) as error:
+        if isinstance(error, jax.errors.TracerBoolConversionError):
+            why = "branches on a number that is not known before the step runs: write jnp.where"
+        else:
+            why = "gives NumPy an array that is not known before the step runs: write jnp for np"
+        reason = str(error).partition("\n")[0]
+        raise TypeError(f"{name}.update {why}. ({type(error).__name__}: {reason})") from error
 
 
 def returned(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:

@@ -157,6 +157,7 @@ def build(
                 "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
             )
         _rule.fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
+        _check.update_arguments(type(rule))
     _storage.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(_storage.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
@@ -419,7 +420,10 @@ def _update_array(
             store=slots.store,
         )
         # Complex arrays times real scalars are meant, also where a user forbids promotion.
-        with jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext():
+        promotion = (
+            jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
+        )
+        with promotion, _check.of_update(rule):
             result = rule.update(direction, slots.read(), param, context)
         direction, values = _check.returned(rule, gradient, result)
         new.append(slots.encoded(values))

@@ -239,6 +239,47 @@ def test_rules_that_return_something_else():
             tx.update(PARAMS, tx.init(PARAMS))
 
 
+def test_rules_whose_update_cannot_run():
+    @dataclass(frozen=True)
+    class Undeclared(aj.Rule):
+        def update(self, grad, slots, param, ctx):
+            return grad + slots["mu"], {}
+
+    @dataclass(frozen=True)
+    class Branching(aj.Rule):
+        counts_steps = True
+
+        def update(self, grad, slots, param, ctx):
+            return (2 * grad if ctx.step == 1 else grad), {}
+
+    @dataclass(frozen=True)
+    class OnTheHost(aj.Rule):
+        def update(self, grad, slots, param, ctx):
+            return np.sign(grad), {}
+
+    @dataclass(frozen=True)
+    class Short(aj.Rule):
+        def update(self, grad, slots, param):
+            return grad, {}
+
+    for rule, kind, message in [
+        (
+            Undeclared(),
+            ValueError,
+            r"Undeclared.update asks for 'mu', and the slots are \[\]: decl",
+        ),
+        (Branching(), TypeError, "Branching.update branches on a number .*: write jnp.where"),
+        (OnTheHost(), TypeError, "OnTheHost.update gives NumPy an array .*: write jnp for np"),
+    ]:
+        tx = aj.transform(rule)
+        with pytest.raises(kind, match=message):
+            tx.update(PARAMS, tx.init(PARAMS))
+    with pytest.raises(
+        TypeError, match=r"Short.update takes \(self, grad, slots, param\): it must"
+    ):
+        aj.transform(Short())
+
+
 def test_an_error_leaves_the_state_alone():
     tx = aj.adam(0.1)
     state = tx.init(PARAMS)
