@@ -317,6 +317,18 @@ def slot_name(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
 
 
+def target(value: Any, whose: str = "") -> None:
+    """Raises a ValueError unless the value is None or a number."""
+    numeric = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(
+        value, bool
+    )
+    if value is not None and not (numeric and not math.isnan(value)):
+        raise ValueError(
+            f"target={value!r}{whose} must be a number or None. Each problem can have its own: "
+            "dataclasses.replace(problem, target=0.1)."
+        )
+
+
 @functools.cache
 def update_arguments(rule: type) -> None:
     """Raises a TypeError unless a rule's update takes what the lift gives it."""

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import training
-from ._check import describe
+from . import _check, training
 from ._table import Table, counted, shown
 from .distributions import Distribution, draw
-from .problems import Problem, check_target
+from .problems import Problem
 from .sweeps import Sweep, plain, sweep
 
 CONFIDENCE = 0.95
@@ -200,8 +199,9 @@ def compare(
     """
     listed = isinstance(problems, Iterable) and not isinstance(problems, (str, Mapping))
     several: list[Any] = [*problems] if listed else [problems]  # type: ignore[misc]
-    _check(optimizers, several)
-    check_target(target)
+    _check_optimizers(optimizers)
+    _check_problems(several)
+    _check.target(target)
     for name, value in (
         ("budget", budget), ("seeds", seeds), ("tuning_seeds", tuning_seeds),
         ("evaluations", evaluations), ("steps", 1 if steps is None else steps),
@@ -212,8 +212,6 @@ def compare(
         name: _settings(name, factory, space, budget)
         for name, (factory, space) in optimizers.items()
     }
-    for problem in several:
-        _check_problem(problem)
     finalists: dict[str, dict[str, Finalist]] = {problem.name: {} for problem in several}
     every: dict[str, np.ndarray] = {}
     targets: dict[str, float] = {}
@@ -242,7 +240,7 @@ def compare(
     return Comparison(finalists, every, targets, measures, seeds, budget)
 
 
-def _check(optimizers: Any, problems: Sequence[Any]) -> None:
+def _check_optimizers(optimizers: Any) -> None:
     if not isinstance(optimizers, Mapping) or not optimizers:
         raise TypeError(
             "optimizers must be a dict from a name to (function, search space), such as "
@@ -270,6 +268,9 @@ def _check(optimizers: Any, problems: Sequence[Any]) -> None:
                 f"the search space of {name!r} does not fit its function, which takes {parameters}: "
                 f"{error}."
             ) from None
+
+
+def _check_problems(problems: Sequence[Any]) -> None:
     for problem in problems:
         if not isinstance(problem, Problem):
             raise TypeError(
@@ -282,9 +283,11 @@ def _check(optimizers: Any, problems: Sequence[Any]) -> None:
             f"problems must be one or more, of different names, got {names}: rename one, "
             'dataclasses.replace(problem, name="…").'
         )
+    for problem in problems:
+        _check_functions(problem)
 
 
-def _check_problem(problem: Problem) -> None:
+def _check_functions(problem: Problem) -> None:
     """Raises a ValueError if the functions of a problem do not go together."""
     asked, key = "init(key)", jax.eval_shape(lambda: jax.random.key(0))
     try:
@@ -301,7 +304,7 @@ def _check_problem(problem: Problem) -> None:
         if getattr(result, "shape", None) != ():
             raise ValueError(
                 f"{asked} of the problem {problem.name!r} must give a number, an array of shape (), and "
-                f"gives {jax.tree.map(describe, result)}."
+                f"gives {jax.tree.map(_check.describe, result)}."
             )
 
 

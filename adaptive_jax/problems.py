@@ -15,7 +15,9 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-HELD_OUT = "held-out loss (nats)"
+from . import _check
+
+_HELD_OUT = "held-out loss (nats)"
 
 # ---------------------------------------------------------------------------------------------------
 # What a problem is
@@ -70,19 +72,7 @@ class Problem:
                     "must be a function."
                 )
         _whole("steps", self.steps, 1)
-        check_target(self.target, f" of the problem {self.name!r}")
-
-
-def check_target(value: Any, whose: str = "") -> None:
-    """Raises a ValueError unless the value is None or a number."""
-    numeric = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(
-        value, bool
-    )
-    if value is not None and not (numeric and not math.isnan(value)):
-        raise ValueError(
-            f"target={value!r}{whose} must be a number or None. Each problem can have its own: "
-            "dataclasses.replace(problem, target=0.1)."
-        )
+        _check.target(self.target, f" of the problem {self.name!r}")
 
 
 def _whole(argument: str, value: Any, least: int) -> None:
@@ -659,7 +649,7 @@ def logistic_regression(l2: float = 1e-3) -> Problem:
         return cross_entropy(params, *map(jnp.asarray, held_out))
 
     return Problem(
-        "logistic regression", init, loss, evaluate, steps=200, target=0.05, measure=HELD_OUT
+        "logistic regression", init, loss, evaluate, steps=200, target=0.05, measure=_HELD_OUT
     )
 
 
@@ -718,7 +708,7 @@ def digits(hidden: int = 32) -> Problem:
     def evaluate(params: Any) -> jax.Array:
         return cross_entropy(params, *map(jnp.asarray, held_out))
 
-    return Problem("digits", init, loss, evaluate, steps=400, target=0.1, measure=HELD_OUT)
+    return Problem("digits", init, loss, evaluate, steps=400, target=0.1, measure=_HELD_OUT)
 
 
 def _normal(deviations: Any) -> Callable[[jax.Array], Any]:
@@ -834,7 +824,9 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
     def evaluate(params: Any) -> jax.Array:
         return cross_entropy(params, jnp.asarray(fixed))
 
-    return Problem("language model", init, loss, evaluate, steps=500, target=2.05, measure=HELD_OUT)
+    return Problem(
+        "language model", init, loss, evaluate, steps=500, target=2.05, measure=_HELD_OUT
+    )
 
 
 @functools.cache

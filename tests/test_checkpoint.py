@@ -38,6 +38,7 @@ RUNS = {
     "24 bits": lambda: aj.compensate(aj.adam(0.1, storage=aj.Blocks(min_size=0)), "int8"),
     "optax": lambda: optax.adam(0.1),
 }
+DEFAULT = ["schedule", "accumulating", "int8", "24 bits", "optax"]
 
 
 def loss(params, batch, rng):
@@ -59,7 +60,10 @@ def is_key(x):
 
 
 @jax.numpy_dtype_promotion("standard")  # For optax.
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in DEFAULT else [pytest.mark.slow]) for name in RUNS],
+)
 def test_a_restart_changes_no_bit(name, tmp_path):
     tx = RUNS[name]()
     step = aj.train_step(loss, rounding="stochastic")
