@@ -73,7 +73,18 @@ def gradients(step, shapes=((3, 4), (300,), (), (2, 40))):
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-@pytest.mark.parametrize(("case", "name"), PAIRS)
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        pytest.param(
+            *pair,
+            marks=[]
+            if pair[0] in ("adam(learning_rate=0.1)", WITH_SLOTS[-1])
+            else [pytest.mark.slow],
+        )
+        for pair in PAIRS
+    ],
+)
 def test_a_restart_is_no_restart_and_compiles_nothing(case, name):
     tx, params = stored(case, name), gradients(100)
     step = jax.jit(tx.update)
