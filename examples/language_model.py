@@ -247,6 +247,8 @@ def train(arguments, vocabulary, training, validation):
             f"\n{'step':>6}{'training loss':>16}{'validation loss':>18}{'learning rate':>15}"
             f"{'gradient norm':>15}{'seconds':>9}"
         )
+    else:
+        print(f"\nIts {arguments.steps} steps are done: there is nothing left to train.")
     state, _ = aj.fit(state, step, data, steps=left, callback=report_and_save)
     reached = int(state.step)
     if reached > first_step and reached % every:
