@@ -55,6 +55,11 @@ def shown(value: Any) -> str:
     return getattr(value, "__name__", None) or str(value)
 
 
+def plain(value: Any) -> Any:
+    """A Python number for one of NumPy's; everything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def counted(count: int, what: str) -> str:
     """ "1 seed", "2 seeds"."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 
 from . import _check, training
-from ._table import Table, counted, shown
+from ._table import Table, counted, plain, shown
 from .distributions import Distribution, draw
 from .problems import Problem
-from .sweeps import Sweep, plain, sweep
+from .sweeps import Sweep, sweep
 
 CONFIDENCE = 0.95
 

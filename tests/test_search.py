@@ -16,7 +16,7 @@ def test_rounds_of_trials_share_one_program(capsys, compiled):
     problem = aj.problems.quadratic(4, condition=10.0)
     train = search_with_optuna.make_train(problem, steps=20)
     study = search_with_optuna.search(train, rounds=3, trials=5, seeds=2)
-    assert compiled.count("jit(_runs)") == 1
+    assert compiled.count("jit(_all_runs)") == 1
     assert len(study.trials) == 15
     for trial in study.trials[::4]:
         losses = [jax.jit(train)(**trial.params, seed=seed) for seed in range(2)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import adaptive_jax as aj
-from adaptive_jax import sweeps
+from adaptive_jax import _runs
 
 STEPS = 20
 RATES = np.array([0.01, 0.1, 0.5, 1.5])
@@ -70,7 +70,7 @@ def test_numbers_compile_once_and_never_again(compiled):
     first = aj.sweep(fresh, learning_rate=RATES, seeds=3)
     aj.sweep(fresh, learning_rate=RATES / 2, seeds=3)
     again = aj.sweep(fresh, learning_rate=RATES, seeds=3)
-    assert compiled.count("jit(_runs)") == 1
+    assert compiled.count("jit(_all_runs)") == 1
     np.testing.assert_array_equal(first.objective, again.objective)
 
 
@@ -87,12 +87,12 @@ def test_what_train_reads_from_elsewhere_is_read_in_each_call(compiled):
     np.testing.assert_allclose(swept(), 3 * RATES**2, rtol=1e-6)
     found["power"] = 3.0
     np.testing.assert_allclose(swept(), 3 * RATES**3, rtol=1e-6)
-    assert compiled.count("jit(_runs)") == 2
+    assert compiled.count("jit(_all_runs)") == 2
     # An array is an argument of the program: another of its shape compiles nothing.
     for factor in (2, 3):
         found["data"] = jnp.full(3, factor, jnp.float32)
         np.testing.assert_allclose(swept(), 3 * factor * RATES**3, rtol=1e-6)
-    assert compiled.count("jit(_runs)") <= 3
+    assert compiled.count("jit(_all_runs)") <= 3
 
 
 @pytest.mark.usefixtures("devices")
@@ -112,13 +112,13 @@ def test_pieces_give_what_the_whole_gives():
 @pytest.fixture
 def programs(monkeypatch):
     """The programs that sweeps make during a test."""
-    made, original = [], sweeps._program
+    made, original = [], _runs.program
 
     def watched(*arguments):
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(sweeps, "_program", watched)
+    monkeypatch.setattr(_runs, "program", watched)
     return made
 
 
@@ -126,7 +126,7 @@ def programs(monkeypatch):
 def two_cores(monkeypatch):
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
-    monkeypatch.setattr(sweeps, "_cores", lambda: 2)
+    monkeypatch.setattr(_runs, "_cores", lambda: 2)
 
 
 def needed(size):
@@ -135,7 +135,7 @@ def needed(size):
     curves = jax.jit(
         jax.vmap(lambda rate, seed: (lambda curve: (curve[-1], curve))(train(rate, seed=seed)))
     )
-    return sweeps._bytes(curves.lower(*numbers).compile())
+    return _runs._bytes(curves.lower(*numbers).compile())
 
 
 @pytest.mark.usefixtures("two_cores")
@@ -198,7 +198,7 @@ def test_choices_need_not_hash(compiled):
     result = aj.sweep(
         train, learning_rate=RATES[:2], storage=[None, lean, dict(lean)], nesterov=True, seeds=2
     )
-    assert compiled.count("jit(_runs)") == 2  # two of the three are equal
+    assert compiled.count("jit(_all_runs)") == 2  # two of the three are equal
     np.testing.assert_array_equal(result.objective[1], result.objective[2])
     assert np.all(result.objective[0] != result.objective[1])
 
