@@ -317,12 +317,29 @@ def slot_name(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number of Python or NumPy."""
+    numeric = isinstance(value, (int, float, np.floating, np.integer))
+    return numeric and not isinstance(value, bool)
+
+
+def whole(argument: str, value: Any, least: int) -> None:
+    """Raises a ValueError unless the value is a whole number and large enough."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{argument}={value!r} must be a whole number, {least} or more.")
+
+
+def number(argument: str, value: Any, least: float) -> None:
+    """Raises a ValueError unless the value is a finite number and large enough."""
+    if not is_number(value):
+        raise ValueError(f"{argument}={value!r} must be a number, {least:g} or more.")
+    if not least <= value < math.inf:
+        raise ValueError(f"{argument}={value!r} must be finite, and {least:g} or more.")
+
+
 def target(value: Any, whose: str = "") -> None:
     """Raises a ValueError unless the value is None or a number."""
-    numeric = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(
-        value, bool
-    )
-    if value is not None and not (numeric and not math.isnan(value)):
+    if value is not None and (not is_number(value) or math.isnan(value)):
         raise ValueError(
             f"target={value!r}{whose} must be a number or None. Each problem can have its own: "
             "dataclasses.replace(problem, target=0.1)."

@@ -206,8 +206,7 @@ def compare(
         ("budget", budget), ("seeds", seeds), ("tuning_seeds", tuning_seeds),
         ("evaluations", evaluations), ("steps", 1 if steps is None else steps),
     ):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number, 1 or more.")
+        _check.whole(name, value, 1)
     spaces = {
         name: _settings(name, factory, space, budget)
         for name, (factory, space) in optimizers.items()

@@ -21,7 +21,7 @@ class Distribution:
 
 def _check_numbers(distribution: Any) -> None:
     for value in (distribution.low, distribution.high):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        if not _check.is_number(value):
             raise TypeError(f"{distribution}: low and high must be numbers.")
 
 
@@ -128,10 +128,8 @@ def draw(
       >>> print(drawn["nesterov"], drawn["learning_rate"].shape)
       [False, True, False, True] (4,)
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ValueError(f"count={count!r} must be a whole number, 1 or more.")
-    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed={seed!r} must be a whole number, 0 or more.")
+    _check.whole("count", count, 1)
+    _check.whole("seed", seed, 0)
     _check.one_of("method", method, ("sobol", "random"))
     if not distributions:
         raise ValueError("draw needs a distribution, such as learning_rate=aj.LogUniform(1e-4, 1).")

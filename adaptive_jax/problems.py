@@ -71,22 +71,8 @@ class Problem:
                     f"{argument}={value!r} of the problem {self.name!r} is a {type(value).__name__}: it "
                     "must be a function."
                 )
-        _whole("steps", self.steps, 1)
+        _check.whole("steps", self.steps, 1)
         _check.target(self.target, f" of the problem {self.name!r}")
-
-
-def _whole(argument: str, value: Any, least: int) -> None:
-    """Raises a ValueError unless the value is a whole number and large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{argument}={value!r} must be a whole number, {least} or more.")
-
-
-def _number(argument: str, value: Any, least: float) -> None:
-    """Raises a ValueError unless the value is a finite number and large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise ValueError(f"{argument}={value!r} must be a number, {least:g} or more.")
-    if not least <= value < math.inf:
-        raise ValueError(f"{argument}={value!r} must be finite, and {least:g} or more.")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -452,9 +438,9 @@ def quadratic(
       >>> print(params.shape, float(problem.evaluate(0.0 * params)))
       (3,) 0.0
     """
-    _whole("dimension", dimension, 1)
-    _number("condition", condition, 1.0)
-    _number("noise", noise, 0.0)
+    _check.whole("dimension", dimension, 1)
+    _check.number("condition", condition, 1.0)
+    _check.number("noise", noise, 0.0)
     eigenvalues = np.geomspace(1.0, 1 / condition, dimension)
     axes = None
     if rotation:
@@ -622,7 +608,7 @@ def logistic_regression(l2: float = 1e-3) -> Problem:
       >>> print(f"{problem.evaluate(params):.3f}")  # log 2
       0.693
     """
-    _number("l2", l2, 0.0)
+    _check.number("l2", l2, 0.0)
     _datasets("logistic_regression")
     from sklearn.datasets import load_breast_cancer
 
@@ -679,7 +665,7 @@ def digits(hidden: int = 32) -> Problem:
       >>> print([layer["w"].shape for layer in params], bool(problem.evaluate(params) < 3.5))
       [(64, 32), (32, 10)] True
     """
-    _whole("hidden", hidden, 1)
+    _check.whole("hidden", hidden, 1)
     _datasets("digits")
     from sklearn.datasets import load_digits
 
@@ -779,8 +765,8 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
       (8, 32) ()
     """
     for argument, value in {"layers": layers, "length": length, "batch": batch}.items():
-        _whole(argument, value, 1)
-    _whole("width", width, _HEAD_WIDTH)
+        _check.whole(argument, value, 1)
+    _check.whole("width", width, _HEAD_WIDTH)
     if width % _HEAD_WIDTH:
         raise ValueError(
             f"width={width!r} must be a multiple of {_HEAD_WIDTH}, the width of a head."
