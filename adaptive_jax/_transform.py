@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from . import _check, _rule, _storage, maths
@@ -197,8 +198,11 @@ def _update(
 ) -> tuple[Any, Any]:
     """optax's `update`. Extra arguments are meant for other members of a chain."""
     del extra_args
+    lifted = exact(lifted)
     try:
-        return _update_tree(exact(lifted), updates, state, params)
+        if _is_cut(lifted, (updates, state, params)):
+            return _update_in_pieces(lifted, (updates, state, params))
+        return _update_tree(lifted, updates, state, params)
     except TypeError:
         # What is no array at all is refused by jit, before the checks inside.
         _check.leaves("gradients", updates)
@@ -228,27 +232,27 @@ def exact(tree: Any) -> Any:
     return jax.tree.map(with_complements, tree, is_leaf=lambda x: isinstance(x, Rule))
 
 
-@jax.jit
-def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+@functools.partial(jax.jit, static_argnames="selected")
+def _update_tree(
+    lifted: Lifted,
+    updates: Any,
+    state: Any,
+    params: Any,
+    indices: Sequence[Any] | None = None,
+    selected: Sequence[Sequence[bool]] | None = None,
+) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
-    All checks run while it is traced, so from the second call on they cost nothing.
+    All checks run while it is traced, so from the second call on they cost nothing. For a piece of a
+    larger tree, indices are the places of its arrays in that, and selected what the rules' masks say.
     """
-    rules = lifted.rules
-    gradients = _check.Arrays("gradients", updates)
-    _check.no_complex("gradients", updates, rules)
-    param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
-    layout = lifted.layout()
-    states = _check.state(state, layout)
+    rules, layout = lifted.rules, lifted.layout()
+    gradients, param_leaves, states, slots = _matched(lifted, updates, state, params)
+    if selected is None:
+        selected = _selected(lifted, gradients, params)
+    if indices is None:
+        indices = [np.uint32(i) for i in range(len(gradients.leaves))]
     steps = [_Step(*each) for each in zip(rules, layout, states, strict=True)]
-    slots = [
-        {
-            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
-            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
-        }
-        for rule, storages, old in zip(rules, lifted.storages, states, strict=True)
-    ]
-    selected = [gradients.selected(getattr(rule, "mask", None), params) for rule in rules]
 
     directions = list(gradients.leaves)
     for start, stop in _stretches(rules):
@@ -270,7 +274,7 @@ def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple
                 direction,
                 stored,
                 param_leaves[i],
-                np.uint32(i) if stochastic else None,
+                indices[i] if stochastic else None,
                 storages=lifted.storages[part],
                 selected=tuple(each[i] for each in selected[part]),
                 dtypes=(dtype, gradient.dtype if stop == len(rules) else dtype),
@@ -289,6 +293,124 @@ def _update_tree(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple
     return new_updates, new_states if len(rules) > 1 else new_states[0]
 
 
+def _matched(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any, ...]:
+    """All trees of an update, checked, as lists in the order of the gradients.
+
+    These are the gradients, the parameters, and of each rule its state and its slots.
+    """
+    rules = lifted.rules
+    gradients = _check.Arrays("gradients", updates)
+    _check.no_complex("gradients", updates, rules)
+    param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
+    states = _check.state(state, lifted.layout())
+    slots = [
+        {
+            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
+            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
+        }
+        for rule, storages, old in zip(rules, lifted.storages, states, strict=True)
+    ]
+    return gradients, param_leaves, states, slots
+
+
+def _selected(lifted: Lifted, gradients: _check.Arrays, params: Any) -> list[Sequence[bool]]:
+    """Of each rule, which arrays its mask selects."""
+    return [gradients.selected(getattr(rule, "mask", None), params) for rule in lifted.rules]
+
+
+_MOST_ARRAYS = 256
+"""The most arrays that are one program outside of `jit`: XLA compiles larger ones for too long."""
+_PIECE = 8
+"""The most arrays of a piece: more take longer to compile, fewer longer to call."""
+
+
+def _is_cut(lifted: Lifted, trees: Any) -> bool:
+    """Whether so many arrays are updated, outside of `jit`, and by no statistic of all of them."""
+    if len(jax.tree.leaves(trees[0])) <= _MOST_ARRAYS:
+        return False
+    arrays, numbers = jax.tree.leaves(trees), jax.tree.leaves(lifted)
+    return (
+        all(rule.statistic is None for rule in lifted.rules)
+        and all(isinstance(x, jax.Array) for x in arrays)
+        and not any(isinstance(x, Tracer) for x in (*numbers, *arrays))
+    )
+
+
+def _update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
+    """One update of very many arrays, outside of `jit`: in programs for some equal ones at a time."""
+    leaves, structure = jax.tree.flatten(trees)
+    key = jax.tree.structure(lifted), structure, tuple([(x.shape, x.dtype) for x in leaves])
+    if key not in _cuts:
+        while len(_cuts) >= _MOST_CUTS:
+            _cuts.pop(next(iter(_cuts)))
+        _cuts[key] = _cut(lifted, *trees)
+    pieces = _cuts[key]
+    if pieces is None:
+        return _update_tree(lifted, *trees)
+    new_leaves = list(leaves)
+    for places, indices, selected in pieces:
+        piece = jax.tree.map(leaves.__getitem__, places)
+        new = _update_tree(lifted, *piece, indices=indices, selected=selected)
+        for place, leaf in zip(jax.tree.leaves(places[:2]), jax.tree.leaves(new), strict=True):
+            new_leaves[place] = leaf
+    return jax.tree.unflatten(structure, new_leaves)[:2]
+
+
+_MOST_CUTS = 16
+_cuts: dict[Any, Any] = {}
+"""How trees are cut, by rules, structures, shapes and dtypes: found once, as a program is traced once."""
+
+
+def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
+    """How trees are cut: gradients, state and parameters of each piece, as places among all leaves.
+
+    Beside them, the indices of its arrays, and which of them the masks select. None where so few arrays
+    are equal that it does not pay. All checks run in here, as they do where a program is traced.
+    """
+    gradients, _, states, slots = _matched(lifted, updates, state, params)
+    masks: list[Sequence[bool]] = []
+    # Traced: a mask may not look at values, here as elsewhere.
+    jax.eval_shape(lambda params: masks.extend(_selected(lifted, gradients, params)), params)
+    leaves, structure = jax.tree.flatten((updates, state, params))
+    of_updates, of_state, of_params = jax.tree.unflatten(structure, range(len(leaves)))
+    flat = gradients.treedef.flatten_up_to
+    gradient_at = flat(of_updates)
+    param_at = [None] * len(gradient_at) if params is None else flat(of_params)
+    states_at = of_state if len(states) > 1 else (of_state,)
+    slots_at = [
+        {name: flat(getattr(old, name)) for name in each}
+        for old, each in zip(states_at, slots, strict=True)
+    ]
+
+    def places(piece: Sequence[int]) -> Any:
+        of_rules = [
+            old._replace(**{name: [at[i] for i in piece] for name, at in each.items()})
+            if each
+            else old
+            for old, each in zip(states_at, slots_at, strict=True)
+        ]
+        state = tuple(of_rules) if len(of_rules) > 1 else of_rules[0]
+        return [gradient_at[i] for i in piece], state, [param_at[i] for i in piece]
+
+    equal: dict[tuple[Any, Any, Any], list[int]] = {}
+    for i, gradient in enumerate(gradients.leaves):
+        if gradient is not None:
+            found, tree = jax.tree.flatten(places([i]))
+            selected = tuple([each[i] for each in masks])
+            kinds = tuple([(x.shape, x.dtype, x.sharding) for x in map(leaves.__getitem__, found)])
+            equal.setdefault((selected, tree, kinds), []).append(i)
+    pieces, total, compiled = [], 0, 0
+    for (selected, _, _), group in equal.items():
+        size = -(-len(group) // -(-len(group) // _PIECE))  # Pieces of one size, where that goes.
+        cuts = [group[start : start + size] for start in range(0, len(group), size)]
+        total += len(group)
+        compiled += sum({len(piece) for piece in cuts})
+        for piece in cuts:
+            indices = [np.uint32(i) for i in piece]
+            pieces.append((places(piece), indices, tuple((x,) * len(piece) for x in selected)))
+    return pieces if compiled <= total / 2 else None
+
+
 class _Step:
     """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
 
@@ -297,7 +419,7 @@ class _Step:
         self._layout = layout
         self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in layout[1] else None
-        self.step: Any = None if count is None else optax.safe_increment(count)
+        self.step: Any = None if count is None else maths.incremented(count)
         self._values = {}
         for name in _rule.fields(type(rule))[0]:
             value = getattr(rule, name)

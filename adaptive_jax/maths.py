@@ -112,6 +112,11 @@ def ema(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> j
     return lax.add(decayed(average, decay), scaled(value, complement(decay)))
 
 
+def incremented(count: jax.Array) -> jax.Array:
+    """count + 1, which stays at the largest integer."""
+    return lax.add(lax.min(count, jnp.iinfo(count.dtype).max - 1), 1)
+
+
 def power_complement(decay: DecayRate | jax.Array, step: jax.Array) -> jax.Array:
     """1 - decay**step, as -expm1(step · log(decay)).
 
@@ -119,8 +124,9 @@ def power_complement(decay: DecayRate | jax.Array, step: jax.Array) -> jax.Array
     The complement is kept below one for the sake of decay = 0, whose logarithm is infinite.
     """
     weight = complement(decay)
-    weight = lax.min(weight, 1 - jnp.finfo(weight.dtype).epsneg)
-    return -jnp.expm1(step.astype(weight.dtype) * jnp.log1p(-weight))
+    weight = lax.min(weight, weight.dtype.type(1 - jnp.finfo(weight.dtype).epsneg))
+    steps = lax.convert_element_type(step, weight.dtype)
+    return lax.neg(lax.expm1(lax.mul(steps, lax.log1p(lax.neg(weight)))))
 
 
 def bias_correction(

@@ -130,3 +130,77 @@ def test_no_leaked_tracers():
             aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1)),
         ):
             jax.jit(tx.update)(params, tx.init(params), params)
+
+
+def in_one_program(tx, gradients, state, params):
+    return jax.jit(lambda *trees: tx.update(*trees))(gradients, state, params)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.sgd(0.1, momentum=0.9),
+        aj.adam(optax.linear_schedule(0.1, 0.0, 10), b1=optax.linear_schedule(0.9, 0.5, 10)),
+        aj.adamw(0.1, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)),
+        pytest.param(aj.adam(0.1, storage=aj.Blocks(min_size=0)), marks=pytest.mark.slow),
+        aj.nadam(0.1, momentum_decay=0.004, storage=aj.BFloat16(min_size=0)),
+        aj.clip_by_global_norm(0.5),
+    ],
+    ids=["sgd", "schedules", "mask", "int8", "scalars", "statistic"],
+)
+def test_many_arrays_outside_of_jit_take_the_step_of_one_program(tx, monkeypatch):
+    """To rounding: XLA may compute the last elements of an array otherwise in another program."""
+    monkeypatch.setattr(aj._transform, "_MOST_ARRAYS", 4)
+    monkeypatch.setattr(aj._transform, "_PIECE", 2)
+    key = jax.random.key(0)
+    params = {
+        "kernels": list(jax.random.normal(key, (8, 3, 5))),
+        "biases": list(jax.random.normal(key, (8, 5))),
+        "low": list(jax.random.normal(key, (6, 4), jnp.bfloat16)),
+        "absent": None,
+    }
+    params["kernels"][3] = None
+    gradients = jax.tree.map(jnp.cos, params)
+    gradients["biases"][5] = None
+    state = expected_state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(gradients, state, params)
+        expected, expected_state = in_one_program(tx, gradients, expected_state, params)
+        ours, theirs = (updates, state), (expected, expected_state)
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+        for our, their in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert our.dtype == their.dtype
+            unit = 1 if our.dtype.kind in "iu" else 0  # Of a code.
+            our, their = (np.asarray(x, np.float64) for x in (our, their))
+            np.testing.assert_allclose(our, their, rtol=1e-6, atol=unit)
+
+
+def test_a_thousand_equal_arrays_outside_of_jit_are_one_small_program(compiled):
+    params = [jnp.ones(3) for _ in range(1000)]
+    state = aj.adam(0.1).init(params)
+    del compiled[:]
+    for learning_rate in (0.1, 0.2, 0.2):
+        # The gradients are the parameters themselves: one array in two places.
+        updates, state = aj.adam(learning_rate).update(params, state, params)
+    assert [name for name in compiled if "update" in name] == ["jit(_update_tree)"]
+    assert len(updates) == 1000
+    np.testing.assert_allclose([x[0] for x in updates], -0.2, rtol=1e-6)
+
+
+def test_arrays_of_many_shapes_outside_of_jit_are_one_program(compiled, monkeypatch):
+    monkeypatch.setattr(aj._transform, "_MOST_ARRAYS", 4)
+    params = [jnp.ones(size) for size in range(1, 7)]
+    tx = aj.sgd(0.1, momentum=0.9)
+    state = tx.init(params)
+    del compiled[:]
+    tx.update(params, state)
+    assert compiled == ["jit(_update_tree)"]
+
+
+def test_mistakes_with_many_arrays_are_named_by_the_path_in_the_whole_tree(monkeypatch):
+    monkeypatch.setattr(aj._transform, "_MOST_ARRAYS", 4)
+    params = {"w": [jnp.ones(3)] * 9}
+    tx = aj.adam(0.1)
+    gradients = {"w": [jnp.ones(3)] * 7 + [jnp.ones(4), jnp.ones(3)]}
+    with pytest.raises(ValueError, match=r"gradients\['w'\]\[7\] is float32\[4\]"):
+        tx.update(gradients, tx.init(params), params)

@@ -265,6 +265,7 @@ def collector_paused() -> Iterator[None]:
 def empty_caches() -> None:
     """Forget every trace and compilation, and pay for throwing them away now."""
     jax.clear_caches()
+    adaptive_jax._transform._cuts.clear()
     gc.collect()
 
 
