@@ -237,27 +237,30 @@ class Arrays:
         return f"the {self._what} and {what} differ in structure: {'; '.join(found)}."
 
 
-def state(state: Any, expected: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Any, ...]:
-    """The state as one part per rule, if it has the entries that these rules keep."""
+def state(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
+    """The state as one part for each `Layout`, out of its `MaskedState`, if it is laid out so."""
     parts = state if len(expected) > 1 else (state,)
-    # A rule without state takes whatever comes, as in optax.
-    if (
-        isinstance(parts, (tuple, list))
-        and len(parts) == len(expected)
-        and all(
-            not entries or (type(part).__name__, getattr(part, "_fields", None)) == (name, entries)
-            for part, (name, entries) in zip(parts, expected, strict=True)
-        )
-    ):
-        return tuple(parts)
-    wanted = ", ".join(
-        f"{name}({', '.join(entries)})" if entries else "EmptyState()" for name, entries in expected
-    )
+    if isinstance(parts, (tuple, list)) and len(parts) == len(expected):
+        parts = [
+            getattr(part, "inner_state", None) if layout.masked else part
+            for part, layout in zip(parts, expected, strict=True)
+        ]
+        # A rule without state takes whatever comes, as in optax.
+        if all(
+            (not layout.fields and part is not None)
+            or (
+                getattr(part, "_fields", None) == layout.fields
+                and layout.name in (None, type(part).__name__)
+            )
+            for part, layout in zip(parts, expected, strict=True)
+        ):
+            return tuple(parts)
+    wanted = ", ".join(map(str, expected))
     raise ValueError(
         "the state was made by another optimizer, or is no state: expected "
         f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
         "optimizer's init(params), or, if the other one had the same rules with another storage or a "
-        "number for a schedule, with aj.convert_storage."
+        "number for a schedule, with aj.convert_storage, which takes states of version 0.1.0 as well."
     )
 
 

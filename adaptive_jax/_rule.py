@@ -8,7 +8,7 @@ import typing
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import optax
@@ -91,6 +91,8 @@ class Rule:
       needs_params: whether it needs the parameters (otherwise `param` may be None).
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
+      state_is_masked: whether the state of a rule that has a `mask` is an `optax.MaskedState`, as
+        that of `optax.masked`.
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
@@ -99,6 +101,7 @@ class Rule:
     needs_params: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
     state_type_name: ClassVar[str | None] = None
+    state_is_masked: ClassVar[bool] = False
 
     def update(
         self, grad: jax.Array, slots: Mapping[str, jax.Array], param: jax.Array | None, ctx: Context
@@ -228,25 +231,51 @@ def scheduled_decays(rule: Rule) -> list[str]:
     return [name for name in decay_names(type(rule)) if callable(getattr(rule, name))]
 
 
-def state_fields(rule: Rule, counts: bool | None = None) -> tuple[str, ...]:
-    """The names of the entries of the rule's state, in order.
+class Layout(NamedTuple):
+    """How the state of a rule is laid out: the name of its NamedTuple, its entries in order, and
+    whether it is in an `optax.MaskedState`."""
 
-    counts: whether it counts steps, for the sake of its storage if not for its own.
+    name: str
+    fields: tuple[str, ...]
+    masked: bool
+
+    def make(self, **entries: Any) -> Any:
+        """The state, of its entries; `optax.EmptyState()` without any."""
+        return state_type(self.name, self.fields)(**entries) if self.fields else optax.EmptyState()
+
+    def __str__(self) -> str:
+        shown = f"{self.name}({', '.join(self.fields)})" if self.fields else "EmptyState()"
+        return f"MaskedState({shown})" if self.masked else shown
+
+
+def layout(rule: Rule, counts: bool = False) -> Layout:
+    """How the rule's state is laid out.
+
+    counts: whether it counts steps for the sake of its storage, if not for its own.
     """
     count = ("count",) if counts or counts_steps(rule) else ()
     corrections = (f"{name}_correction" for name in scheduled_decays(rule))
-    return (*count, *corrections, *rule.scalars, *rule.slots)
+    return Layout(
+        rule.state_type_name or f"{type(rule).__name__}State",
+        (*count, *corrections, *rule.scalars, *rule.slots),
+        rule.state_is_masked and getattr(rule, "mask", None) is not None,
+    )
 
 
-def state_name(rule: Rule) -> str:
-    """The name of the NamedTuple that holds the rule's state."""
-    return rule.state_type_name or f"{type(rule).__name__}State"
+_NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "ScaleByRmsWithCountState": lambda: optax.scale_by_rms(bias_correction=True),
+    "ScaleByRStdDevWithCountState": lambda: optax.scale_by_stddev(bias_correction=True),
+    "WeightDecaySchedule": lambda: optax.add_decayed_weights(lambda count: count),
+}
+"""States of optax that can be had only from what makes them."""
 
 
 @functools.cache
 def state_type(name: str, entries: tuple[str, ...]) -> Any:
     """The NamedTuple that holds a rule's state."""
     theirs = getattr(optax, name, None)
+    if name in _NOT_EXPORTED:
+        theirs = type(jax.eval_shape(_NOT_EXPORTED[name]().init, ()))
     if getattr(theirs, "_fields", None) == entries:
         return theirs  # The states of optax and of this library are then the same pytrees.
     cls = namedtuple(name, entries)

@@ -51,23 +51,41 @@ class Transformation(optax.GradientTransformationExtraArgs):
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rules"],
-    meta_fields=["storages", "factory", "options"],
+    meta_fields=["storages", "factory", "options", "order"],
 )
 @dataclass(frozen=True, repr=False)
 class Lifted:
-    """Rules, the storage of each one's slots, and the call that put them together."""
+    """Rules, the storage of each one's slots, and the call that put them together.
+
+    order: for each entry of the state, the place of its rule.
+    """
 
     rules: tuple[Rule, ...]
     storages: tuple[tuple[_storage.Storage, ...], ...]
     factory: Callable[..., Any] | None
     options: tuple[tuple[str, Any], ...]
+    order: tuple[int, ...]
 
-    def layout(self) -> list[tuple[str, tuple[str, ...]]]:
-        """The name and the entries of each rule's state. What rounds at random has its steps counted."""
+    def layout(self) -> list[_rule.Layout]:
+        """How each rule's state is laid out. What rounds at random has its steps counted."""
         return [
-            (_rule.state_name(rule), _rule.state_fields(rule, any(x.stochastic for x in storages)))
+            _rule.layout(rule, any(each.stochastic for each in storages))
             for rule, storages in zip(self.rules, self.storages, strict=True)
         ]
+
+    def split(self, state: Any) -> tuple[Any, ...]:
+        """Each rule's part of the state, which is checked."""
+        layout = self.layout()
+        entries = _check.state(state, [layout[place] for place in self.order])
+        return tuple(entries[self.order.index(place)] for place in range(len(layout)))
+
+    def join(self, parts: Sequence[Any]) -> Any:
+        """The reverse of `split`."""
+        entries = [
+            optax.MaskedState(part) if layout.masked else part
+            for part, layout in zip(parts, self.layout(), strict=True)
+        ]
+        return tuple(entries[place] for place in self.order) if len(entries) > 1 else entries[0]
 
     def __repr__(self) -> str:
         """The call that made it, with the values that its hyperparameters have now."""
@@ -143,10 +161,15 @@ def transform(*rules: Rule, storage: Any = None) -> Transformation:
 
 
 def build(
-    factory: Callable[..., Any] | None, *rules: Rule, storage: Any = None, **options: Any
+    factory: Callable[..., Any] | None,
+    *rules: Rule,
+    storage: Any = None,
+    order: Sequence[int] | None = None,
+    **options: Any,
 ) -> Transformation:
     """`transform`, for an optimizer whose repr is to be the call of factory.
 
+    order: for each entry of the state the place of its rule, where it is not that of the rules.
     options: arguments of that call that no rule has as a field, where they are not the default.
     """
     if not rules:
@@ -163,7 +186,8 @@ def build(
     storages = tuple(tuple(_storage.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
         options["storage"] = Text(repr(storage))  # A mapping does not hash.
-    lifted = Lifted(rules, storages, factory, tuple(options.items()))
+    order = tuple(range(len(rules)) if order is None else order)
+    lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
     return Transformation(Partial(_init, lifted), Partial(_update, lifted))
 
 
@@ -179,18 +203,20 @@ def _init(lifted: Lifted, params: Any) -> Any:
     _check.leaves("params", params)
     _check.no_complex("params", params, lifted.rules)
     scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
-    states = []
-    for rule, storages, (name, fields) in zip(
-        lifted.rules, lifted.storages, lifted.layout(), strict=True
-    ):
-        entries: list[Any] = [jnp.zeros((), jnp.int32)] if "count" in fields else []
-        entries += [jnp.zeros((), scalar_dtype) for _ in _rule.scheduled_decays(rule)]
-        entries += [jnp.asarray(first, scalar_dtype) for first in rule.scalars.values()]
-        for slot, storage in zip(rule.slots.values(), storages, strict=True):
+    parts = []
+    for rule, storages, layout in zip(lifted.rules, lifted.storages, lifted.layout(), strict=True):
+        entries: dict[str, Any] = (
+            {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
+        )
+        for name in _rule.scheduled_decays(rule):
+            entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
+        for name, first in rule.scalars.items():
+            entries[name] = jnp.asarray(first, scalar_dtype)
+        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
-            entries.append(storage.init_tree(initial, params, real=slot.nonnegative))
-        states.append(_rule.state_type(name, fields)(*entries) if fields else optax.EmptyState())
-    return states[0] if len(states) == 1 else tuple(states)
+            entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
+        parts.append(layout.make(**entries))
+    return lifted.join(parts)
 
 
 def _update(
@@ -246,13 +272,13 @@ def _update_tree(
     All checks run while it is traced, so from the second call on they cost nothing. For a piece of a
     larger tree, indices are the places of its arrays in that, and selected what the rules' masks say.
     """
-    rules, layout = lifted.rules, lifted.layout()
+    rules = lifted.rules
     gradients, param_leaves, states, slots = _matched(lifted, updates, state, params)
     if selected is None:
         selected = _selected(lifted, gradients, params)
     if indices is None:
         indices = [np.uint32(i) for i in range(len(gradients.leaves))]
-    steps = [_Step(*each) for each in zip(rules, layout, states, strict=True)]
+    steps = [_Step(*each) for each in zip(rules, lifted.layout(), states, strict=True)]
 
     directions = list(gradients.leaves)
     for start, stop in _stretches(rules):
@@ -283,14 +309,13 @@ def _update_tree(
                 for name, value in values.items():
                     each[name][i] = value
 
-    new_states = tuple(
+    new_states = [
         step.state(
             old, {name: gradients.treedef.unflatten(leaves) for name, leaves in each.items()}
         )
         for step, old, each in zip(steps, states, slots, strict=True)
-    )
-    new_updates = gradients.treedef.unflatten(directions)
-    return new_updates, new_states if len(rules) > 1 else new_states[0]
+    ]
+    return gradients.treedef.unflatten(directions), lifted.join(new_states)
 
 
 def _matched(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any, ...]:
@@ -302,7 +327,7 @@ def _matched(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any
     gradients = _check.Arrays("gradients", updates)
     _check.no_complex("gradients", updates, rules)
     param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
-    states = _check.state(state, lifted.layout())
+    states = lifted.split(state)
     slots = [
         {
             name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
@@ -376,7 +401,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     flat = gradients.treedef.flatten_up_to
     gradient_at = flat(of_updates)
     param_at = [None] * len(gradient_at) if params is None else flat(of_params)
-    states_at = of_state if len(states) > 1 else (of_state,)
+    states_at = lifted.split(of_state)
     slots_at = [
         {name: flat(getattr(old, name)) for name in each}
         for old, each in zip(states_at, slots, strict=True)
@@ -389,8 +414,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
             else old
             for old, each in zip(states_at, slots_at, strict=True)
         ]
-        state = tuple(of_rules) if len(of_rules) > 1 else of_rules[0]
-        return [gradient_at[i] for i in piece], state, [param_at[i] for i in piece]
+        return [gradient_at[i] for i in piece], lifted.join(of_rules), [param_at[i] for i in piece]
 
     equal: dict[tuple[Any, Any, Any], list[int]] = {}
     for i, gradient in enumerate(gradients.leaves):
@@ -414,11 +438,11 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
 class _Step:
     """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
 
-    def __init__(self, rule: Rule, layout: tuple[str, tuple[str, ...]], old: Any) -> None:
+    def __init__(self, rule: Rule, layout: _rule.Layout, old: Any) -> None:
         self._rule = rule
         self._layout = layout
         self._in_dtype: dict[Any, Rule] = {}
-        count = old.count if "count" in layout[1] else None
+        count = old.count if "count" in layout.fields else None
         self.step: Any = None if count is None else maths.incremented(count)
         self._values = {}
         for name in _rule.fields(type(rule))[0]:
@@ -482,11 +506,10 @@ class _Step:
 
     def state(self, old: Any, slots: dict[str, Any]) -> Any:
         """The rule's state after this step. A rule without state hands back what it got."""
-        name, fields = self._layout
-        if not fields:
+        if not self._layout.fields:
             return old
-        return _rule.state_type(name, fields)(
-            **({"count": self.step} if "count" in fields else {}),
+        return self._layout.make(
+            **({"count": self.step} if "count" in self._layout.fields else {}),
             **self._corrections,
             **self.scalars,
             **slots,
@@ -696,8 +719,7 @@ def parts(
     """Every rule of this library in a transformation, its storages, and its part of the state."""
     data = shared(transformation)
     if isinstance(data, Lifted):
-        states = (state,) if len(data.rules) == 1 else state
-        yield from zip(data.rules, data.storages, states, strict=True)
+        yield from zip(data.rules, data.storages, data.split(state), strict=True)
     elif isinstance(data, Chained):
         for pair in zip(data.members, state, strict=True):
             yield from parts(*pair)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _rule
+from . import _rule, _versions
 from ._rule import Rule
 
 
@@ -50,6 +50,7 @@ def save_checkpoint(
     layout = {
         "entries": {name: _kind(leaf) for name, leaf in entries.items()},
         "rules": _rules(state),
+        "version": _versions.LAYOUT,
     }
     # Orbax saves no arrays without elements, and needs none.
     arrays = {name: _plain(leaf) for name, leaf in entries.items() if np.size(leaf)}
@@ -89,7 +90,6 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
     orbax = _orbax()
     if not Path(directory).is_dir():
         raise FileNotFoundError(f"{directory} is no folder: there is no checkpoint to restore.")
-    entries = _entries(state)
     with _manager(orbax, directory, None) as manager:
         steps = manager.all_steps()
         chosen = max(steps, default=None) if step is None else step
@@ -98,7 +98,10 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
             which = "" if step is None else f" of step {step}"
             raise FileNotFoundError(f"{directory} has no checkpoint{which}{has}.")
         layout = manager.restore(chosen, args=orbax.args.Composite(layout=orbax.args.JsonRestore()))
-        _check_layout(layout["layout"], entries, _rules(state))
+        version = layout["layout"].get("version", 1)
+        like = _versions.older(version, state)
+        entries = _entries(like)
+        _check_layout(layout["layout"], entries, _rules(like))
         wanted = {name: _abstract(leaf) for name, leaf in entries.items() if np.size(leaf)}
         restored = manager.restore(
             chosen, args=orbax.args.Composite(state=orbax.args.StandardRestore(wanted))
@@ -107,7 +110,8 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
         _like(leaf, restored[name]) if name in restored else jnp.zeros(leaf.shape, leaf.dtype)
         for name, leaf in entries.items()
     ]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+    restored = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    return _versions.newer(version, state, restored)
 
 
 def _orbax() -> Any:

@@ -11,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _check, _storage
+from . import _check, _storage, _versions
+from ._rule import Rule
 from ._transform import Chained, Foreign, Lifted, inner_entry, member, parts, shared
+from .rules import Identity, WeightDecay
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def convert_storage(
       tx_new: the same rules with another storage, in the same chain and wrappers. Its hyperparameters
         may differ.
       params: the parameters, as arrays or as shapes.
-      opt_state: the state of tx_old.
+      opt_state: the state of tx_old; one that version 0.1.0 made of it is taken as well.
 
     Returns:
       The state for tx_new.
@@ -143,7 +145,7 @@ def _convert(arrays: _check.Arrays, old: Any, new: Any, template: Any, state: An
     """template: the state of the new optimizer, as shapes."""
     before, after = shared(old), shared(new)
     kinds = {type(before), type(after)}
-    if kinds == {Lifted} and [*map(type, before.rules)] == [*map(type, after.rules)]:
+    if kinds == {Lifted} and _kept(before) == _kept(after):
         return _convert_rules(arrays, before, after, template, state)
     if kinds == {Chained} and len(before.members) == len(after.members):
         _check.chain_state(state, len(before.members))
@@ -171,18 +173,34 @@ def _kinds(state: Any) -> Any:
     return treedef, [(x.shape, x.dtype) for x in leaves]
 
 
+def _kept(lifted: Lifted) -> list[type[Rule]]:
+    return [type(rule) for rule in lifted.rules if _lasts(rule)]
+
+
+def _lasts(rule: Rule) -> bool:
+    """Whether a rule is there whatever the hyperparameters: a weight decay of 0 has none."""
+    return not isinstance(rule, (WeightDecay, Identity))
+
+
 def _convert_rules(
     arrays: _check.Arrays, before: Lifted, after: Lifted, template: Any, state: Any
 ) -> Any:
     try:
-        old_parts = _check.state(state, before.layout())
+        states = before.split(state)
     except ValueError as error:
-        raise ValueError(f"tx_old did not make this state: {error}") from None
+        try:
+            states = before.split(_versions.state_of_layout_1(before, state))
+        except ValueError:
+            raise ValueError(f"tx_old did not make this state: {error}") from None
+    old = list(zip(before.rules, states, before.storages, strict=True))
+    lasting = iter([each for each in old if _lasts(each[0])])
+    passing = iter([each for each in old if not _lasts(each[0])])
     new_parts = []
-    likes = (template,) if len(after.rules) == 1 else template
-    every = zip(after.rules, old_parts, likes, before.storages, after.storages, strict=True)
-    for rule, part, like, old_storages, new_storages in every:
-        # A count that is there for the storage alone may be new.
+    every = zip(after.rules, after.split(template), after.storages, strict=True)
+    for rule, like, new_storages in every:
+        no_rule = None, optax.EmptyState(), ()
+        _, part, old_storages = next(lasting) if _lasts(rule) else next(passing, no_rule)
+        # A count that is there for the storage or a schedule alone may be new.
         had = part._asdict()
         entries = {
             name: had.get(name, jnp.zeros(entry.shape, entry.dtype))
@@ -202,7 +220,7 @@ def _convert_rules(
                 ]
             )
         new_parts.append(type(like)(**entries))
-    return new_parts[0] if len(new_parts) == 1 else tuple(new_parts)
+    return after.join(new_parts)
 
 
 class _Static:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from . import _storage
+from . import _check, _storage
 from ._check import one_of
 from ._documentation import documented
 from ._rule import Rule, none_if_zero
@@ -19,6 +19,7 @@ from .rules import (
     Clip,
     ClipByGlobalNorm,
     ClipByNorm,
+    Identity,
     LearningRate,
     NAdam,
     RAdam,
@@ -33,7 +34,7 @@ _ARGUMENTS = {
     "momentum": "the decay γ of the velocity, in [0, 1]; None for none.",
     "nesterov": "whether to look one step ahead (Nesterov's momentum).",
     "accumulator_dtype": "the dtype of the trace, float32 at least if None.",
-    "dampening": "τ in [0, 1): a gradient enters the velocity with weight 1 - τ.",
+    "dampening": "τ in [0, 1): a gradient enters the velocity with weight 1 - τ; None for 0.",
     "velocity": '"gradients" or "steps": whether the learning rate comes after the velocity or '
     "enters it. It matters under a schedule.",
     "initial_accumulator_value": "the first value of the sum of squares, >= 0.",
@@ -72,17 +73,41 @@ _documented = documented(_ARGUMENTS)
 
 def _descend(
     factory: Callable[..., Transformation],
-    direction: Rule | None,
+    direction: Rule,
     learning_rate: Any,
     weight_decay: Any,
     mask: Any,
     storage: Any,
+    *,
+    decays: bool = False,
+    last: tuple[Rule, ...] = (),
     **options: Any,
 ) -> Transformation:
-    """θ ← θ - η(d + λθ), for a direction d."""
-    first = () if direction is None else (direction,)
-    last = LearningRate(learning_rate, none_if_zero(weight_decay), mask)
-    return build(factory, *first, last, storage=storage, **options)
+    """θ ← θ - η(d + λθ), for a direction d: by the rules that optax chains, so that the state is its.
+
+    decays: whether weight decay has a place in the state even if there is none.
+    last: rules after the learning rate.
+    """
+    decay = _decay(factory, weight_decay, mask, decays)
+    return build(
+        factory, direction, *decay, LearningRate(learning_rate), *last, storage=storage, **options
+    )
+
+
+def _decay(
+    factory: Callable[..., Transformation],
+    weight_decay: Any,
+    mask: Any,
+    always: bool = False,
+    learning_rate: Any = None,
+) -> tuple[Rule, ...]:
+    """The rule that decays weights, if one is needed."""
+    weight_decay = none_if_zero(weight_decay)
+    # The rule alone takes negative numbers too, as optax's does.
+    _check.hyperparameter(factory.__name__, "weight_decay", weight_decay, _check.Interval(0.0))
+    if weight_decay is None and mask is None and not always:
+        return ()
+    return (WeightDecay(weight_decay, mask, learning_rate),)
 
 
 def _descend_with_velocity(
@@ -98,11 +123,12 @@ def _descend_with_velocity(
 ) -> Transformation:
     """The same with momentum: a velocity of directions, or of steps, learning rate included."""
     first = () if direction is None else (direction,)
-    weight_decay = none_if_zero(weight_decay)
+    rate = LearningRate(learning_rate)
     if not of_steps:
-        rest = (trace, LearningRate(learning_rate, weight_decay, mask))
+        rest = (trace, *_decay(factory, weight_decay, mask), rate)
     else:  # The decay stays out of the velocity, and so comes after the learning rate.
-        rest = (LearningRate(learning_rate), trace, WeightDecay(weight_decay, mask, learning_rate))
+        decay = _decay(factory, weight_decay, mask, learning_rate=learning_rate)
+        rest = (rate, trace, *decay)
     return build(factory, *first, *rest, storage=storage, **options)
 
 
@@ -113,7 +139,7 @@ def sgd(
     nesterov: bool = False,
     accumulator_dtype: Any = None,
     *,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     dampen_first: bool = True,
     velocity: str = "gradients",
     weight_decay: Any = None,
@@ -138,10 +164,10 @@ def sgd(
       sgd(learning_rate=0.1, momentum=0.9)
     """
     one_of("velocity", velocity, _VELOCITIES)
-    if momentum is None and isinstance(dampening, (int, float)) and dampening != 0:
+    if momentum is None and none_if_zero(dampening) is not None:
         raise ValueError(f"dampening={dampening!r} needs a momentum, whose velocity it dampens.")
     if momentum is None:
-        return _descend(sgd, None, learning_rate, weight_decay, mask, storage)
+        return _descend(sgd, Identity(), learning_rate, weight_decay, mask, storage)
     storage = _storage.with_dtype(storage, "trace", accumulator_dtype)
     trace = Trace(momentum, nesterov, none_if_zero(dampening), dampen_first)
     options = {} if velocity == "gradients" else {"velocity": velocity}
@@ -205,7 +231,11 @@ def adadelta(
       adadelta(learning_rate=1.0, rho=0.9, eps=1e-06)
     """
     learning_rate = 1.0 if learning_rate is None else learning_rate
-    return _descend(adadelta, AdaDelta(rho, eps), learning_rate, weight_decay, mask, storage)
+    # optax decays first, and has its entry there.
+    return _descend(
+        adadelta, AdaDelta(rho, eps), learning_rate, weight_decay, mask, storage,
+        decays=True, order=(1, 0, 2),
+    )  # fmt: skip
 
 
 @_documented
@@ -245,7 +275,9 @@ def rmsprop(
     rule = (StdDev if centered else Rms)(decay, eps, initial_scale, eps_in_sqrt, bias_correction)
     options: dict[str, Any] = {"centered": True} if centered else {}
     if momentum is None:
-        return _descend(rmsprop, rule, learning_rate, weight_decay, mask, storage, **options)
+        return _descend(
+            rmsprop, rule, learning_rate, weight_decay, mask, storage, last=(Identity(),), **options
+        )
     if velocity != "steps":
         options["velocity"] = velocity
     trace = Trace(momentum, nesterov)
@@ -322,7 +354,7 @@ def adamw(
     """
     rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
     storage = _storage.with_dtype(storage, "mu", mu_dtype)
-    return _descend(adamw, rule, learning_rate, weight_decay, mask, storage)
+    return _descend(adamw, rule, learning_rate, weight_decay, mask, storage, decays=True)
 
 
 @_documented
@@ -393,7 +425,7 @@ def nadamw(
     """
     rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
     storage = _storage.with_dtype(storage, "mu", mu_dtype)
-    return _descend(nadamw, rule, learning_rate, weight_decay, mask, storage)
+    return _descend(nadamw, rule, learning_rate, weight_decay, mask, storage, decays=True)
 
 
 @_documented
@@ -497,7 +529,7 @@ def trace(
     nesterov: bool = False,
     accumulator_dtype: Any = None,
     *,
-    dampening: Any = 0.0,
+    dampening: Any = None,
     dampen_first: bool = True,
     storage: Any = None,
 ) -> Transformation:

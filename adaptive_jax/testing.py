@@ -591,12 +591,11 @@ def _check_state_format(tx: Any) -> None:
     params = _params()
     _, state = _run(tx, params)
     if isinstance(tx, Transformation) and hasattr(tx.init.args[0], "rules"):  # type: ignore[attr-defined]
-        layout = tx.init.args[0].layout()  # type: ignore[attr-defined]
-        parts = (state,) if len(layout) == 1 else state
-        for (name, fields), part in zip(layout, parts, strict=True):
+        lifted = tx.init.args[0]  # type: ignore[attr-defined]
+        for layout, part in zip(lifted.layout(), lifted.split(state), strict=True):
             _require(
-                part._fields == fields,
-                f"The state {name} has the entries {part._fields}, not {fields}.",
+                part._fields == layout.fields,
+                f"The state {layout.name} has the entries {part._fields}, not {layout.fields}.",
             )
     restored = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
     gradients = _gradients(params, 7)

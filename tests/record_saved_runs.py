@@ -11,7 +11,6 @@ states are laid out in another way than those of the version before, and then ne
 import importlib.metadata
 import io
 import pickle
-import shutil
 import tempfile
 import zipfile
 from pathlib import Path

@@ -59,9 +59,7 @@ RUNS: dict[str, Any] = {
     "rmsprop momentum falling": lambda: aj.rmsprop(falling, momentum=0.9, centered=True),
     "rmsprop momentum decay": lambda: aj.rmsprop(falling, momentum=0.9, **DECAY),
     "rmsprop gradients": lambda: aj.rmsprop(falling, momentum=0.9, velocity="gradients"),
-    "rmsprop gradients decay": lambda: aj.rmsprop(
-        0.1, momentum=0.9, velocity="gradients", **DECAY
-    ),
+    "rmsprop gradients decay": lambda: aj.rmsprop(0.1, momentum=0.9, velocity="gradients", **DECAY),
     "adam": lambda: aj.adam(0.1),
     "adam falling": lambda: aj.adam(falling),
     "adam decay": lambda: aj.adam(falling, **DECAY),
@@ -129,7 +127,9 @@ def go_on(state: aj.TrainState, until: int) -> tuple[aj.TrainState, Any]:
 
 
 def _loss(params: Any, batch: jax.Array) -> jax.Array:
-    targets = [jnp.cos(batch + jnp.arange(x.size).reshape(x.shape)) for x in jax.tree.leaves(params)]
+    targets = [
+        jnp.cos(batch + jnp.arange(x.size).reshape(x.shape)) for x in jax.tree.leaves(params)
+    ]
     return sum(
         jnp.sum(jnp.square(x.astype(jnp.float32) - target))
         for x, target in zip(jax.tree.leaves(params), targets, strict=True)

@@ -161,7 +161,7 @@ class TestMismatches:
             self.update(jit, jax.tree.map(lambda x: x.astype(int), PARAMS))
 
     def test_no_params(self, jit):
-        with pytest.raises(ValueError, match=r"LearningRate.*needs the parameters: call update\("):
+        with pytest.raises(ValueError, match=r"WeightDecay.*needs the parameters: call update\("):
             self.update(jit, PARAMS, params=None)
 
     def test_state_of_another_optimizer(self, jit):

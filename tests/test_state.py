@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
+import io
 import pickle
+import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +15,25 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
+import saved_runs
 from catalogue import CASES, label
 
 import adaptive_jax as aj
 
-# What the state of each optimizer holds. A change of any of these breaks saved runs: do not edit
-# them, but give the new layout a way in for old states.
+# What the state of each optimizer holds: for optax's own options what optax's holds, which
+# `test_the_structure_is_that_of_optax` compares. A change of any of these breaks saved runs: do not edit
+# them, but give the new layout a way in for old states, as `_versions.py` does for those of 0.1.0.
 FORMAT = {
-    "sgd(learning_rate=0.1)": "EmptyState()",
+    "sgd(learning_rate=0.1)": "(EmptyState(), EmptyState())",
     "sgd(learning_rate=0.1,momentum=0.9)": "(TraceState(trace), EmptyState())",
     "sgd(learning_rate=schedule,momentum=0.9,velocity=steps)": (
-        "(ScaleByScheduleState(count), TraceState(trace), WeightDecayState(count))"
+        "(ScaleByScheduleState(count), TraceState(trace))"
     ),
     "adagrad(learning_rate=0.1)": "(ScaleByRssState(sum_of_squares), EmptyState())",
-    "adadelta()": "(ScaleByAdaDeltaState(e_g, e_x), EmptyState())",
-    "rmsprop(learning_rate=0.1)": "(ScaleByRmsState(nu), EmptyState())",
+    "adadelta()": "(EmptyState(), ScaleByAdaDeltaState(e_g, e_x), EmptyState())",
+    "rmsprop(learning_rate=0.1)": "(ScaleByRmsState(nu), EmptyState(), EmptyState())",
     "rmsprop(learning_rate=0.1,eps=0.0,eps_in_sqrt=False,bias_correction=True)": (
-        "(ScaleByRmsWithCountState(count, nu), EmptyState())"
+        "(ScaleByRmsWithCountState(count, nu), EmptyState(), EmptyState())"
     ),
     "rmsprop(learning_rate=0.1,centered=True,momentum=0.9,weight_decay=0.01)": (
         "(ScaleByRStdDevState(mu, nu), EmptyState(), TraceState(trace), EmptyState())"
@@ -39,9 +45,9 @@ FORMAT = {
     "adam(learning_rate=0.1,b1=schedule)": (
         "(ScaleByAdamState(count, b1_correction, mu, nu), EmptyState())"
     ),
-    "adamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "adamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState(), EmptyState())",
     "nadam(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
-    "nadamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
+    "nadamw(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState(), EmptyState())",
     "amsgrad(learning_rate=0.1)": "(ScaleByAmsgradState(count, mu, nu, nu_max), EmptyState())",
     "radam(learning_rate=0.1)": "(ScaleByAdamState(count, mu, nu), EmptyState())",
     "nadam(learning_rate=0.1,momentum_decay=0.004)": (
@@ -203,3 +209,48 @@ def test_init_of_abstract_parameters():
 
 def test_labels_name_settings():
     assert label("adam", {"eps": 0.1}) == "adam(eps=0.1)"
+
+
+# What older versions saved
+
+
+DATA = Path(__file__).parent / "data" / "checkpoints"
+VERSIONS = sorted(path.stem for path in DATA.glob("*.zip"))
+DEFAULT_RUNS = ["sgd steps", "adadelta decay", "adamw falling rising", "chain", "int8", "optax"]
+
+
+@functools.cache
+def saved(version):
+    """The runs that a version saved, as files in a zip."""
+    with zipfile.ZipFile(DATA / f"{version}.zip") as outer:
+        return zipfile.ZipFile(io.BytesIO(outer.read("runs.zip")))
+
+
+def unpacked(version, name, folder):
+    runs = saved(version)
+    runs.extractall(folder, [each for each in runs.namelist() if each.startswith(f"{name}/")])
+    return folder / name
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in DEFAULT_RUNS else [pytest.mark.slow])
+        for name in saved_runs.RUNS
+    ],
+)
+def test_a_run_of_an_older_version_goes_on(version, name, tmp_path):
+    folder = unpacked(version, name, tmp_path)
+    start = saved_runs.create(name)
+    state = aj.restore_checkpoint(folder / "checkpoint", start)
+    assert jax.tree.structure(state) == jax.tree.structure(start)
+    assert repr(state.tx) == repr(start.tx)
+    state, loss = saved_runs.go_on(state, saved_runs.ENDS_AT)
+    assert jax.tree.structure(state) == jax.tree.structure(start)
+    # The same bits where they were recorded; elsewhere XLA may contract other products and sums.
+    end = np.load(folder / "end.npz")
+    np.testing.assert_allclose(loss, end["loss"], rtol=1e-6)
+    for index, param in enumerate(jax.tree.leaves(state.params)):
+        rtol = 1e-6 if param.dtype == jnp.float32 else 2.0**-8
+        np.testing.assert_allclose(np.float32(param), end[f"arr_{index}"], rtol=rtol, atol=1e-7)

@@ -377,9 +377,10 @@ def _fill(
                 "optimizer alone, and put it into the chain's."
             )
         return _count_to(inner, state, step)
-    parts = state if len(target.rules) > 1 else (state,)
     new = []
-    for rule, storages, part in zip(target.rules, target.storages, parts, strict=True):
+    for rule, storages, part in zip(
+        target.rules, target.storages, target.split(state), strict=True
+    ):
         values: dict[str, Any] = {}
         words = vocabulary.get(type(rule), {})
         for name in rule.scalars:
@@ -390,7 +391,7 @@ def _fill(
                 getattr(part, name), name, slot, storage, params, words[name], saved
             )
         new.append(part._replace(**values) if values else part)
-    return _count_to(target, tuple(new) if len(target.rules) > 1 else new[0], step)
+    return _count_to(target, target.join(new), step)
 
 
 def _slot(
@@ -427,7 +428,7 @@ def _count_to(inner: Any, state: Any, step: int) -> Any:
             return part
         return part._replace(count=jnp.asarray(step, part.count.dtype))
 
-    return at_step(state) if hasattr(state, "_fields") else tuple(map(at_step, state))
+    return inner.join([at_step(part) for part in inner.split(state)])
 
 
 def read(
@@ -435,16 +436,10 @@ def read(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float], int]:
     """The reverse of `fill`: each parameter's entries, the scalars, and the count."""
     target = lifted_of(tx, module)
-    part = _part_of(tx, state, target)
-    _check.state(part, target.layout())
+    split = target.split(_part_of(tx, state, target))
     by_path: dict[str, dict[str, np.ndarray]] = {path: {} for path in paths(params)}
     scalars, count = {}, 0
-    for rule, storages, old in zip(
-        target.rules,
-        target.storages,
-        part if len(target.rules) > 1 else (part,),
-        strict=True,
-    ):
+    for rule, storages, old in zip(target.rules, target.storages, split, strict=True):
         words = vocabulary.get(type(rule), {})
         count = max(count, int(getattr(old, "count", 0))) if _rule.counts_steps(rule) else count
         for name in rule.scalars:

@@ -101,7 +101,7 @@ def _optimizer(
         rest = [rules.LearningRate(learning_rate, keep_count=True), velocity]
         if weight_decay is not None:
             rest.append(rules.WeightDecay(weight_decay, mask, learning_rate))
-    chosen = {name: value for name, value in options.items() if value}
+    chosen: dict[str, Any] = {name: value for name, value in options.items() if value}
     return build(factory, *first, *rest, storage=storage, **chosen)
 
 

@@ -93,7 +93,7 @@ def _optimizer(
         last = rules.LearningRate(lr, weight_decay, mask, keep_count=True)
     elif weight_decay is not None:
         first.append(rules.WeightDecay(weight_decay, mask))
-    chosen = {name: True for name, value in options.items() if value}
+    chosen: dict[str, Any] = {name: True for name, value in options.items() if value}
     return build(factory, *first, *directions, last, storage=storage, **chosen)
 
 

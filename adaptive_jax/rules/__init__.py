@@ -13,6 +13,7 @@ from .momentum import Trace as Trace
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
 from .rms import StdDev as StdDev
+from .scaling import Identity as Identity
 from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay

@@ -60,6 +60,8 @@ class WeightDecay(Rule):
     weight_decay: Hyper = None
     mask: Any = None
     learning_rate: NonNegative = None
+    state_type_name = "WeightDecaySchedule"
+    state_is_masked = True
 
     @property
     def needs_params(self):
@@ -71,6 +73,14 @@ class WeightDecay(Rule):
         if self.learning_rate is None:
             return grad + self.weight_decay * param, {}
         return grad - self.learning_rate * self.weight_decay * param, {}
+
+
+@dataclass(frozen=True)
+class Identity(Rule):
+    """The direction as it is: a place in the state, where optax has one."""
+
+    def update(self, grad, slots, param, ctx):
+        return grad, {}
 
 
 @dataclass(frozen=True)
