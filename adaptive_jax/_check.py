@@ -153,8 +153,13 @@ class Arrays:
             self._same_kind("params", index, param, may_be_real=False)
         return params
 
-    def slot(self, name: str, tree: Any, storage: Any, nonnegative: bool) -> list[Any]:
-        """What the state holds of a slot for each gradient."""
+    def slot(
+        self, name: str, tree: Any, storage: Any, nonnegative: bool, params: Sequence[Any] = ()
+    ) -> list[Any]:
+        """What the state holds of a slot for each gradient.
+
+        params: the parameters, or None for each, where the slot may be one of optax's.
+        """
         what = f"the state's {name}"
         stored = self.match(what, tree)
         for index, value in enumerate(stored):
@@ -165,6 +170,9 @@ class Arrays:
                 )
             if value is None:
                 continue
+            if params:
+                likes = self.leaves[index], params[index]
+                stored[index] = value = storage.adopted(value, [x for x in likes if x is not None])
             if not storage.holds(value):
                 raise ValueError(
                     f"{what} at {self.paths()[index] or 'the one array'} was made with another storage "

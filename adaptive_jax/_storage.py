@@ -63,6 +63,14 @@ class Storage:
         del stored
         return True
 
+    def adopted(self, stored: Any, likes: Sequence[Any]) -> Any:
+        """What stored is here, if an optimizer of optax made it; else stored.
+
+        likes: the gradient and the parameter. optax keeps a slot in the dtype of the parameter.
+        """
+        del likes
+        return stored
+
     def init_tree(self, value: float | jax.Array, params: Any, *, real: bool) -> Any:
         """`init` for every array of a tree."""
         return jax.tree.map(functools.partial(self.init, value, real=real), params)
@@ -90,6 +98,12 @@ class Float(Storage):
 
     def decode(self, stored: jax.Array) -> jax.Array:
         return stored
+
+    def adopted(self, stored: Any, likes: Sequence[Any]) -> Any:
+        is_theirs = getattr(stored, "dtype", None) in [jnp.result_type(like) for like in likes]
+        if self.dtype is not None or not is_theirs or self.holds(stored):
+            return stored
+        return lax.convert_element_type(stored, maths.compute_dtype(stored.dtype))
 
     def holds(self, stored: Any) -> bool:
         if not hasattr(stored, "dtype") or not jnp.issubdtype(stored.dtype, jnp.inexact):

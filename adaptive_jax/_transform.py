@@ -330,7 +330,7 @@ def _matched(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any
     states = lifted.split(state)
     slots = [
         {
-            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative)
+            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative, param_leaves)
             for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
         }
         for rule, storages, old in zip(rules, lifted.storages, states, strict=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import io
+import itertools
 import pickle
 import zipfile
 from pathlib import Path
@@ -134,29 +136,182 @@ def test_a_run_continues_from_a_saved_state_bit_by_bit(case, save, tmp_path):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+# The state is that of optax
+
+
+def falling(count):
+    return 0.1 / (1.0 + count)
+
+
+def rising(count):
+    return 0.01 * (1.0 + count)
+
+
+def matrices(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+
+OPTIONS = {
+    "learning_rate": [0.1, falling],
+    "weight_decay": [0.0, 0.1, rising],
+    "mask": [{"w": True, "half": False, "none": True}, matrices],
+    "momentum": [0.9],
+    "nesterov": [True, False],
+    "centered": [True],
+    "bias_correction": [True],
+    "bias_correction_mu": [False],
+    "bias_correction_nu": [False],
+    "eps_in_sqrt": [False],
+    "mu_dtype": [jnp.bfloat16],
+    "accumulator_dtype": [jnp.bfloat16],
+    "flip_sign": [False],
+}
+"""Values for the options of optax that decide on code; the others are numbers."""
+REQUIRED = {"decay": 0.9, "max_delta": 1.0, "max_norm": 1.0, "learning_rate": 0.1}
+SHARED = sorted({name.partition("(")[0] for name in CASES} & set(dir(optax)))
+
+
+def as_optax_says(name, settings):
+    """The one argument that has another name."""
+    if name != "adadelta" or "mask" not in settings:
+        return settings
+    return {("weight_decay_mask" if key == "mask" else key): x for key, x in settings.items()}
+
+
+def both(name, settings):
+    """The transformation of optax, and that of the same name here."""
+    return getattr(optax, name)(**as_optax_says(name, settings)), getattr(aj, name)(**settings)
+
+
+def all_settings(name):
+    """Every combination of the options that optax has, each left out as well."""
+    parameters = {x.replace("weight_decay_", ""): p for x, p in arguments(name).items()}
+    required = {x: REQUIRED[x] for x, p in parameters.items() if p.default is p.empty}
+    if name == "scale_by_learning_rate":
+        required = {"learning_rate": 0.1}
+    options = [x for x in parameters if x in OPTIONS]
+    for values in itertools.product(*([None, *OPTIONS[x]] for x in options)):
+        given = {x: value for x, value in zip(options, values, strict=True) if value is not None}
+        yield required | given
+
+
+def arguments(name):
+    return inspect.signature(getattr(optax, name)).parameters
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_structure_is_that_of_optax(name):
+    for settings in all_settings(name):
+        theirs, ours = (jax.eval_shape(tx.init, PARAMS) for tx in both(name, settings))
+        assert jax.tree.structure(ours) == jax.tree.structure(theirs), settings
+
+
+@pytest.mark.parametrize("name", SHARED)
+@jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
+def test_the_structure_with_injected_hyperparameters_is_that_of_optax(name):
+    settings = next(all_settings(name))
+    theirs, ours = (
+        optax.inject_hyperparams(getattr(library, name))(**settings) for library in (optax, aj)
+    )
+    theirs, ours = theirs.init(PARAMS), ours.init(PARAMS)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+
+
+CONTINUED = {
+    label(name, settings): (name, settings)
+    for name, all_of_it in {
+        "adamw": [
+            {"learning_rate": falling, "weight_decay": rising, "mask": matrices},
+            {"learning_rate": 0.1},
+        ],
+        "rmsprop": [
+            {"learning_rate": falling, "momentum": 0.9, "centered": True, "bias_correction": True},
+            {"learning_rate": 0.1},
+        ],
+        "sgd": [{"learning_rate": falling}, {"learning_rate": 0.1, "momentum": 0.9}],
+        "adadelta": [{"learning_rate": falling, "mask": matrices}],
+        "adagrad": [{"learning_rate": 0.1}],
+        "adam": [{"learning_rate": falling}, {"learning_rate": 0.1, "mu_dtype": jnp.bfloat16}],
+        "nadam": [{"learning_rate": 0.1}],
+        "nadamw": [{"learning_rate": 0.1, "mask": matrices}],
+        "amsgrad": [{"learning_rate": falling}],
+        "adamax": [{"learning_rate": 0.1}],
+        "radam": [{"learning_rate": 0.1}],
+        "trace": [{"decay": 0.9, "nesterov": True}],
+        "scale_by_adam": [{}],
+        "scale_by_amsgrad": [{}],
+        "scale_by_rms": [{"bias_correction": True}],
+        "scale_by_rss": [{}],
+        "scale_by_stddev": [{}],
+        "add_decayed_weights": [{"weight_decay": rising, "mask": matrices}],
+        "scale_by_learning_rate": [{"learning_rate": falling}],
+    }.items()
+    for settings in all_of_it
+}
+
+
+def saved_and_restored(way, state, like, folder):
+    """The state, through a file, as something like the other state."""
+    if way == "in memory":
+        return state
+    if way == "flax":
+        serialization = pytest.importorskip("flax.serialization")
+        return serialization.from_bytes(like, serialization.to_bytes(state))
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, state)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder, jax.eval_shape(lambda: like))
+
+
+@functools.cache
+def run_of_both(name):
+    """Of optax and of ours: the jitted update, the first state, that after 3 steps, and 3 updates more."""
+    runs = []
+    for tx in both(*CONTINUED[name]):
+        update, state, updates = jax.jit(tx.update), tx.init(PARAMS), []
+        for step in range(6):
+            made, state = update(gradients(step), state, PARAMS)
+            updates.append(made)
+            if step == 2:
+                after = state
+        runs.append((update, tx.init(PARAMS), after, updates[3:]))
+    return runs
+
+
+@pytest.mark.parametrize("way", ["in memory", "flax", "orbax"])
 @pytest.mark.parametrize(
-    ("name", "settings"),
+    "name",
     [
-        ("sgd", {"momentum": 0.9}),
-        ("adagrad", {}),
-        ("adam", {}),
-        ("nadam", {}),
-        ("amsgrad", {}),
-        ("adamax", {}),
+        pytest.param(name, marks=[] if index % 2 == 0 and index < 6 else [pytest.mark.slow])
+        for index, name in enumerate(CONTINUED)
     ],
 )
 @jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
-def test_a_run_of_optax_continues_here(name, settings):
-    params = {"w": PARAMS["w"]}
-    theirs = getattr(optax, name)(0.1, **settings)
-    state = theirs.init(params)
-    for step in range(3):
-        _, state = theirs.update({"w": gradients(step)["w"]}, state, params)
-    ours = getattr(aj, name)(0.1, **settings)
-    for step in range(3, 6):
-        expected, _ = theirs.update({"w": gradients(step)["w"]}, state, params)
-        updates, state = ours.update({"w": gradients(step)["w"]}, state, params)
-        np.testing.assert_allclose(updates["w"], expected["w"], rtol=2e-5)
+def test_a_run_of_optax_goes_on_here_and_one_of_ours_there(name, way, tmp_path):
+    # optax's ρ(t) loses digits, and its direction has the momentum before it is rounded.
+    rtol = 1e-2 if name.startswith("radam") else 0.1 if "mu_dtype" in name else 2e-5
+    theirs, ours = run_of_both(name)
+    for source, (update, like, _, _) in ((theirs, ours), (ours, theirs)):
+        _, _, state, expected = source
+        state = saved_and_restored(
+            way, state, like, tmp_path / str(len(like)) / str(source is ours)
+        )
+        for step in range(3):
+            updates, state = update(gradients(3 + step), state, PARAMS)
+            np.testing.assert_allclose(updates["w"], expected[step]["w"], rtol=rtol)
+        if source is theirs:  # Slots of bfloat16 are float32 from the first step on.
+            assert jax.tree.map(kind, state) == jax.tree.map(kind, like)
+
+
+def kind(x):
+    return x.shape, x.dtype
+
+
+def test_slots_of_another_dtype_than_the_parameter_are_no_state_of_optax():
+    params = {"w": jnp.ones(3)}
+    narrow = optax.tree.cast(aj.adam(0.1).init(params), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"mu at \['w'\] was made with another storage"):
+        aj.adam(0.1).update(params, narrow, params)
 
 
 def test_parts_are_found_by_name_and_by_position():
