@@ -392,7 +392,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     Beside them, the indices of its arrays, and which of them the masks select. None where so few arrays
     are equal that it does not pay. All checks run in here, as they do where a program is traced.
     """
-    gradients, _, states, slots = _matched(lifted, updates, state, params)
+    gradients, _, _, slots = _matched(lifted, updates, state, params)
     masks: list[Sequence[bool]] = []
     # Traced: a mask may not look at values, here as elsewhere.
     jax.eval_shape(lambda params: masks.extend(_selected(lifted, gradients, params)), params)
