@@ -7,11 +7,16 @@ had weight decay after it even if there was none, and nothing kept the places of
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
+from jax.tree_util import keystr
 
 from . import _check, _rule, optimizers, rules
 from ._transform import Chained, Lifted, Transformation, inner_entry, shared
@@ -20,24 +25,72 @@ LAYOUT = 2
 """The layout of what this version saves."""
 
 
-def older(layout: int, run: Any) -> Any:
-    """A `TrainState`, or the shapes of one, as it was in that layout. Anything else as it is."""
-    if layout == LAYOUT or not _is_run(run):
-        return run
-    tx, opt_state = _mapped(_older, run.tx, run.tx, run.opt_state)
-    return dataclasses.replace(run, tx=tx, opt_state=opt_state)
+def older(layout: int, tree: Any, names: Collection[str]) -> Any:
+    """A tree, or its shapes, as a version with that layout would have made it.
+
+    names: what it saved, by paths. Without its optimizer, a state is known by these alone.
+    """
+    if layout == LAYOUT:
+        return tree
+
+    def change(path: Any, node: Any) -> Any:
+        if _is_run(node):
+            tx, state = _mapped(_older, node.tx, node.tx, node.opt_state)
+            return dataclasses.replace(node, tx=tx, opt_state=state)
+        return _older_state(keystr(path), node, names) if _is_state(node) else node
+
+    return jax.tree_util.tree_map_with_path(change, tree, is_leaf=_is_node)
 
 
-def newer(layout: int, like: Any, run: Any) -> Any:
-    """The reverse of `older`: a run in that layout, as one like `like` is in this."""
-    if layout == LAYOUT or not _is_run(run):
-        return run
-    tx, opt_state = _mapped(_newer, like.tx, run.tx, run.opt_state)
-    return dataclasses.replace(run, tx=tx, opt_state=opt_state)
+def newer(layout: int, like: Any, tree: Any) -> Any:
+    """The reverse of `older`: what was restored in that layout, with the structure of `like`."""
+    if layout == LAYOUT:
+        return tree
+
+    def change(node: Any, old: Any) -> Any:
+        if _is_run(node):
+            tx, state = _mapped(_newer, node.tx, old.tx, old.opt_state)
+            return dataclasses.replace(old, tx=tx, opt_state=state)
+        return _newer_state(node, old) if _is_state(node) else old
+
+    return jax.tree.map(change, like, tree, is_leaf=_is_node)
 
 
-def _is_run(state: Any) -> bool:
-    return hasattr(state, "tx") and hasattr(state, "opt_state")
+def state_of_layout_1(lifted: Lifted, state: Any) -> Any:
+    """The state of 0.1.0's optimizer as that of the same one now; a ValueError if it is none."""
+    old = [layout._replace(name=None) for layout in _layouts(_of_layout_1(lifted))]
+    held = [entry._asdict() for entry in _check.state(state, old)]
+    layouts = lifted.layout()
+    entries = _matched([layout.fields for layout in layouts], held)
+    return lifted.join([x.make(**each) for x, each in zip(layouts, entries, strict=True)])
+
+
+def _matched(
+    wanted: Iterable[Collection[str]], held: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Entries by name: what is wanted first from the first that holds it, the next from the next.
+
+    Where fewer hold an entry than want it, the last gives a copy: arrays are donated, once each.
+    """
+    taken: collections.Counter[str] = collections.Counter()
+    found = []
+    for names in wanted:
+        entries = {}
+        for name in names:
+            holders = [each[name] for each in held if name in each]
+            is_copy = taken[name] >= len(holders) and isinstance(holders[-1], jax.Array)
+            value = holders[min(taken[name], len(holders) - 1)]
+            entries[name] = jnp.copy(value) if is_copy else value
+            taken[name] += 1
+        found.append(entries)
+    return found
+
+
+# ---------------------------------------------------------------------------- with the optimizer
+
+
+def _is_run(node: Any) -> bool:
+    return hasattr(node, "tx") and hasattr(node, "opt_state")
 
 
 def _mapped(change: Callable[..., Any], like: Any, tx: Any, state: Any) -> tuple[Any, Any]:
@@ -61,66 +114,105 @@ def _mapped(change: Callable[..., Any], like: Any, tx: Any, state: Any) -> tuple
 
 
 def _older(lifted: Lifted, _: Lifted, state: Any) -> tuple[Lifted, Any]:
-    old, sources = _of_layout_1(lifted)
-    parts = lifted.split(state)
-    entries = []
-    for layout, places in zip(_layouts(old), sources, strict=True):
-        known = {name: x for place in places for name, x in parts[place]._asdict().items()}
-        entries.append(layout.make(**{name: known[name] for name in layout.fields}))
-    return old, tuple(entries) if len(entries) > 1 else entries[0]
+    old = _of_layout_1(lifted)
+    held = [part._asdict() for part in lifted.split(state)]
+    layouts = _layouts(old)
+    entries = _matched([layout.fields for layout in layouts], held)
+    parts = [x.make(**each) for x, each in zip(layouts, entries, strict=True)]
+    return old, tuple(parts) if len(parts) > 1 else parts[0]
 
 
 def _newer(lifted: Lifted, old: Lifted, state: Any) -> tuple[Lifted, Any]:
-    _, sources = _of_layout_1(lifted)
-    new = []
-    for place, rule in enumerate(lifted.rules):
-        was = [old.rules[i] for i, places in enumerate(sources) if place in places]
-        names = _rule.fields(type(rule))[0] if was else ()
-        held = [name for name in names if getattr(rule, name) is not None]
-        new.append(_rule.replace(rule, **{name: getattr(was[0], name) for name in held}))
+    values = _matched(map(_given, lifted.rules), [_given(rule) for rule in old.rules])
+    new = [_rule.replace(rule, **each) for rule, each in zip(lifted.rules, values, strict=True)]
     return dataclasses.replace(lifted, rules=tuple(new)), state_of_layout_1(lifted, state)
 
 
-def state_of_layout_1(lifted: Lifted, state: Any) -> Any:
-    """The state of 0.1.0's optimizer as that of the same one now; a ValueError if it is none."""
-    old, sources = _of_layout_1(lifted)
-    entries = _check.state(state, [layout._replace(name=None) for layout in _layouts(old)])
-    parts, given = [], set()
-
-    def own(x: Any) -> Any:
-        """An array of its own, where one count has become two: it cannot be donated twice."""
-        first = id(x) not in given
-        given.add(id(x))
-        return x if first else jnp.copy(x)
-
-    for place, layout in enumerate(lifted.layout()):
-        was = [entry for entry, places in zip(entries, sources, strict=True) if place in places]
-        parts.append(layout.make(**{name: own(getattr(was[0], name)) for name in layout.fields}))
-    return lifted.join(parts)
+def _given(rule: _rule.Rule) -> dict[str, Any]:
+    """The hyperparameters of a rule that are not None."""
+    values = {name: getattr(rule, name) for name in _rule.fields(type(rule))[0]}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _layouts(old: Lifted) -> list[_rule.Layout]:
     return [layout._replace(masked=False) for layout in old.layout()]
 
 
-def _of_layout_1(lifted: Lifted) -> tuple[Lifted, list[list[int]]]:
-    """The optimizer of 0.1.0, and for each of its rules the places of those that it has become."""
-    old: list[tuple[Any, list[int]]] = [(rule, [i]) for i, rule in enumerate(lifted.rules)]
+def _of_layout_1(lifted: Lifted) -> Lifted:
+    """The optimizer that 0.1.0 made of the same call."""
+    old: list[Any] = list(zip(lifted.rules, lifted.storages, strict=True))
     if getattr(lifted.factory, "__module__", None) == optimizers.__name__:
-        old = [(rule, places) for rule, places in old if not isinstance(rule, rules.Identity)]
+        old = [each for each in old if not isinstance(each[0], rules.Identity)]
         kinds = [type(rule) for rule, _ in old[-2:]]
         if kinds == [rules.WeightDecay, rules.LearningRate]:
-            *old, (decay, first), (rate, last) = old
+            *old, (decay, _), (rate, _) = old
             both = _rule.replace(rate, weight_decay=decay.weight_decay, mask=decay.mask)
-            old.append((both, first + last))
+            old.append((both, ()))
         elif kinds == [rules.LearningRate, rules.Trace]:
-            rate, places = old[-2]
+            rate, _ = old[-2]
             decay = _rule.replace(rules.WeightDecay(), learning_rate=rate.learning_rate)
-            old.append((decay, places))
-    made = dataclasses.replace(
-        lifted,
-        rules=tuple(rule for rule, _ in old),
-        storages=tuple(lifted.storages[places[0]] if rule.slots else () for rule, places in old),
-        order=tuple(range(len(old))),
+            old.append((decay, ()))
+    made, storages = zip(*old, strict=True)
+    return dataclasses.replace(lifted, rules=made, storages=storages, order=tuple(range(len(made))))
+
+
+# ---------------------------------------------------------------------------- without the optimizer
+
+
+def _is_state(node: Any) -> bool:
+    """Whether a node is the state of several rules: a tuple of their NamedTuples."""
+    return type(node) is tuple and bool(node) and all(map(_is_part, node))
+
+
+def _is_part(node: Any) -> bool:
+    if isinstance(node, optax.MaskedState):
+        return True
+    is_wrapper = any(name.startswith("inner") for name in getattr(node, "_fields", ("inner",)))
+    return not is_wrapper and type(node).__name__.endswith(("State", "Schedule"))
+
+
+def _is_node(node: Any) -> bool:
+    return _is_run(node) or _is_state(node)
+
+
+def _older_state(prefix: str, state: tuple[Any, ...], names: Collection[str]) -> Any:
+    """A state in the layout that the names of what was saved show; as it is if it is saved so."""
+    own = {prefix + keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
+    saved = [name for name in names if name.startswith((prefix + "[", prefix + "."))]
+    held = [part._asdict() for part in map(_unmasked, state)]
+    # Of each entry of the old state, its fields; None for one that was the whole state.
+    entries: dict[int | None, dict[str, None]] = {}
+    for name in saved:
+        if found := re.match(r"(?:\[(\d+)\])?\.(\w+)", name.removeprefix(prefix)):
+            place = None if found[1] is None else int(found[1])
+            entries.setdefault(place, {})[found[2]] = None
+    fields = {field for each in entries.values() for field in each}
+    if own == set(saved) or any(not any(field in each for each in held) for field in fields):
+        return state
+    layouts = [_rule.Layout("State", tuple(each), False) for each in entries.values()]
+    made = _matched([layout.fields for layout in layouts], held)
+    parts = {
+        place: layout.make(**each)
+        for place, layout, each in zip(entries, layouts, made, strict=True)
+    }
+    if None in parts:
+        return parts[None]
+    count = 1 + max([i for i in parts if i is not None], default=-1)
+    return tuple(parts.get(i, optax.EmptyState()) for i in range(count))
+
+
+def _newer_state(like: tuple[Any, ...], old: Any) -> Any:
+    if jax.tree.structure(old) == jax.tree.structure(like):
+        return old
+    held = [part._asdict() for part in (old if type(old) is tuple else (old,))]
+    parts = [_unmasked(part) for part in like]
+    entries = _matched([part._fields for part in parts], held)
+    new = [part._replace(**each) for part, each in zip(parts, entries, strict=True)]
+    return tuple(
+        optax.MaskedState(part) if isinstance(each, optax.MaskedState) else part
+        for part, each in zip(new, like, strict=True)
     )
-    return made, [places for _, places in old]
+
+
+def _unmasked(part: Any) -> Any:
+    return part.inner_state if isinstance(part, optax.MaskedState) else part

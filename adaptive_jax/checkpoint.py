@@ -99,7 +99,7 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
             raise FileNotFoundError(f"{directory} has no checkpoint{which}{has}.")
         layout = manager.restore(chosen, args=orbax.args.Composite(layout=orbax.args.JsonRestore()))
         version = layout["layout"].get("version", 1)
-        like = _versions.older(version, state)
+        like = _versions.older(version, state, layout["layout"]["entries"])
         entries = _entries(like)
         _check_layout(layout["layout"], entries, _rules(like))
         wanted = {name: _abstract(leaf) for name, leaf in entries.items() if np.size(leaf)}

@@ -15,6 +15,7 @@ from . import _check, _storage, _versions
 from ._rule import Rule
 from ._transform import Chained, Foreign, Lifted, inner_entry, member, parts, shared
 from .rules import Identity, WeightDecay
+from .wrappers import Monitor
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _convert(arrays: _check.Arrays, old: Any, new: Any, template: Any, state: An
         _check.chain_state(state, len(before.members))
         each = zip(before.members, after.members, template, state, strict=True)
         return tuple(_convert(arrays, *four) for four in each)
-    if kinds == {Foreign} and jax.tree.structure(state) == jax.tree.structure(template):
+    has_none_of_ours = kinds in ({Foreign}, {Monitor})
+    if has_none_of_ours and jax.tree.structure(state) == jax.tree.structure(template):
         return state
     if len(kinds) == 1 and hasattr(before, "inner"):
         _check.wrapper_state(state, type(template))

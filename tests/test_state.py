@@ -387,14 +387,14 @@ def unpacked(version, name, folder):
     return folder / name
 
 
+ALL_RUNS = [
+    pytest.param(name, marks=[] if name in DEFAULT_RUNS else [pytest.mark.slow])
+    for name in saved_runs.RUNS
+]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in DEFAULT_RUNS else [pytest.mark.slow])
-        for name in saved_runs.RUNS
-    ],
-)
+@pytest.mark.parametrize("name", ALL_RUNS)
 def test_a_run_of_an_older_version_goes_on(version, name, tmp_path):
     folder = unpacked(version, name, tmp_path)
     start = saved_runs.create(name)
@@ -402,10 +402,45 @@ def test_a_run_of_an_older_version_goes_on(version, name, tmp_path):
     assert jax.tree.structure(state) == jax.tree.structure(start)
     assert repr(state.tx) == repr(start.tx)
     state, loss = saved_runs.go_on(state, saved_runs.ENDS_AT)
-    assert jax.tree.structure(state) == jax.tree.structure(start)
     # The same bits where they were recorded; elsewhere XLA may contract other products and sums.
     end = np.load(folder / "end.npz")
     np.testing.assert_allclose(loss, end["loss"], rtol=1e-6)
     for index, param in enumerate(jax.tree.leaves(state.params)):
         rtol = 1e-6 if param.dtype == jnp.float32 else 2.0**-8
         np.testing.assert_allclose(np.float32(param), end[f"arr_{index}"], rtol=rtol, atol=1e-7)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("name", ALL_RUNS)
+def test_a_pickled_state_of_an_older_version_is_converted(version, name, tmp_path):
+    if name in ("optax",):
+        pytest.skip("convert_storage is for optimizers of this library")
+    old = pickle.loads((unpacked(version, name, tmp_path) / "opt_state.pickle").read_bytes())
+    start = saved_runs.create(name)
+    tx, params = start.tx, start.params
+    if jax.tree.structure(old) != jax.tree.structure(start.opt_state):
+        with pytest.raises(ValueError, match=r"aj\.convert_storage, which takes states of version"):
+            tx.update(params, old, params)
+    state = aj.convert_storage(tx, tx, params, old)
+    assert jax.tree.structure(state) == jax.tree.structure(start.opt_state)
+    whole = aj.restore_checkpoint(tmp_path / name / "checkpoint", start).opt_state
+    rtol = 1e-6 if name == "factored" else 0  # Means of means.
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(np.float32(x), np.float32(y), rtol=rtol)
+
+
+@pytest.mark.parametrize("name", ALL_RUNS)
+def test_a_state_that_an_older_version_saved_alone_is_restored(name, tmp_path, monkeypatch):
+    """Without its optimizer: it is known by the names of its entries."""
+    folder = unpacked("0.1.0", name, tmp_path)
+    old = pickle.loads((folder / "opt_state.pickle").read_bytes())
+    start = saved_runs.create(name)
+    whole = aj.restore_checkpoint(folder / "checkpoint", start).opt_state
+    with monkeypatch.context() as before:
+        before.setattr("adaptive_jax._versions.LAYOUT", 1)
+        aj.save_checkpoint(tmp_path / "alone", {"params": start.params, "opt": [old]}, step=1)
+    like = {"params": start.params, "opt": [start.opt_state]}
+    (state,) = aj.restore_checkpoint(tmp_path / "alone", like)["opt"]
+    assert jax.tree.structure(state) == jax.tree.structure(whole)
+    for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
