@@ -114,7 +114,8 @@ def ema(value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array) -> j
 
 def incremented(count: jax.Array) -> jax.Array:
     """count + 1, which stays at the largest integer."""
-    return lax.add(lax.min(count, jnp.iinfo(count.dtype).max - 1), 1)
+    one = count.dtype.type(1)  # Under x64, Python's is of 64 bits.
+    return lax.add(lax.min(count, count.dtype.type(jnp.iinfo(count.dtype).max) - one), one)
 
 
 def power_complement(decay: DecayRate | jax.Array, step: jax.Array) -> jax.Array:
