@@ -70,7 +70,8 @@ def save_checkpoint(
 def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = None) -> Any:
     """The state that was saved, in place of one that is made like it.
 
-    A run that goes on from it takes the steps, bit for bit, of the run that was never stopped.
+    A run that goes on from it takes the steps, bit for bit, of the run that was never stopped. What
+    version 0.1.0 saved is brought into the layout that states have now.
 
     Args:
       directory: the folder of the run.

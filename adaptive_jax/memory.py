@@ -111,9 +111,9 @@ def convert_storage(
 ) -> Any:
     """The state of an optimizer as the same one with another `storage` keeps it.
 
-    A run that is half done can so be continued in less memory, or more precisely, and with a schedule
-    in place of a number, whose count starts at 0. One array is converted after the other, and the old
-    state stays as it is.
+    A run that is half done can so be continued in less memory, or more precisely, with a schedule in
+    place of a number, whose count starts at 0, or with a weight decay where there was none. One array
+    is converted after the other, and the old state stays as it is.
 
     Args:
       tx_old: the optimizer that made the state.

@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import itertools
+import json
 import pickle
 import zipfile
 from pathlib import Path
@@ -21,6 +22,7 @@ import saved_runs
 from catalogue import CASES, label
 
 import adaptive_jax as aj
+from adaptive_jax import _versions
 
 # What the state of each optimizer holds: for optax's own options what optax's holds, which
 # `test_the_structure_is_that_of_optax` compares. A change of any of these breaks saved runs: do not edit
@@ -444,3 +446,60 @@ def test_a_state_that_an_older_version_saved_alone_is_restored(name, tmp_path, m
     assert jax.tree.structure(state) == jax.tree.structure(whole)
     for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_older_checkpoint_is_restored_from_shapes_alone(version, tmp_path):
+    for name in ("rmsprop momentum falling", "adamw falling rising"):
+        folder = unpacked(version, name, tmp_path) / "checkpoint"
+        start = saved_runs.create(name)
+        shapes = jax.eval_shape(lambda start=start: start)
+        state, expected = (
+            aj.restore_checkpoint(folder, shapes),
+            aj.restore_checkpoint(folder, start),
+        )
+        assert jax.tree.structure(state) == jax.tree.structure(start)
+        for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(np.float32(x), np.float32(y))
+
+
+def test_an_older_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    folder = unpacked("0.1.0", "adamw", tmp_path) / "checkpoint"
+    create = functools.partial(aj.TrainState.create, saved_runs.PARAMS)
+    for tx, message in (
+        (aj.adamw(0.1, b1=falling), r"b1 is a number in the checkpoint and missing in the state"),
+        (aj.adadelta(0.1), r"made of Adam\(.*this one is of AdaDelta\("),
+        (aj.sgd(0.1), r"made of Adam\(.*this one is of LearningRate\("),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aj.restore_checkpoint(folder, create(tx))
+
+
+def test_what_is_saved_now_says_its_layout(tmp_path):
+    """So that the next version knows it."""
+    state = aj.TrainState.create(PARAMS, aj.adamw(falling, mask=matrices))
+    aj.save_checkpoint(tmp_path, state)
+    (layout,) = tmp_path.glob("0/layout/metadata")
+    assert json.loads(layout.read_text())["version"] == _versions.LAYOUT
+
+
+def test_weight_decay_where_there_was_none():
+    before, after = aj.adam(0.1), aj.adam(0.1, weight_decay=rising, mask=matrices)
+    _, state = run(before, before.init(PARAMS), range(3))
+    state = aj.convert_storage(before, after, PARAMS, state)
+    assert jax.tree.structure(state) == jax.tree.structure(after.init(PARAMS))
+    assert int(state[0].count) == 3
+    assert int(state[1].inner_state.count) == 0
+    back = aj.convert_storage(after, before, PARAMS, state)
+    assert jax.tree.structure(back) == jax.tree.structure(before.init(PARAMS))
+
+
+def test_a_whole_run_of_optax_goes_on_under_ours():
+    create = functools.partial(aj.TrainState.create, saved_runs.PARAMS)
+    theirs, _ = saved_runs.go_on(create(optax.adamw(falling, weight_decay=0.1)), 2)
+    ours = theirs.replace(tx=aj.adamw(falling, weight_decay=0.1))
+    ours, _ = saved_runs.go_on(jax.tree.map(jnp.copy, ours), 4)
+    theirs, _ = saved_runs.go_on(theirs, 4)
+    for name in ("w", "b"):
+        np.testing.assert_allclose(ours.params[name], theirs.params[name], rtol=1e-5)
+    assert ours.opt_state[0].nu["low"].dtype == jnp.float32

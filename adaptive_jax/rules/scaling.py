@@ -55,6 +55,8 @@ class WeightDecay(Rule):
 
     Before a preconditioner it is an L2 penalty; after it, and before the learning rate, it is
     decoupled. After the learning rate, give that here too: d - ηλθ, for momentum that sums steps.
+
+    Its state is that of `optax.add_decayed_weights`: with a mask, an `optax.MaskedState`.
     """
 
     weight_decay: Hyper = None
