@@ -309,6 +309,13 @@ def kind(x):
     return x.shape, x.dtype
 
 
+def test_a_narrow_state_of_optax_is_converted_to_another_storage():
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    lean = aj.adam(0.1, storage=aj.Blocks(min_size=0))
+    state = aj.convert_storage(aj.adam(0.1), lean, params, optax.adam(0.1).init(params))
+    assert jax.tree.map(kind, state) == jax.tree.map(kind, lean.init(params))
+
+
 def test_slots_of_another_dtype_than_the_parameter_are_no_state_of_optax():
     params = {"w": jnp.ones(3)}
     narrow = optax.tree.cast(aj.adam(0.1).init(params), jnp.bfloat16)
