@@ -107,11 +107,55 @@ def leaves(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is not an array of real or complex floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not _inexact(leaf):
+            _no_sparse(what, tree)
             raise TypeError(
                 f"{what}{keystr(path)} is {describe(leaf)}: an optimizer works on floating-point "
                 "arrays. Leave it out: put None in its place in the tree (with Equinox, "
                 "eqx.filter(model, eqx.is_inexact_array)), or wrap the optimizer in optax.masked."
             )
+
+
+def _no_sparse(what: str, tree: Any) -> None:
+    """Raises a TypeError, with the path, for a sparse array: a pytree with integers in it."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "todense"))
+    for path, leaf in found:
+        if hasattr(leaf, "todense"):
+            where, kind = f"{what}{keystr(path)}", type(leaf).__name__
+            raise TypeError(
+                f"{where} is a sparse array, {kind}[{', '.join(map(str, leaf.shape))}]: an optimizer "
+                "works on dense arrays, for each of which it keeps its state. Make a gradient dense, "
+                "gradient.todense(). Of a sparse parameter train the numbers alone: let the tree hold "
+                "matrix.data, and make the matrix in the loss function, "
+                "BCOO((data, matrix.indices), shape=matrix.shape)."
+            )
+
+
+def is_float0(x: Any) -> bool:
+    """Whether it is what `jax.grad(…, allow_int=True)` gives for an integer: nothing."""
+    return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def gradients(updates: Any) -> Any:
+    """The gradients, with None for those of integers."""
+    return jax.tree.map(lambda x: None if is_float0(x) else x, updates)
+
+
+def with_gradient(updates: Any, params: Any) -> Any:
+    """The parameters, with None for what has no gradient and is no array, as in a whole module."""
+    gradients, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
+    try:
+        found = treedef.flatten_up_to(params)
+    except ValueError:
+        return params
+    kept = [
+        param if gradient is not None or hasattr(param, "dtype") else None
+        for gradient, param in zip(gradients, found, strict=True)
+    ]
+    return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
+
+
+def _is_not(x: Any, y: Any) -> bool:
+    return x is not y
 
 
 def no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
@@ -136,8 +180,9 @@ class Arrays:
 
     def __init__(self, what: str, tree: Any) -> None:
         self._what, self._tree = what, tree
-        self.leaves, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
-        leaves(what, tree)
+        given, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
+        self.leaves = [None if is_float0(leaf) else leaf for leaf in given]
+        leaves(what, gradients(tree))
 
     def params(self, params: Any, needed_by: Sequence[Any]) -> list[Any]:
         """The parameter of each gradient; None for each if no params came and none are needed."""
@@ -147,10 +192,14 @@ class Arrays:
                     f"{needed_by[0]!r} needs the parameters: call update(gradients, state, params)."
                 )
             return [None] * len(self.leaves)
-        leaves("params", params)
         params = self.match("params", params)
-        for index, param in enumerate(params):
-            self._same_kind("params", index, param, may_be_real=False)
+        for index, (gradient, param) in enumerate(zip(self.leaves, params, strict=True)):
+            if (
+                gradient is not None
+            ):  # Without one it may be anything: a number of layers, a function.
+                if not _inexact(param):
+                    leaves(f"params{self.paths()[index]}", param)
+                self._same_kind("params", index, param, may_be_real=False)
         return params
 
     def slot(self, name: str, tree: Any, storage: Any, nonnegative: bool) -> list[Any]:

@@ -205,9 +205,11 @@ def _update(
         return _update_tree(lifted, updates, state, params)
     except TypeError:
         # What is no array at all is refused by jit, before the checks inside.
-        _check.leaves("gradients", updates)
-        _check.leaves("params", params)
-        raise
+        _check.Arrays("gradients", updates).params(params, ())
+        arrays = _check.with_gradient(updates, params)
+        if arrays is params:
+            raise
+    return _update_tree(exact(lifted), updates, state, arrays)
 
 
 def exact(tree: Any) -> Any:
@@ -676,6 +678,7 @@ def _chain_update(
     chained: Chained, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
     _check.chain_state(state, len(chained.members))
+    updates = _check.gradients(updates)
     new_state = []
     for member, old in zip(chained.members, state, strict=True):
         updates, new = member.update(updates, old, params, **extra_args)

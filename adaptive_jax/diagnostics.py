@@ -164,6 +164,7 @@ def _diagnose_update(
     wrapper: Diagnose, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, DiagnoseState]:
     _check.wrapper_state(state, DiagnoseState)
+    updates = _check.gradients(updates)
     missing = [name for name in wrapper.measures if name in _NEED_PARAMS and params is None]
     if missing and jax.tree.leaves(updates):
         raise ValueError(

@@ -99,6 +99,7 @@ def _skip_update(
     **extra_args: Any,
 ) -> tuple[Any, SkipNonfiniteState]:
     _check.wrapper_state(state, SkipNonfiniteState)
+    updates = _check.gradients(updates)
     new_updates, new_inner = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
     finite = all_finite((updates, new_updates))
     accepted = finite & ~state.stopped
@@ -228,6 +229,7 @@ def _multi_update(
     **extra_args: Any,
 ) -> tuple[Any, optax.MultiStepsState]:
     _check.wrapper_state(state, optax.MultiStepsState)
+    updates = _check.gradients(updates)
     k = wrapper.every_k_schedule
     k = jnp.asarray(k(state.gradient_step) if callable(k) else k, jnp.int32)
     finite = all_finite(updates)
@@ -359,6 +361,7 @@ def _monitor_update(
     wrapper: Monitor, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
     _check.wrapper_state(state, optax.MonitorState)
+    updates = _check.gradients(updates)
     measured, states = {}, []
     for name, each, old in zip(wrapper.names, wrapper.measures, state.measure_states, strict=True):
         value, new = each.update(updates, old, params, **extra_args)

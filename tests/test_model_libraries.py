@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adaptive_jax as aj
@@ -76,3 +78,91 @@ def test_the_same_loss_from_the_same_weights(library):
     expected = losses(plain, plain.init(jax.random.key(7)))
     assert expected[-1] < expected[0] / 2
     np.testing.assert_allclose(losses(example, params), expected, rtol=1e-3)
+
+
+# ---------------------------------------------------------------------------- whole modules
+
+
+def matrices(params):
+    return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+
+
+WHOLE = {
+    "weight decay and mask": aj.adamw(1e-3, weight_decay=0.1, mask=matrices),
+    "int8": aj.adamw(1e-3, storage=aj.Masked(aj.Blocks(min_size=0), matrices)),
+    "factored": aj.adamw(1e-3, storage={"nu": aj.Factored(min_size=2)}),
+    "multi_steps": aj.multi_steps(aj.adamw(1e-3), 2),
+    "skip_nonfinite": aj.skip_nonfinite(aj.adamw(1e-3)),
+    "compensate": aj.compensate(aj.adamw(1e-3)),
+    "diagnose": aj.diagnose(aj.adamw(1e-3)),
+    "chain": aj.chain(aj.monitor({"norm": aj.global_norm}), optax.add_decayed_weights(0.1)),
+    "optax.chain": optax.chain(aj.clip_by_global_norm(1.0), aj.adamw(1e-3)),
+}
+
+
+@pytest.mark.parametrize("tx", WHOLE.values(), ids=WHOLE)
+def test_whole_modules_as_parameters(tx):
+    """What has no gradient is not looked at: functions, text, numbers and arrays of integers."""
+    import equinox as eqx
+
+    class Model(eqx.Module):
+        w: jax.Array
+        b: jax.Array
+        frozen: jax.Array | None
+        table: jax.Array
+        activation: object
+        layers: int
+        training: bool
+        name: str
+
+    array = jnp.linspace(-1, 1, 12).reshape(3, 4)
+    rest = [jnp.arange(3), jax.nn.relu, 3, True, "model"]
+    dtype = jnp.bfloat16 if tx is WHOLE["compensate"] else jnp.float32
+    model = Model(array.astype(dtype), jnp.ones(4), jnp.ones(2), *rest)
+    gradients = Model(jnp.cos(array).astype(dtype), jnp.ones(4), *[None] * 6)
+    filtered = eqx.filter(model, eqx.is_inexact_array)
+    only_trained = Model(model.w, model.b, *[None] * 6)
+    state = tx.init(filtered)
+    for wrap in (lambda update: update, eqx.filter_jit):
+        whole, whole_state = wrap(tx.update)(gradients, state, model)
+        updates, new_state = tx.update(gradients, state, only_trained)
+        # What fuses differently rounds differently; outside of jit it is one program.
+        for got, expected in zip(
+            jax.tree.leaves((whole, whole_state)),
+            jax.tree.leaves((updates, new_state)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-5)
+        assert jax.tree.structure(whole_state) == jax.tree.structure(state)
+        moved = aj.apply_updates(model, whole)
+        assert (moved.name, moved.layers, moved.activation) == ("model", 3, jax.nn.relu)
+        assert moved.frozen is model.frozen
+        with jax.numpy_dtype_promotion("standard"):
+            theirs = eqx.apply_updates(model, whole)
+        assert eqx.tree_equal(moved.b, theirs.b) and eqx.tree_equal(moved.table, theirs.table)
+    exact = aj.exact_params(model, state)
+    assert (exact.w.dtype, exact.name, exact.table.dtype) == (jnp.float32, "model", jnp.int32)
+
+
+@pytest.mark.parametrize("tx", WHOLE.values(), ids=WHOLE)
+def test_gradients_of_integers(tx):
+    """`allow_int=True` gives float0 for them: they are left alone, as with a gradient of None."""
+    params = {"w": jnp.linspace(-1, 1, 12).reshape(3, 4), "table": jnp.arange(2)}
+    gradients = jax.grad(lambda params: jnp.sum(params["w"] ** 2), allow_int=True)(params)
+    state = tx.init({**params, "table": None})
+    for update in (tx.update, jax.jit(tx.update)):
+        updates, new_state = update(gradients, state, params)
+        assert updates["table"] is None
+        assert jax.tree.structure(new_state) == jax.tree.structure(state)
+        assert aj.apply_updates(params, updates)["table"] is params["table"]
+        assert jnp.all(jnp.isfinite(updates["w"]))
+
+
+def test_a_parameter_with_a_gradient_is_still_checked():
+    tx, state = aj.adamw(0.1), aj.adamw(0.1).init({"w": jnp.ones(3), "f": None})
+    for bad, message in (
+        (jax.nn.relu, "params\\['f'\\] is .*custom_jvp"),
+        (jnp.arange(3), "int32\\[3\\]"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            tx.update({"w": jnp.ones(3), "f": jnp.ones(3)}, state, {"w": jnp.ones(3), "f": bad})
