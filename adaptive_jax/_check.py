@@ -214,6 +214,11 @@ class Arrays:
                 )
             if value is None:
                 continue
+            if isinstance(value, Mapping):
+                if self.leaves[index] is None:
+                    continue  # It stays as it is.
+                value = storage.from_names(value, np.shape(self.leaves[index]), real=nonnegative)
+                stored[index] = value
             if not storage.holds(value):
                 raise ValueError(
                     f"{what} at {self.paths()[index] or 'the one array'} was made with another storage "
@@ -223,6 +228,11 @@ class Arrays:
             decoded = value if hasattr(value, "dtype") else jax.eval_shape(storage.decode, value)
             self._same_kind(what, index, decoded, may_be_real=nonnegative)
         return stored
+
+    def slot_tree(self, given: Any, values: list[Any]) -> Any:
+        """The tree of a slot's new values, each in the form in which the old one was given."""
+        olds = self.treedef.flatten_up_to(given)
+        return self.treedef.unflatten(list(map(_in_the_form_of, olds, values)))
 
     def selected(self, mask: Any, params: Any) -> list[bool]:
         """Whether a rule's mask selects the array of each gradient."""
@@ -284,6 +294,15 @@ class Arrays:
         if not found:  # Equal paths, different containers.
             found = [f"{self.treedef} against {jax.tree_util.tree_structure(tree)}"]
         return f"the {self._what} and {what} differ in structure: {'; '.join(found)}."
+
+
+def _in_the_form_of(old: Any, new: Any) -> Any:
+    """A NamedTuple as a mapping from the names of its fields, if the old one came as such."""
+    if not isinstance(old, Mapping) or isinstance(new, Mapping):
+        return new
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(new, path[0].key), old, is_leaf=lambda x: x is not old
+    )
 
 
 def state(state: Any, expected: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[Any, ...]:

@@ -287,7 +287,11 @@ def _update_tree(
 
     new_states = tuple(
         step.state(
-            old, {name: gradients.treedef.unflatten(leaves) for name, leaves in each.items()}
+            old,
+            {
+                name: gradients.slot_tree(getattr(old, name), leaves)
+                for name, leaves in each.items()
+            },
         )
         for step, old, each in zip(steps, states, slots, strict=True)
     )

@@ -80,6 +80,76 @@ def test_the_same_loss_from_the_same_weights(library):
     np.testing.assert_allclose(losses(example, params), expected, rtol=1e-3)
 
 
+@jax.numpy_rank_promotion("allow")
+def test_batch_statistics_and_dropout_of_nnx():
+    from digits import accuracy, batches, load
+    from flax import nnx
+
+    example = importlib.import_module("with_flax_nnx")
+    train, (images, labels) = load()
+    params, first = example.init_normalized(jax.random.key(0))
+    state = aj.TrainState.create(params, aj.adam(0.003), model_state=first)
+    step = aj.train_step(example.normalized_loss)
+    state, history = aj.fit(state, step, batches(*train), steps=60)
+    assert history["loss"][-10:].mean() < history["loss"][0] / 4
+    assert int(state.model_state["dropout"]["rngs"]["count"].get_value()) == 60
+    mean = state.model_state["norm"]["mean"].get_value()
+    assert jnp.all(mean != first["norm"]["mean"].get_value())
+    network = nnx.merge(example.NORMALIZED, state.params, state.model_state)
+    network.eval()
+    assert accuracy(network(images), labels) > 85
+
+
+# ---------------------------------------------------------------------------- NNX's own Optimizer
+
+LEAN = aj.Blocks(min_size=0)
+FOR_NNX = {
+    "int8": aj.adam(1e-2, storage=LEAN),
+    "int16": aj.adam(1e-2, storage=aj.Blocks(bits=16, min_size=0)),
+    "factored": aj.adam(1e-2, storage={"nu": aj.Factored(min_size=2)}),
+    "masked": aj.adam(
+        1e-2, storage=aj.Masked(LEAN, lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree))
+    ),
+    "compensate": aj.compensate(aj.adam(1e-2, storage=LEAN)),
+    "multi_steps": aj.multi_steps(aj.adam(1e-2, storage=LEAN), 2),
+    "skip_nonfinite": aj.skip_nonfinite(aj.adam(1e-2, storage=LEAN)),
+    "diagnose": aj.diagnose(aj.adam(1e-2, storage=LEAN)),
+    "monitor": aj.chain(aj.monitor({"norm": aj.global_norm}), aj.sgd(1e-2, 0.9, storage=LEAN)),
+    "optax": optax.partition({"all": aj.adam(1e-2, storage=LEAN)}, "all"),
+}
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        pytest.param(tx, id=name, marks=() if name in ("int8", "factored") else pytest.mark.slow)
+        for name, tx in FOR_NNX.items()
+    ],
+)
+def test_nnx_optimizer_takes_the_same_steps(tx):
+    """It hands the NamedTuples of a lean state back as mappings, their names in another order."""
+    from flax import nnx
+
+    model = nnx.Linear(6, 4, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    params = {name: getattr(model, name).get_value() for name in ("bias", "kernel")}
+    state, update = tx.init(params), jax.jit(tx.update)
+
+    @nnx.jit
+    def step(model, optimizer, gradients):
+        optimizer.update(model, gradients)
+
+    for number in range(4):
+        gradients = jax.tree.map(lambda x, n=number: jnp.cos(3.0 * n + x), params)
+        step(model, optimizer, nnx.State({k: nnx.Param(x) for k, x in gradients.items()}))
+        updates, state = update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, expected in params.items():
+            np.testing.assert_allclose(
+                getattr(model, name).get_value(), expected, rtol=1e-6, atol=1e-7
+            )
+
+
 # ---------------------------------------------------------------------------- whole modules
 
 
@@ -139,7 +209,7 @@ def test_whole_modules_as_parameters(tx):
         assert moved.frozen is model.frozen
         with jax.numpy_dtype_promotion("standard"):
             theirs = eqx.apply_updates(model, whole)
-        assert eqx.tree_equal(moved.b, theirs.b) and eqx.tree_equal(moved.table, theirs.table)
+        assert eqx.tree_equal((moved.b, moved.table), (theirs.b, theirs.table))
     exact = aj.exact_params(model, state)
     assert (exact.w.dtype, exact.name, exact.table.dtype) == (jnp.float32, "model", jnp.int32)
 
