@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr
 
 
@@ -24,16 +25,18 @@ class Interval:
     low: float = -math.inf
     high: float = math.inf
     open_above: bool = False
+    finite: bool = True
 
     def __contains__(self, value: float) -> bool:
-        if not math.isfinite(value) or value < self.low:
+        if math.isnan(value) or (self.finite and math.isinf(value)) or value < self.low:
             return False
         return value < self.high if self.open_above else value <= self.high
 
     def __str__(self) -> str:
         if self.high < math.inf:
             return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_above else ']'}"
-        return "a finite number" if self.low == -math.inf else f"a finite number >= {self.low:g}"
+        kind = "a finite number" if self.finite else "a number"
+        return kind if self.low == -math.inf else f"{kind} >= {self.low:g}"
 
 
 def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
@@ -50,7 +53,15 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
         value = value.item()
     if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
         if float(value) not in interval:
-            raise ValueError(f"{name}={value!r} is out of range in {rule}: {allowed}.")
+            climb = ""
+            if name in ("learning_rate", "lr") and value < 0:
+                climb = (
+                    " To maximise, turn the sign round at the end of a chain: "
+                    f"aj.scale_by_learning_rate({-value!r}, flip_sign=False) alone climbs as sgd "
+                    f"descends, and aj.chain(aj.scale_by_adam(), aj.scale_by_learning_rate({-value!r}, "
+                    "flip_sign=False)) as adam does."
+                )
+            raise ValueError(f"{name}={value!r} is out of range in {rule}: {allowed}.{climb}")
         return float(value)
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.shape != ():
@@ -63,7 +74,30 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
         ):
             raise TypeError(f"{name} has dtype {value.dtype} in {rule}: {allowed}.")
         return value
-    raise TypeError(f"{name}={value!r} is a {type(value).__name__} in {rule}: {allowed}.")
+    if not jax.tree_util.all_leaves([value]):
+        count = len(jax.tree.leaves(value))
+        raise TypeError(
+            f"{name} is a {type(value).__name__} with {count} leaves in {rule}: {allowed}, the same for "
+            "all arrays. Where they are to differ, give each group of arrays an optimizer of its own: "
+            'optax.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.01)}, labels), where labels is a tree like '
+            'the parameters, of "a" and "b".'
+        )
+    raise TypeError(f"{name}={value!r:.200} is a {type(value).__name__} in {rule}: {allowed}.")
+
+
+def first_value(rule: str, name: str, value: Any) -> None:
+    """Raises a TypeError if the first value of a slot is a schedule."""
+    if callable(value):
+        raise TypeError(
+            f"{name}={_name(value)} is a schedule in {rule}: it is the value of the state before the "
+            "first step, so it must be a number, or an array of shape ()."
+        )
+
+
+def _name(function: Any) -> str:
+    """A function's own name, also in a `Partial`."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__name__", f"{function!r:.100}")
 
 
 def one_number(rule: str, name: str, value: Any) -> None:
@@ -112,6 +146,7 @@ def leaves(what: str, tree: Any) -> None:
                 f"{what}{keystr(path)} is {describe(leaf)}: an optimizer works on floating-point "
                 "arrays. Leave it out: put None in its place in the tree (with Equinox, "
                 "eqx.filter(model, eqx.is_inexact_array)), or wrap the optimizer in optax.masked."
+                f"{f' {_ORDER}' if what == 'gradients' else ''}"
             )
 
 
@@ -128,6 +163,9 @@ def _no_sparse(what: str, tree: Any) -> None:
                 "matrix.data, and make the matrix in the loss function, "
                 "BCOO((data, matrix.indices), shape=matrix.shape)."
             )
+
+
+_ORDER = "The order is update(gradients, state, params)."
 
 
 def is_float0(x: Any) -> bool:
@@ -181,7 +219,7 @@ class Arrays:
     def __init__(self, what: str, tree: Any) -> None:
         self._what, self._tree = what, tree
         given, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
-        self.leaves = [None if is_float0(leaf) else leaf for leaf in given]
+        self.leaves: list[Any] = [None if is_float0(leaf) else leaf for leaf in given]
         leaves(what, gradients(tree))
 
     def params(self, params: Any, needed_by: Sequence[Any]) -> list[Any]:
@@ -210,7 +248,7 @@ class Arrays:
             if value is None and self.leaves[index] is not None:
                 raise ValueError(
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
-                    "parameters."
+                    f"parameters. {_ORDER}"
                 )
             if value is None:
                 continue
@@ -222,11 +260,17 @@ class Arrays:
             if not storage.holds(value):
                 raise ValueError(
                     f"{what} at {self.paths()[index] or 'the one array'} was made with another storage "
-                    f"than {storage!r}: {jax.tree.map(describe, value)}. Convert the state with "
-                    "aj.convert_storage, or make it with this optimizer's init(params)."
+                    f"than {storage!r}, or its arrays were cut: {jax.tree.map(describe, value)}. Convert "
+                    "the state with aj.convert_storage, or make it with this optimizer's init(params). "
+                    "To cut or join the arrays of a state, convert it to the same optimizer without a "
+                    "storage, cut that, and convert it back."
                 )
             decoded = value if hasattr(value, "dtype") else jax.eval_shape(storage.decode, value)
-            self._same_kind(what, index, decoded, may_be_real=nonnegative)
+            advice = (
+                " Where parameters were cut or joined, do the same to this entry of the state, or make the "
+                "state with init(params)."
+            )
+            self._same_kind(what, index, decoded, may_be_real=nonnegative, advice=advice)
         return stored
 
     def slot_tree(self, given: Any, values: list[Any]) -> Any:
@@ -260,7 +304,16 @@ class Arrays:
         except ValueError:
             raise ValueError(self._difference(what, tree)) from None
 
-    def _same_kind(self, what: str, index: int, other: Any, *, may_be_real: bool) -> None:
+    def same_shapes(self, what: str, tree: Any, advice: str = "") -> list[Any]:
+        """What another tree has for each array, which must have its shape, real or complex."""
+        found = self.match(what, tree)
+        for index, other in enumerate(found):
+            self._same_kind(what, index, other, may_be_real=False, advice=advice)
+        return found
+
+    def _same_kind(
+        self, what: str, index: int, other: Any, *, may_be_real: bool, advice: str = ""
+    ) -> None:
         """Raises unless the other array has its gradient's shape, and is complex if that is."""
         gradient = self.leaves[index]
         if gradient is None or other is None:
@@ -272,7 +325,7 @@ class Arrays:
         else:
             return
         raise ValueError(
-            f"{self._outline(index)}, but {what} has {describe(other)} there: {problem}."
+            f"{self._outline(index)}, but {what} has {describe(other)} there: {problem}.{advice}"
         )
 
     def paths(self) -> list[str]:
@@ -293,7 +346,9 @@ class Arrays:
         ]
         if not found:  # Equal paths, different containers.
             found = [f"{self.treedef} against {jax.tree_util.tree_structure(tree)}"]
-        return f"the {self._what} and {what} differ in structure: {'; '.join(found)}."
+        # The state in the place of the parameters.
+        advice = f" {_ORDER}" if _is_state(tree) or _is_state(self._tree) else ""
+        return f"the {self._what} and {what} differ in structure: {'; '.join(found)}.{advice}"
 
 
 def _in_the_form_of(old: Any, new: Any) -> Any:
@@ -326,6 +381,7 @@ def state(state: Any, expected: Sequence[tuple[str, tuple[str, ...]]]) -> tuple[
         f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
         "optimizer's init(params), or, if the other one had the same rules with another storage or a "
         "number for a schedule, with aj.convert_storage."
+        f"{_order(state)}"
     )
 
 
@@ -334,7 +390,7 @@ def chain_state(state: Any, length: int) -> None:
     if not isinstance(state, (tuple, list)) or len(state) != length:
         raise ValueError(
             f"the state of a chain of {length} is a tuple of {length} states, got {_outline(state)}. "
-            "Make it with this chain's init(params)."
+            f"Make it with this chain's init(params).{_order(state)}"
         )
 
 
@@ -344,8 +400,18 @@ def wrapper_state(state: Any, expected: Any) -> None:
         raise ValueError(
             f"the state was made by another optimizer: expected {expected.__name__}"
             f"({', '.join(expected._fields)}), got {_outline(state)}. Make it with this optimizer's "
-            "init(params)."
+            f"init(params).{_order(state)}"
         )
+
+
+def _is_state(tree: Any) -> bool:
+    """Whether it looks like the state of an optimizer."""
+    return isinstance(tree, tuple) and any(hasattr(x, "_fields") for x in (tree, *tree))
+
+
+def _order(state: Any) -> str:
+    """A reminder, where it does not look like any state."""
+    return "" if isinstance(state, (tuple, list)) else f" {_ORDER}"
 
 
 def _outline(state: Any) -> str:
@@ -358,19 +424,29 @@ def _outline(state: Any) -> str:
     return describe(state) if hasattr(state, "dtype") else type(state).__name__
 
 
-def scheduled(rule: str, name: str, value: Any) -> jax.Array:
-    """What a schedule returned, if it is one number."""
+def scheduled(rule: str, name: str, schedule: Any, count: Any) -> jax.Array:
+    """What a schedule returns at a count, if it is one number."""
+    with of_function(
+        f"the schedule {name}={_name(schedule)} in {rule}", "the count, or another number, which"
+    ):
+        value = schedule(count)
     if isinstance(value, (int, float, np.ndarray, np.number, jax.Array)) and np.shape(value) == ():
         return jnp.asarray(value)
     raise ValueError(
-        f"the schedule for {name} in {rule} returned {describe(value)}: it must return one number, "
-        "or an array of shape ()."
+        f"the schedule {name}={_name(schedule)} in {rule} returned {describe(value)}: it must return "
+        "one number, or an array of shape ()."
     )
 
 
 def mask_leaves(mask: Any) -> None:
     """Raises a TypeError unless every leaf of a mask is True or False."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if isinstance(leaf, Tracer):
+            raise TypeError(
+                f"mask{keystr(path)} is {describe(leaf)} and depends on the values of the parameters: a "
+                "mask is made once, of their names, shapes and dtypes, and its leaves are Python's True "
+                "and False. For a selection by value multiply the gradients by it, before the update."
+            )
         if not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(
                 f"mask{keystr(path)} is {describe(leaf)}: a mask is a tree of True and False whose "
@@ -432,19 +508,46 @@ def of_update(rule: Any) -> Iterator[None]:
     """Says what to write instead where a rule's update fails at what Python or NumPy cannot do."""
     name = type(rule).__name__
     try:
-        yield
+        with of_function(f"{name}.update"):
+            yield
     except KeyError as error:
         raise ValueError(
             f"{name}.update asks for {error}, and the slots are {list(rule.slots)}: declare what a rule "
             'keeps, slots = {"mu": aj.Slot()}.'
         ) from error
-    except (jax.errors.TracerBoolConversionError, jax.errors.TracerArrayConversionError) as error:
+
+
+@contextlib.contextmanager
+def of_function(what: str, of: str = "") -> Iterator[None]:
+    """Says what to write instead where a user's function needs the value of what is being traced.
+
+    of: what its argument is called, "the count, which".
+    """
+    try:
+        yield
+    except _NOT_KNOWN as error:
+        number, array = of or "a number that", of or "an array that"
         if isinstance(error, jax.errors.TracerBoolConversionError):
-            why = "branches on a number that is not known before the step runs: write jnp.where"
+            does, instead = f"branches on {number}", "jnp.where"
+        elif isinstance(error, jax.errors.TracerArrayConversionError):
+            does, instead = f"gives NumPy {array}", "jnp for np"
+        elif isinstance(error, jax.errors.TracerIntegerConversionError):
+            does, instead = f"looks something up by {number}", "jnp.array(table)[index]"
         else:
-            why = "gives NumPy an array that is not known before the step runs: write jnp for np"
+            does = f"makes a Python number of {array}"
+            instead = "jnp for math, and no float(), int() or .item()"
         reason = str(error).partition("\n")[0]
-        raise TypeError(f"{name}.update {why}. ({type(error).__name__}: {reason})") from error
+        raise TypeError(
+            f"{what} {does} is not known before the step runs: write {instead}. "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+_NOT_KNOWN = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 def returned(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:

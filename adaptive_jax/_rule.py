@@ -22,6 +22,9 @@ Hyper = Annotated[Any, _check.Interval()]
 NonNegative = Annotated[Any, _check.Interval(0.0)]
 """A hyperparameter that must not be negative."""
 
+Limit = Annotated[Any, _check.Interval(0.0, finite=False)]
+"""A hyperparameter that must not be negative, and is without effect where it is infinite."""
+
 Fraction = Annotated[Any, _check.Interval(0.0, 1.0)]
 """A hyperparameter from 0 to 1."""
 
@@ -29,7 +32,13 @@ Decay = Annotated[Any, _check.Interval(0.0, 1.0, open_above=True)]
 """The decay rate of a moving average, from 0 to below 1. A rule sees it as a `DecayRate`, whose
 complement is exact and whose bias correction is computed once per step."""
 
-_ANNOTATIONS = {"Hyper": Hyper, "NonNegative": NonNegative, "Fraction": Fraction, "Decay": Decay}
+_ANNOTATIONS = {
+    "Hyper": Hyper,
+    "NonNegative": NonNegative,
+    "Limit": Limit,
+    "Fraction": Fraction,
+    "Decay": Decay,
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,9 @@ class Rule:
             if callable(value) and not isinstance(value, jax.tree_util.Partial):
                 value = jax.tree_util.Partial(value)
             object.__setattr__(self, name, value)
+        for slot in self.slots.values():
+            if isinstance(slot.initial, str):
+                _check.first_value(type(self).__name__, slot.initial, getattr(self, slot.initial))
         if (mask := getattr(self, "mask", None)) is not None:
             object.__setattr__(self, "mask", Mask.of(mask))
 
@@ -176,7 +188,8 @@ class Mask:
         """A tree of bools, whose structure is a prefix of that of params."""
         if self.function is None:
             return jax.tree_util.tree_unflatten(self.treedef, self.leaves)
-        tree = self.function(params)
+        with _check.of_function(f"mask={self!r}", "a value of the parameters, which"):
+            tree = self.function(params)
         _check.mask_leaves(tree)
         return tree
 

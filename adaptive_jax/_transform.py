@@ -431,7 +431,7 @@ class _Step:
             value = getattr(rule, name)
             _check.one_number(type(rule).__name__, name, value)
             if callable(value):
-                value = _check.scheduled(type(rule).__name__, name, value(count))
+                value = _check.scheduled(type(rule).__name__, name, value, count)
             self._values[name] = value
         # For a constant b, the bias correction follows from the step.
         self._corrections = {
@@ -668,6 +668,8 @@ def member(transformation: Any, what: str) -> Any:
     hint = "Rules are put together by aj.transform."
     if inspect.isfunction(transformation):
         hint = f"Call it: {transformation.__name__}(…)."
+    elif isinstance(transformation, (list, tuple)):
+        hint = "Give the members one by one, with a star: aj.chain(*members)."
     raise TypeError(
         f"{what} takes optax gradient transformations, got {transformation!r:.200} of type "
         f"{type(transformation).__name__}. {hint}"
@@ -729,7 +731,7 @@ def _rate(rule: Rule, state: Any) -> jax.Array | None:
         return None
     count = getattr(state, "count", None)
     if callable(rate):
-        rate = rate(count)
+        rate = _check.scheduled(type(rule).__name__, "learning_rate", rate, count)
     rate = jnp.asarray(rate, jnp.float32)
     decay = getattr(rule, "learning_rate_decay", None)
     return rate if decay is None else rate / (1 + decay * jnp.asarray(count, jnp.float32))

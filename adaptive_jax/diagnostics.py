@@ -177,9 +177,10 @@ def _diagnose_update(
     count: Any = optax.safe_increment(state.count)
     mean, square = state.gradient_mean, state.gradient_square
     if mean is not None:
+        olds = gradients.same_shapes("the state's gradient_mean", mean)
         means = [
             old if g is None else _average(old, g.astype(old.dtype))
-            for g, old in zip(gradients.leaves, gradients.treedef.flatten_up_to(mean), strict=True)
+            for g, old in zip(gradients.leaves, olds, strict=True)
         ]
         mean = gradients.treedef.unflatten(means)
         square = {

@@ -167,7 +167,7 @@ def _compensate_update(
     updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
     gradients = _check.Arrays("gradients", updates)
     leaves = gradients.params(params, ())
-    corrections = gradients.treedef.flatten_up_to(state.correction)
+    corrections = gradients.match("the state's correction", state.correction)
     for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
         if update is None or param is None or not _is_low(jnp.result_type(param)):
             continue

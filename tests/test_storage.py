@@ -638,3 +638,36 @@ def test_what_cannot_be_converted_is_refused(old, new):
     params = jnp.ones(5000, jnp.bfloat16)
     with pytest.raises(ValueError, match=r"differ in storage and hyperparameters alone.*aj\.chain"):
         aj.convert_storage(old, new, params, old.init(params))
+
+
+@pytest.mark.parametrize(
+    "storage", [None, "bfloat16", "int8", {"nu": aj.Factored(min_size=8)}], ids=str
+)
+def test_cutting_rows(storage):
+    """Parameters of which rows are pruned: the state is cut too, one of codes in float32."""
+    params = {"xyz": jnp.linspace(-1, 1, 64 * 128).reshape(64, 128)}
+    tx, plain = aj.adam(0.1, storage=storage), aj.adam(0.1)
+    _, state = tx.update(params, tx.init(params), params)
+    rows = lambda tree: jax.tree.map(lambda x: x[:40] if x.ndim and len(x) == 64 else x, tree)  # noqa: E731
+    small = rows(params)
+    with pytest.raises(
+        ValueError, match=r"has float32\[64, 128\] there.* cut or joined, do the same"
+    ) as _:
+        plain.update(small, plain.init(params), small)
+    if storage == "int8":
+        with pytest.raises(
+            ValueError, match=r"at \['xyz'\] .* or its arrays were cut: .*convert it back"
+        ):
+            tx.update(small, rows(state), small)
+        exact = aj.convert_storage(tx, plain, params, state)
+        cut = aj.convert_storage(plain, tx, small, rows(exact))
+    else:
+        cut = rows(state)
+    updates, _ = tx.update(small, cut, small)
+    expected, _ = tx.update(params, state, params)
+    np.testing.assert_allclose(
+        updates["xyz"],
+        expected["xyz"][:40],
+        rtol=0.2 if storage else 1e-5,
+        atol=0.05 if storage else 0,
+    )
