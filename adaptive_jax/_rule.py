@@ -14,7 +14,7 @@ import jax
 import optax
 from jax.core import Tracer
 
-from . import _check, maths
+from . import _check, _closures, maths
 
 Hyper = Annotated[Any, _check.Interval()]
 """A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
@@ -141,9 +141,10 @@ class Rule:
                     "array of shape (), or a schedule."
                 )
             value = _check.hyperparameter(type(self).__name__, name, value, interval)
-            # A schedule becomes a pytree without leaves: static data, compared by identity.
+            # A schedule becomes a pytree: static data, compared by identity. Its leaves are the traced
+            # numbers that it closes over.
             if callable(value) and not isinstance(value, jax.tree_util.Partial):
-                value = jax.tree_util.Partial(value)
+                value = _closures.as_partial(value)
             object.__setattr__(self, name, value)
         for slot in self.slots.values():
             if isinstance(slot.initial, str):

@@ -23,7 +23,7 @@ import optax
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from . import _check, _rule, _storage, maths
+from . import _check, _closures, _rule, _storage, maths
 from ._rule import Context, Rule
 
 
@@ -609,7 +609,8 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     """Transformations one after the other: `optax.chain`, as a pytree.
 
     Each gets the updates of the one before it. Members of this library keep their hyperparameters
-    as leaves; any other optax transformation is static data, compared by identity.
+    as leaves; any other optax transformation is static data, compared by identity, but for the traced
+    numbers in its closures, as in `jax.vmap(lambda lr: aj.chain(optax.lion(lr)))`: these are leaves.
 
     Args:
       *transformations: at least one optax gradient transformation.
@@ -640,31 +641,53 @@ class Chained:
         return f"chain({', '.join(map(repr, self.members))})"
 
 
-@jax.tree_util.register_static
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["emptied"]
+)
 @dataclass(frozen=True, repr=False)
 class Foreign:
-    """Another library's transformation: static, and equal to any other wrapping of the same one."""
+    """Another library's transformation: static, and equal to any other wrapping of the same one.
 
-    transformation: optax.GradientTransformation
+    values: the traced numbers that its functions close over, which are data.
+    emptied: the transformation without them.
+    """
+
+    emptied: optax.GradientTransformation
+    values: tuple[Any, ...]
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The transformation itself."""
+        return _closures.put_back(self.emptied, self.values)
 
     def init(self, params: Any) -> Any:
         return self.transformation.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        if not isinstance(self.transformation, optax.GradientTransformationExtraArgs):
+        if not isinstance(self.emptied, optax.GradientTransformationExtraArgs):
             extra_args = {}
         return self.transformation.update(updates, state, params, **extra_args)
 
     def __repr__(self) -> str:
-        return getattr(self.transformation.update, "__qualname__", "…").partition(".")[0]
+        return getattr(self.emptied.update, "__qualname__", "…").partition(".")[0]
 
 
 def member(transformation: Any, what: str) -> Any:
     """A transformation as part of another one that is a pytree."""
-    if isinstance(transformation, Transformation):
+    if isinstance(transformation, (Transformation, Foreign)):
         return transformation
+    if isinstance(transformation, optax.MultiSteps):
+        transformation = transformation.gradient_transformation()
     if isinstance(transformation, optax.GradientTransformation):
-        return Foreign(transformation)
+        try:
+            return Foreign(*_closures.take_out(transformation))
+        except _closures.Unreachable as error:
+            raise TypeError(
+                f"{what} got {Foreign(transformation, ())!r}, which holds a traced number in {error}: it "
+                "cannot be made data, and would still be there after the end of jit or vmap. Take the "
+                "jit out of it, or hand the number over as a hyperparameter in the state, "
+                "optax.inject_hyperparams(factory)(learning_rate=…)."
+            ) from None
     hint = "Rules are put together by aj.transform."
     if inspect.isfunction(transformation):
         hint = f"Call it: {transformation.__name__}(…)."
