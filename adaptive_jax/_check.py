@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 from jax.tree_util import keystr
 
@@ -166,6 +167,24 @@ def _no_sparse(what: str, tree: Any) -> None:
 
 
 _ORDER = "The order is update(gradients, state, params)."
+
+
+@functools.cache
+def _placeholder() -> type:
+    """What `optax.tree.map_params` hands to `init` in the place of the parameters."""
+    kinds: list[type] = []
+
+    def init(params: Any) -> Any:
+        kinds.append(type(params))
+        return params
+
+    optax.tree.map_params(init, lambda x: x, ())
+    return kinds[0]
+
+
+def is_placeholder(params: Any) -> bool:
+    """Whether a state is made to find out which of its entries are like the parameters."""
+    return isinstance(params, _placeholder())
 
 
 def is_float0(x: Any) -> bool:

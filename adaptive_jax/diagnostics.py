@@ -144,14 +144,17 @@ def _diagnose_init(wrapper: Diagnose, params: Any) -> DiagnoseState:
     groups = _groups(wrapper, params)
     shapes = {"effective_learning_rate": (len(wrapper.quantiles),)}
     tracks = "signal_to_noise" in wrapper.measures
+
+    def of_groups(shape: tuple[int, ...]) -> Any:
+        if _check.is_placeholder(params):  # Without names: one entry stands for all groups.
+            return jnp.zeros(shape, jnp.float32)
+        return {name: jnp.zeros(shape, jnp.float32) for name in groups}
+
     return DiagnoseState(
         count=jnp.zeros((), jnp.int32),
-        measured={
-            measure: {name: jnp.zeros(shapes.get(measure, ()), jnp.float32) for name in groups}
-            for measure in wrapper.measures
-        },
+        measured={measure: of_groups(shapes.get(measure, ())) for measure in wrapper.measures},
         gradient_mean=jax.tree.map(_zeros, params) if tracks else None,
-        gradient_square={name: jnp.zeros((), jnp.float32) for name in groups} if tracks else {},
+        gradient_square=of_groups(()) if tracks else {},
         inner_state=wrapper.inner.init(params),
     )
 
