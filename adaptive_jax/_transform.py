@@ -209,7 +209,7 @@ def _update(
         arrays = _check.with_gradient(updates, params)
         if arrays is params:
             raise
-    return _update_tree(exact(lifted), updates, state, arrays)
+    return _update(lifted, updates, state, arrays)
 
 
 def exact(tree: Any) -> Any:
