@@ -35,6 +35,7 @@ from .distributions import draw as draw
 from .maths import global_norm as global_norm
 from .memory import StateBytes as StateBytes
 from .memory import convert_storage as convert_storage
+from .memory import map_params as map_params
 from .memory import state_bytes as state_bytes
 from .optimizers import adadelta as adadelta
 from .optimizers import adagrad as adagrad

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.core import Tracer
 from jax.tree_util import keystr
 
 
@@ -24,16 +26,18 @@ class Interval:
     low: float = -math.inf
     high: float = math.inf
     open_above: bool = False
+    finite: bool = True
 
     def __contains__(self, value: float) -> bool:
-        if not math.isfinite(value) or value < self.low:
+        if math.isnan(value) or (self.finite and math.isinf(value)) or value < self.low:
             return False
         return value < self.high if self.open_above else value <= self.high
 
     def __str__(self) -> str:
         if self.high < math.inf:
             return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_above else ']'}"
-        return "a finite number" if self.low == -math.inf else f"a finite number >= {self.low:g}"
+        kind = "a finite number" if self.finite else "a number"
+        return kind if self.low == -math.inf else f"{kind} >= {self.low:g}"
 
 
 def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
@@ -50,7 +54,15 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
         value = value.item()
     if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
         if float(value) not in interval:
-            raise ValueError(f"{name}={value!r} is out of range in {rule}: {allowed}.")
+            climb = ""
+            if name in ("learning_rate", "lr") and value < 0:
+                climb = (
+                    " To maximise, turn the sign round at the end of a chain: "
+                    f"aj.scale_by_learning_rate({-value!r}, flip_sign=False) alone climbs as sgd "
+                    f"descends, and aj.chain(aj.scale_by_adam(), aj.scale_by_learning_rate({-value!r}, "
+                    "flip_sign=False)) as adam does."
+                )
+            raise ValueError(f"{name}={value!r} is out of range in {rule}: {allowed}.{climb}")
         return float(value)
     if isinstance(value, (jax.Array, np.ndarray)):
         if value.shape != ():
@@ -63,7 +75,30 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
         ):
             raise TypeError(f"{name} has dtype {value.dtype} in {rule}: {allowed}.")
         return value
-    raise TypeError(f"{name}={value!r} is a {type(value).__name__} in {rule}: {allowed}.")
+    if not jax.tree_util.all_leaves([value]):
+        count = len(jax.tree.leaves(value))
+        raise TypeError(
+            f"{name} is a {type(value).__name__} with {count} leaves in {rule}: {allowed}, the same for "
+            "all arrays. Where they are to differ, give each group of arrays an optimizer of its own: "
+            'optax.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.01)}, labels), where labels is a tree like '
+            'the parameters, of "a" and "b".'
+        )
+    raise TypeError(f"{name}={value!r:.200} is a {type(value).__name__} in {rule}: {allowed}.")
+
+
+def first_value(rule: str, name: str, value: Any) -> None:
+    """Raises a TypeError if the first value of a slot is a schedule."""
+    if callable(value):
+        raise TypeError(
+            f"{name}={_name(value)} is a schedule in {rule}: it is the value of the state before the "
+            "first step, so it must be a number, or an array of shape ()."
+        )
+
+
+def _name(function: Any) -> str:
+    """A function's own name, also in a `Partial`."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__name__", f"{function!r:.100}")
 
 
 def one_number(rule: str, name: str, value: Any) -> None:
@@ -107,11 +142,77 @@ def leaves(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is not an array of real or complex floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not _inexact(leaf):
+            _no_sparse(what, tree)
             raise TypeError(
                 f"{what}{keystr(path)} is {describe(leaf)}: an optimizer works on floating-point "
                 "arrays. Leave it out: put None in its place in the tree (with Equinox, "
                 "eqx.filter(model, eqx.is_inexact_array)), or wrap the optimizer in optax.masked."
+                f"{f' {_ORDER}' if what == 'gradients' else ''}"
             )
+
+
+def _no_sparse(what: str, tree: Any) -> None:
+    """Raises a TypeError, with the path, for a sparse array: a pytree with integers in it."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "todense"))
+    for path, leaf in found:
+        if hasattr(leaf, "todense"):
+            where, kind = f"{what}{keystr(path)}", type(leaf).__name__
+            raise TypeError(
+                f"{where} is a sparse array, {kind}[{', '.join(map(str, leaf.shape))}]: an optimizer "
+                "works on dense arrays, for each of which it keeps its state. Make a gradient dense, "
+                "gradient.todense(). Of a sparse parameter train the numbers alone: let the tree hold "
+                "matrix.data, and make the matrix in the loss function, "
+                "BCOO((data, matrix.indices), shape=matrix.shape)."
+            )
+
+
+_ORDER = "The order is update(gradients, state, params)."
+
+
+@functools.cache
+def _placeholder() -> type:
+    """What `optax.tree.map_params` hands to `init` in the place of the parameters."""
+    kinds: list[type] = []
+
+    def init(params: Any) -> Any:
+        kinds.append(type(params))
+        return params
+
+    optax.tree.map_params(init, lambda x: x, ())
+    return kinds[0]
+
+
+def is_placeholder(params: Any) -> bool:
+    """Whether a state is made to find out which of its entries are like the parameters."""
+    return isinstance(params, _placeholder())
+
+
+def is_float0(x: Any) -> bool:
+    """Whether it is what `jax.grad(…, allow_int=True)` gives for an integer: nothing."""
+    return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def gradients(updates: Any) -> Any:
+    """The gradients, with None for those of integers."""
+    return jax.tree.map(lambda x: None if is_float0(x) else x, updates)
+
+
+def with_gradient(updates: Any, params: Any) -> Any:
+    """The parameters, with None for what has no gradient and is no array, as in a whole module."""
+    gradients, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
+    try:
+        found = treedef.flatten_up_to(params)
+    except ValueError:
+        return params
+    kept = [
+        param if gradient is not None or hasattr(param, "dtype") else None
+        for gradient, param in zip(gradients, found, strict=True)
+    ]
+    return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
+
+
+def _is_not(x: Any, y: Any) -> bool:
+    return x is not y
 
 
 def no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
@@ -136,8 +237,9 @@ class Arrays:
 
     def __init__(self, what: str, tree: Any) -> None:
         self._what, self._tree = what, tree
-        self.leaves, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
-        leaves(what, tree)
+        given, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
+        self.leaves: list[Any] = [None if is_float0(leaf) else leaf for leaf in given]
+        leaves(what, gradients(tree))
 
     def params(self, params: Any, needed_by: Sequence[Any]) -> list[Any]:
         """The parameter of each gradient; None for each if no params came and none are needed."""
@@ -147,10 +249,13 @@ class Arrays:
                     f"{needed_by[0]!r} needs the parameters: call update(gradients, state, params)."
                 )
             return [None] * len(self.leaves)
-        leaves("params", params)
         params = self.match("params", params)
-        for index, param in enumerate(params):
-            self._same_kind("params", index, param, may_be_real=False)
+        for index, (gradient, param) in enumerate(zip(self.leaves, params, strict=True)):
+            # Without a gradient it may be anything: a number of layers, a function.
+            if gradient is not None:
+                if not _inexact(param):
+                    leaves(f"params{self.paths()[index]}", param)
+                self._same_kind("params", index, param, may_be_real=False)
         return params
 
     def slot(
@@ -166,22 +271,38 @@ class Arrays:
             if value is None and self.leaves[index] is not None:
                 raise ValueError(
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
-                    "parameters."
+                    f"parameters. {_ORDER}"
                 )
             if value is None:
                 continue
-            if params:
+            if isinstance(value, Mapping):
+                if self.leaves[index] is None:
+                    continue  # It stays as it is.
+                value = storage.from_names(value, np.shape(self.leaves[index]), real=nonnegative)
+            elif params:
                 likes = self.leaves[index], params[index]
-                stored[index] = value = storage.adopted(value, [x for x in likes if x is not None])
+                value = storage.adopted(value, [x for x in likes if x is not None])
+            stored[index] = value
             if not storage.holds(value):
                 raise ValueError(
                     f"{what} at {self.paths()[index] or 'the one array'} was made with another storage "
-                    f"than {storage!r}: {jax.tree.map(describe, value)}. Convert the state with "
-                    "aj.convert_storage, or make it with this optimizer's init(params)."
+                    f"than {storage!r}, or its arrays were cut: {jax.tree.map(describe, value)}. Convert "
+                    "the state with aj.convert_storage, or make it with this optimizer's init(params). "
+                    "To cut or join the arrays of a state, convert it to the same optimizer without a "
+                    "storage, cut that, and convert it back."
                 )
             decoded = value if hasattr(value, "dtype") else jax.eval_shape(storage.decode, value)
-            self._same_kind(what, index, decoded, may_be_real=nonnegative)
+            advice = (
+                " Where parameters were cut or joined, do the same to this entry of the state, or make the "
+                "state with init(params)."
+            )
+            self._same_kind(what, index, decoded, may_be_real=nonnegative, advice=advice)
         return stored
+
+    def slot_tree(self, given: Any, values: list[Any]) -> Any:
+        """The tree of a slot's new values, each in the form in which the old one was given."""
+        olds = self.treedef.flatten_up_to(given)
+        return self.treedef.unflatten(list(map(_in_the_form_of, olds, values)))
 
     def selected(self, mask: Any, params: Any) -> list[bool]:
         """Whether a rule's mask selects the array of each gradient."""
@@ -209,7 +330,16 @@ class Arrays:
         except ValueError:
             raise ValueError(self._difference(what, tree)) from None
 
-    def _same_kind(self, what: str, index: int, other: Any, *, may_be_real: bool) -> None:
+    def same_shapes(self, what: str, tree: Any, advice: str = "") -> list[Any]:
+        """What another tree has for each array, which must have its shape, real or complex."""
+        found = self.match(what, tree)
+        for index, other in enumerate(found):
+            self._same_kind(what, index, other, may_be_real=False, advice=advice)
+        return found
+
+    def _same_kind(
+        self, what: str, index: int, other: Any, *, may_be_real: bool, advice: str = ""
+    ) -> None:
         """Raises unless the other array has its gradient's shape, and is complex if that is."""
         gradient = self.leaves[index]
         if gradient is None or other is None:
@@ -221,7 +351,7 @@ class Arrays:
         else:
             return
         raise ValueError(
-            f"{self._outline(index)}, but {what} has {describe(other)} there: {problem}."
+            f"{self._outline(index)}, but {what} has {describe(other)} there: {problem}.{advice}"
         )
 
     def paths(self) -> list[str]:
@@ -242,7 +372,18 @@ class Arrays:
         ]
         if not found:  # Equal paths, different containers.
             found = [f"{self.treedef} against {jax.tree_util.tree_structure(tree)}"]
-        return f"the {self._what} and {what} differ in structure: {'; '.join(found)}."
+        # The state in the place of the parameters.
+        advice = f" {_ORDER}" if _is_state(tree) or _is_state(self._tree) else ""
+        return f"the {self._what} and {what} differ in structure: {'; '.join(found)}.{advice}"
+
+
+def _in_the_form_of(old: Any, new: Any) -> Any:
+    """A NamedTuple as a mapping from the names of its fields, if the old one came as such."""
+    if not isinstance(old, Mapping) or isinstance(new, Mapping):
+        return new
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(new, path[0].key), old, is_leaf=lambda x: x is not old
+    )
 
 
 def state(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
@@ -269,6 +410,7 @@ def state(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
         f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
         "optimizer's init(params), or, if the other one had the same rules with another storage or a "
         "number for a schedule, with aj.convert_storage, which takes states of version 0.1.0 as well."
+        f"{_order(state)}"
     )
 
 
@@ -277,7 +419,7 @@ def chain_state(state: Any, length: int) -> None:
     if not isinstance(state, (tuple, list)) or len(state) != length:
         raise ValueError(
             f"the state of a chain of {length} is a tuple of {length} states, got {_outline(state)}. "
-            "Make it with this chain's init(params)."
+            f"Make it with this chain's init(params).{_order(state)}"
         )
 
 
@@ -287,8 +429,18 @@ def wrapper_state(state: Any, expected: Any) -> None:
         raise ValueError(
             f"the state was made by another optimizer: expected {expected.__name__}"
             f"({', '.join(expected._fields)}), got {_outline(state)}. Make it with this optimizer's "
-            "init(params)."
+            f"init(params).{_order(state)}"
         )
+
+
+def _is_state(tree: Any) -> bool:
+    """Whether it looks like the state of an optimizer."""
+    return isinstance(tree, tuple) and any(hasattr(x, "_fields") for x in (tree, *tree))
+
+
+def _order(state: Any) -> str:
+    """A reminder, where it does not look like any state."""
+    return "" if isinstance(state, (tuple, list)) else f" {_ORDER}"
 
 
 def _outline(state: Any) -> str:
@@ -301,19 +453,29 @@ def _outline(state: Any) -> str:
     return describe(state) if hasattr(state, "dtype") else type(state).__name__
 
 
-def scheduled(rule: str, name: str, value: Any) -> jax.Array:
-    """What a schedule returned, if it is one number."""
+def scheduled(rule: str, name: str, schedule: Any, count: Any) -> jax.Array:
+    """What a schedule returns at a count, if it is one number."""
+    with of_function(
+        f"the schedule {name}={_name(schedule)} in {rule}", "the count, or another number, which"
+    ):
+        value = schedule(count)
     if isinstance(value, (int, float, np.ndarray, np.number, jax.Array)) and np.shape(value) == ():
         return jnp.asarray(value)
     raise ValueError(
-        f"the schedule for {name} in {rule} returned {describe(value)}: it must return one number, "
-        "or an array of shape ()."
+        f"the schedule {name}={_name(schedule)} in {rule} returned {describe(value)}: it must return "
+        "one number, or an array of shape ()."
     )
 
 
 def mask_leaves(mask: Any) -> None:
     """Raises a TypeError unless every leaf of a mask is True or False."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if isinstance(leaf, Tracer):
+            raise TypeError(
+                f"mask{keystr(path)} is {describe(leaf)} and depends on the values of the parameters: a "
+                "mask is made once, of their names, shapes and dtypes, and its leaves are Python's True "
+                "and False. For a selection by value multiply the gradients by it, before the update."
+            )
         if not isinstance(leaf, (bool, np.bool_)):
             raise TypeError(
                 f"mask{keystr(path)} is {describe(leaf)}: a mask is a tree of True and False whose "
@@ -375,19 +537,46 @@ def of_update(rule: Any) -> Iterator[None]:
     """Says what to write instead where a rule's update fails at what Python or NumPy cannot do."""
     name = type(rule).__name__
     try:
-        yield
+        with of_function(f"{name}.update"):
+            yield
     except KeyError as error:
         raise ValueError(
             f"{name}.update asks for {error}, and the slots are {list(rule.slots)}: declare what a rule "
             'keeps, slots = {"mu": aj.Slot()}.'
         ) from error
-    except (jax.errors.TracerBoolConversionError, jax.errors.TracerArrayConversionError) as error:
+
+
+@contextlib.contextmanager
+def of_function(what: str, of: str = "") -> Iterator[None]:
+    """Says what to write instead where a user's function needs the value of what is being traced.
+
+    of: what its argument is called, "the count, which".
+    """
+    try:
+        yield
+    except _NOT_KNOWN as error:
+        number, array = of or "a number that", of or "an array that"
         if isinstance(error, jax.errors.TracerBoolConversionError):
-            why = "branches on a number that is not known before the step runs: write jnp.where"
+            does, instead = f"branches on {number}", "jnp.where"
+        elif isinstance(error, jax.errors.TracerArrayConversionError):
+            does, instead = f"gives NumPy {array}", "jnp for np"
+        elif isinstance(error, jax.errors.TracerIntegerConversionError):
+            does, instead = f"looks something up by {number}", "jnp.array(table)[index]"
         else:
-            why = "gives NumPy an array that is not known before the step runs: write jnp for np"
+            does = f"makes a Python number of {array}"
+            instead = "jnp for math, and no float(), int() or .item()"
         reason = str(error).partition("\n")[0]
-        raise TypeError(f"{name}.update {why}. ({type(error).__name__}: {reason})") from error
+        raise TypeError(
+            f"{what} {does} is not known before the step runs: write {instead}. "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+_NOT_KNOWN = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 
 def returned(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:

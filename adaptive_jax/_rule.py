@@ -14,13 +14,16 @@ import jax
 import optax
 from jax.core import Tracer
 
-from . import _check, maths
+from . import _check, _closures, maths
 
 Hyper = Annotated[Any, _check.Interval()]
 """A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
 
 NonNegative = Annotated[Any, _check.Interval(0.0)]
 """A hyperparameter that must not be negative."""
+
+Limit = Annotated[Any, _check.Interval(0.0, finite=False)]
+"""A hyperparameter that must not be negative, and is without effect where it is infinite."""
 
 Fraction = Annotated[Any, _check.Interval(0.0, 1.0)]
 """A hyperparameter from 0 to 1."""
@@ -29,7 +32,13 @@ Decay = Annotated[Any, _check.Interval(0.0, 1.0, open_above=True)]
 """The decay rate of a moving average, from 0 to below 1. A rule sees it as a `DecayRate`, whose
 complement is exact and whose bias correction is computed once per step."""
 
-_ANNOTATIONS = {"Hyper": Hyper, "NonNegative": NonNegative, "Fraction": Fraction, "Decay": Decay}
+_ANNOTATIONS = {
+    "Hyper": Hyper,
+    "NonNegative": NonNegative,
+    "Limit": Limit,
+    "Fraction": Fraction,
+    "Decay": Decay,
+}
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,14 @@ class Rule:
                     "array of shape (), or a schedule."
                 )
             value = _check.hyperparameter(type(self).__name__, name, value, interval)
-            # A schedule becomes a pytree without leaves: static data, compared by identity.
+            # A schedule becomes a pytree: static data, compared by identity. Its leaves are the traced
+            # numbers that it closes over.
             if callable(value) and not isinstance(value, jax.tree_util.Partial):
-                value = jax.tree_util.Partial(value)
+                value = _closures.as_partial(value)
             object.__setattr__(self, name, value)
+        for slot in self.slots.values():
+            if isinstance(slot.initial, str):
+                _check.first_value(type(self).__name__, slot.initial, getattr(self, slot.initial))
         if (mask := getattr(self, "mask", None)) is not None:
             object.__setattr__(self, "mask", Mask.of(mask))
 
@@ -179,7 +192,8 @@ class Mask:
         """A tree of bools, whose structure is a prefix of that of params."""
         if self.function is None:
             return jax.tree_util.tree_unflatten(self.treedef, self.leaves)
-        tree = self.function(params)
+        with _check.of_function(f"mask={self!r}", "a value of the parameters, which"):
+            tree = self.function(params)
         _check.mask_leaves(tree)
         return tree
 

@@ -218,15 +218,32 @@ def trace(plan: Plan, batches: Any) -> Traced:
             needed = fewer if works(fewer) else needed
         values = ", ".join(f"{name!r}" for name in needed)
         instead = ""
-        if isinstance(error, jax.errors.TracerBoolConversionError):
+        if _is_raised_in(error, "optax.schedules"):
+            instead = (
+                ". Schedules of optax take Python numbers: keep one whose peak is 1, and multiply by the "
+                "peak behind it, aj.chain(aj.adam(schedule), aj.scale_by_learning_rate(peak, "
+                "flip_sign=False))"
+            )
+        elif isinstance(error, jax.errors.TracerBoolConversionError):
             instead = ", or write the branch with jnp.where"
         elif isinstance(error, jax.errors.TracerArrayConversionError):
             instead = ", or write jnp where it is np: what NumPy computes is no part of a compiled program"
         raise ValueError(
             f"train needs the value of {values} while it is traced, to choose a shape by or to branch "
-            f"on: give static=({values},), which compiles once per value{instead}. {because}"
+            f"on: give sweep static=({values},), which compiles once per value{instead}. {because}"
         ) from error
     return Traced(*traced)
+
+
+def _is_raised_in(error: BaseException, module: str) -> bool:
+    """Whether an error comes out of a module, or one below it."""
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        if name == module or name.startswith(f"{module}."):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def check_outlines(outlines: Sequence[Any], plans: Sequence[Plan]) -> None:

@@ -71,6 +71,13 @@ class Storage:
         del likes
         return stored
 
+    def from_names(self, stored: Mapping[str, Any], shape: tuple[int, ...], *, real: bool) -> Any:
+        """The NamedTuple of which stored has the fields by their names: Flax NNX makes it a mapping."""
+        param = jax.ShapeDtypeStruct(shape, jnp.float32)
+        made = jax.eval_shape(functools.partial(self.init, 0.0, param, real=real))
+        is_made_of = set(getattr(made, "_fields", ())) == set(stored)
+        return type(made)(**stored) if is_made_of else stored
+
     def init_tree(self, value: float | jax.Array, params: Any, *, real: bool) -> Any:
         """`init` for every array of a tree."""
         return jax.tree.map(functools.partial(self.init, value, real=real), params)
@@ -511,6 +518,9 @@ class Masked(Storage):
             for x, select in zip(leaves.leaves, selected, strict=True)
         ]
         return leaves.treedef.unflatten(stored)
+
+    def from_names(self, stored: Mapping[str, Any], shape: tuple[int, ...], *, real: bool) -> Any:
+        return self.storage.from_names(stored, shape, real=real)
 
     def encode(self, value: jax.Array, stored: Any, key: jax.Array | None) -> Any:
         return self.storage.encode(value, stored, key)

@@ -23,7 +23,7 @@ import optax
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from . import _check, _rule, _storage, maths
+from . import _check, _closures, _rule, _storage, maths
 from ._rule import Context, Rule
 
 
@@ -231,9 +231,11 @@ def _update(
         return _update_tree(lifted, updates, state, params)
     except TypeError:
         # What is no array at all is refused by jit, before the checks inside.
-        _check.leaves("gradients", updates)
-        _check.leaves("params", params)
-        raise
+        _check.Arrays("gradients", updates).params(params, ())
+        arrays = _check.with_gradient(updates, params)
+        if arrays is params:
+            raise
+    return _update(lifted, updates, state, arrays)
 
 
 def exact(tree: Any) -> Any:
@@ -311,7 +313,11 @@ def _update_tree(
 
     new_states = [
         step.state(
-            old, {name: gradients.treedef.unflatten(leaves) for name, leaves in each.items()}
+            old,
+            {
+                name: gradients.slot_tree(getattr(old, name), leaves)
+                for name, leaves in each.items()
+            },
         )
         for step, old, each in zip(steps, states, slots, strict=True)
     ]
@@ -449,7 +455,7 @@ class _Step:
             value = getattr(rule, name)
             _check.one_number(type(rule).__name__, name, value)
             if callable(value):
-                value = _check.scheduled(type(rule).__name__, name, value(count))
+                value = _check.scheduled(type(rule).__name__, name, value, count)
             self._values[name] = value
         # For a constant b, the bias correction follows from the step.
         self._corrections = {
@@ -626,7 +632,8 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     """Transformations one after the other: `optax.chain`, as a pytree.
 
     Each gets the updates of the one before it. Members of this library keep their hyperparameters
-    as leaves; any other optax transformation is static data, compared by identity.
+    as leaves; any other optax transformation is static data, compared by identity, but for the traced
+    numbers in its closures, as in `jax.vmap(lambda lr: aj.chain(optax.lion(lr)))`: these are leaves.
 
     Args:
       *transformations: at least one optax gradient transformation.
@@ -657,34 +664,58 @@ class Chained:
         return f"chain({', '.join(map(repr, self.members))})"
 
 
-@jax.tree_util.register_static
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["emptied"]
+)
 @dataclass(frozen=True, repr=False)
 class Foreign:
-    """Another library's transformation: static, and equal to any other wrapping of the same one."""
+    """Another library's transformation: static, and equal to any other wrapping of the same one.
 
-    transformation: optax.GradientTransformation
+    values: the traced numbers that its functions close over, which are data.
+    emptied: the transformation without them.
+    """
+
+    emptied: optax.GradientTransformation
+    values: tuple[Any, ...]
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The transformation itself."""
+        return _closures.put_back(self.emptied, self.values)
 
     def init(self, params: Any) -> Any:
         return self.transformation.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        if not isinstance(self.transformation, optax.GradientTransformationExtraArgs):
+        if not isinstance(self.emptied, optax.GradientTransformationExtraArgs):
             extra_args = {}
         return self.transformation.update(updates, state, params, **extra_args)
 
     def __repr__(self) -> str:
-        return getattr(self.transformation.update, "__qualname__", "…").partition(".")[0]
+        return getattr(self.emptied.update, "__qualname__", "…").partition(".")[0]
 
 
 def member(transformation: Any, what: str) -> Any:
     """A transformation as part of another one that is a pytree."""
-    if isinstance(transformation, Transformation):
+    if isinstance(transformation, (Transformation, Foreign)):
         return transformation
+    if isinstance(transformation, optax.MultiSteps):
+        transformation = transformation.gradient_transformation()
     if isinstance(transformation, optax.GradientTransformation):
-        return Foreign(transformation)
+        try:
+            return Foreign(*_closures.take_out(transformation))
+        except _closures.Unreachable as error:
+            raise TypeError(
+                f"{what} got {Foreign(transformation, ())!r}, which holds a traced number in {error}: it "
+                "cannot be made data, and would still be there after the end of jit or vmap. Take the "
+                "jit out of it, or hand the number over as a hyperparameter in the state, "
+                "optax.inject_hyperparams(factory)(learning_rate=…)."
+            ) from None
     hint = "Rules are put together by aj.transform."
     if inspect.isfunction(transformation):
         hint = f"Call it: {transformation.__name__}(…)."
+    elif isinstance(transformation, (list, tuple)):
+        hint = "Give the members one by one, with a star: aj.chain(*members)."
     raise TypeError(
         f"{what} takes optax gradient transformations, got {transformation!r:.200} of type "
         f"{type(transformation).__name__}. {hint}"
@@ -699,6 +730,7 @@ def _chain_update(
     chained: Chained, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
     _check.chain_state(state, len(chained.members))
+    updates = _check.gradients(updates)
     new_state = []
     for member, old in zip(chained.members, state, strict=True):
         updates, new = member.update(updates, old, params, **extra_args)
@@ -744,7 +776,7 @@ def _rate(rule: Rule, state: Any) -> jax.Array | None:
         return None
     count = getattr(state, "count", None)
     if callable(rate):
-        rate = rate(count)
+        rate = _check.scheduled(type(rule).__name__, "learning_rate", rate, count)
     rate = jnp.asarray(rate, jnp.float32)
     decay = getattr(rule, "learning_rate_decay", None)
     return rate if decay is None else rate / (1 + decay * jnp.asarray(count, jnp.float32))

@@ -144,14 +144,17 @@ def _diagnose_init(wrapper: Diagnose, params: Any) -> DiagnoseState:
     groups = _groups(wrapper, params)
     shapes = {"effective_learning_rate": (len(wrapper.quantiles),)}
     tracks = "signal_to_noise" in wrapper.measures
+
+    def of_groups(shape: tuple[int, ...]) -> Any:
+        if _check.is_placeholder(params):  # Without names: one entry stands for all groups.
+            return jnp.zeros(shape, jnp.float32)
+        return {name: jnp.zeros(shape, jnp.float32) for name in groups}
+
     return DiagnoseState(
         count=jnp.zeros((), jnp.int32),
-        measured={
-            measure: {name: jnp.zeros(shapes.get(measure, ()), jnp.float32) for name in groups}
-            for measure in wrapper.measures
-        },
+        measured={measure: of_groups(shapes.get(measure, ())) for measure in wrapper.measures},
         gradient_mean=jax.tree.map(_zeros, params) if tracks else None,
-        gradient_square={name: jnp.zeros((), jnp.float32) for name in groups} if tracks else {},
+        gradient_square=of_groups(()) if tracks else {},
         inner_state=wrapper.inner.init(params),
     )
 
@@ -164,6 +167,7 @@ def _diagnose_update(
     wrapper: Diagnose, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, DiagnoseState]:
     _check.wrapper_state(state, DiagnoseState)
+    updates = _check.gradients(updates)
     missing = [name for name in wrapper.measures if name in _NEED_PARAMS and params is None]
     if missing and jax.tree.leaves(updates):
         raise ValueError(
@@ -176,9 +180,10 @@ def _diagnose_update(
     count: Any = optax.safe_increment(state.count)
     mean, square = state.gradient_mean, state.gradient_square
     if mean is not None:
+        olds = gradients.same_shapes("the state's gradient_mean", mean)
         means = [
             old if g is None else _average(old, g.astype(old.dtype))
-            for g, old in zip(gradients.leaves, gradients.treedef.flatten_up_to(mean), strict=True)
+            for g, old in zip(gradients.leaves, olds, strict=True)
         ]
         mean = gradients.treedef.unflatten(means)
         square = {

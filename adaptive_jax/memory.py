@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,66 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> StateBytes:
 
 def _size(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def map_params(
+    tx: optax.GradientTransformation,
+    function: Callable[..., Any],
+    opt_state: Any,
+    /,
+    *rest: Any,
+    transform_non_params: Callable[[Any], Any] | None = None,
+) -> Any:
+    """A function of every array of a state that is like a parameter: its sharding, for instance.
+
+    Differs from `optax.tree.map_params`, which knows no storage: there, and in `compensate` with some
+    parameters of 32 bits, what is kept for an array is no leaf, and a tree of shardings does not fit.
+
+    Args:
+      tx: the optimizer, of this library, of optax, or of both.
+      function: called with each slot and what the trees of rest have for its parameter; where the slot
+        is kept as codes, with these.
+      opt_state: its state, as arrays or as shapes.
+      *rest: trees like the parameters.
+      transform_non_params: called with every other array: counts, scales, the factors of a matrix, and
+        what is measured. None to leave them as they are.
+
+    Returns:
+      The state with what the functions returned in the places of its arrays.
+
+    Example:
+      >>> import adaptive_jax as aj, jax, jax.numpy as jnp
+      >>> from jax.sharding import PartitionSpec
+      >>> params, specs = {"w": jnp.ones((64, 128))}, {"w": PartitionSpec("x", None)}
+      >>> tx = aj.adam(1e-3, storage="int8")
+      >>> spec = lambda slot, spec: spec
+      >>> rest = lambda x: PartitionSpec()
+      >>> shardings = aj.map_params(tx, spec, tx.init(params), specs, transform_non_params=rest)
+      >>> print(shardings[0].mu["w"])
+      Quantized(codes=P('x', None), scales=P())
+    """
+
+    def other(tree: Any) -> Any:
+        return tree if transform_non_params is None else jax.tree.map(transform_non_params, tree)
+
+    def of_array(kept: Any, *rest: Any) -> Any:
+        if hasattr(kept, "dtype"):
+            return function(kept, *rest)
+        if not isinstance(kept, _storage.Quantized):
+            return other(kept)
+        return _storage.Quantized(function(kept.codes, *rest), other(kept.scales))
+
+    def is_kept(x: Any) -> bool:
+        return isinstance(x, (_storage.Quantized, _storage.Factors, optax.MaskedNode))
+
+    return optax.tree.map_params(
+        member(tx, "map_params"),
+        of_array,
+        opt_state,
+        *rest,
+        transform_non_params=other,
+        is_leaf=is_kept,
+    )
 
 
 def convert_storage(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
+import math
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from . import _check, _storage
-from ._check import one_of
+from ._check import is_number, one_of
 from ._documentation import documented
 from ._rule import Rule, none_if_zero
 from ._transform import Transformation, build
@@ -56,11 +61,12 @@ _ARGUMENTS = {
     "weight_decay": "the decoupled weight decay λ, >= 0: θ ← θ - ηλθ; None or 0 for none. With one, "
     "`update` needs the parameters.",
     "mask": "which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.",
+    "weight_decay_mask": "optax's name for `mask`.",
     "storage": 'how the slots are kept: None or "float32" for float32 at least, "bfloat16", "int8", '
     '"int16", "factored" (for slots that are never negative), a `Storage`, or a mapping from names of '
     "slots to these.",
-    "max_norm": "the largest norm c that the updates may have, >= 0.",
-    "max_delta": "the largest size c that an element may have, >= 0.",
+    "max_norm": "the largest norm c that the updates may have, >= 0; infinite for no limit.",
+    "max_delta": "the largest size c that an element may have, >= 0; infinite for no limit.",
     "momentum_decay": "ψ >= 0, for the decay rate β₁(1 - ½·0.96^(ψt)) of the momentum; None for β₁.",
     "threshold": "the length ρ(t) of the average from which on the step is rectified, 4 in the paper.",
     "dampen_first": "False for v = g after the first step, whatever the dampening.",
@@ -68,7 +74,85 @@ _ARGUMENTS = {
     "flip_sign": "whether to multiply by -η or by η.",
 }
 _VELOCITIES = ("gradients", "steps")
-_documented = documented(_ARGUMENTS)
+_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+
+_ELSEWHERE = {
+    "lr": ("learning_rate",),
+    "betas": ("b1", "b2"),
+    "beta1": ("b1",),
+    "beta2": ("b2",),
+    "beta_1": ("b1",),
+    "beta_2": ("b2",),
+    "momentum": ("momentum", "b1", "decay"),
+    "alpha": ("decay",),
+    "rho": ("rho", "decay"),
+    "epsilon": ("eps",),
+    "weight_decay_mask": ("mask",),
+}
+"""What PyTorch and Keras call an argument, and what it may be called here."""
+
+_OTHERWISE = {
+    "amsgrad": "it is an optimizer of its own, aj.amsgrad(…)",
+    "maximize": "turn the sign round behind it, aj.scale_by_learning_rate(…, flip_sign=False)",
+    "clipnorm": "clip before it, aj.chain(aj.clip_by_norm(…), …)",
+    "global_clipnorm": "clip before it, aj.chain(aj.clip_by_global_norm(…), …)",
+    "clipvalue": "clip before it, aj.chain(aj.clip(…), …)",
+}
+"""What does here what an argument of PyTorch or Keras does."""
+
+_FREE_RATE = ("sgd", "adagrad", "adadelta", "scale_by_learning_rate")
+"""Where a learning rate of any size can make sense: steps are not of its size."""
+
+
+def _documented(factory: _Factory) -> _Factory:
+    """A decorator that completes the docstring, and tells what is probably not meant."""
+    name, names = factory.__name__, list(inspect.signature(factory).parameters)
+
+    @functools.wraps(factory)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if unknown := [argument for argument in kwargs if argument not in names]:
+            raise TypeError(_unknown(name, names, unknown[0]))
+        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
+        rate, decay = given.get("learning_rate"), given.get("weight_decay")
+        if name not in _FREE_RATE and _is_above_one(rate):
+            warnings.warn(
+                f"learning_rate={rate!r} in {name}: whatever the size of the gradients, each step moves "
+                "each parameter by about so much. 1e-4 to 1e-1 are usual. If it is meant, give it as an "
+                f"array, jnp.float32({rate!r}), and nothing is said.",
+                stacklevel=2,
+            )
+        if _is_above_one(decay):
+            warnings.warn(
+                f"weight_decay={decay!r} in {name}: each step takes the learning rate times so much of "
+                "every parameter away. 1e-4 to 1e-1 are usual. If it is meant, give it as an array, "
+                f"jnp.float32({decay!r}), and nothing is said.",
+                stacklevel=2,
+            )
+        return factory(*args, **kwargs)
+
+    return documented(_ARGUMENTS)(checked)  # type: ignore[return-value]
+
+
+def _is_above_one(value: Any) -> bool:
+    """Whether it is a number above 1. Arrays are not looked at: they may be tracers."""
+    return is_number(value) and 1 < value < math.inf
+
+
+def _unknown(name: str, names: list[str], argument: str) -> str:
+    """What to write in place of an argument that an optimizer does not have."""
+    here = [each for each in _ELSEWHERE.get(argument, ()) if each in names]
+    here = (
+        here if argument == "betas" else here[:1] or difflib.get_close_matches(argument, names, 1)
+    )
+    said = f"here it is {' and '.join(here)}" if here else f"it takes {', '.join(names)}"
+    said = _OTHERWISE.get(argument, said)
+    if argument in ("lr", "betas", "alpha", "amsgrad", "maximize"):
+        said += ". aj.interop.torch has the optimizers under PyTorch's names"
+    elif argument in ("beta_1", "beta_2", "epsilon", "clipnorm", "global_clipnorm", "clipvalue"):
+        said += ". aj.interop.keras has the optimizers under Keras's names"
+    elif argument == "momentum":
+        said += ". aj.interop.torch and aj.interop.keras have the optimizers under their names"
+    return f"{name} takes no argument {argument!r}: {said}."
 
 
 def _descend(
@@ -192,8 +276,8 @@ def adagrad(
 
         G ← G + g²,   θ ← θ - ηg/√(G + ε)       or g/(√G + ε) with eps_in_sqrt=False
 
-    Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html, who have no ε and start
-    at G = 0. State: one float32 per parameter.
+    Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html, whose δ is outside the root,
+    as with eps_in_sqrt=False, and who start at G = 0. State: one float32 per parameter.
 
     Some published texts print θ ← θ - η·s/√(s + ε), without the gradient, or multiply the gradient
     by √s. Those are misprints: they do not minimise.
@@ -215,6 +299,7 @@ def adadelta(
     weight_decay: Any = 0.0,
     mask: Any = None,
     *,
+    weight_decay_mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
     """AdaDelta: steps in the units of the parameters, without a learning rate to tune.
@@ -231,6 +316,9 @@ def adadelta(
       adadelta(learning_rate=1.0, rho=0.9, eps=1e-06)
     """
     learning_rate = 1.0 if learning_rate is None else learning_rate
+    if weight_decay_mask is not None and mask is not None:
+        raise ValueError("mask and weight_decay_mask are two names of one argument: give one.")
+    mask = weight_decay_mask if mask is None else mask
     # optax decays first, and has its entry there.
     return _descend(
         adadelta, AdaDelta(rho, eps), learning_rate, weight_decay, mask, storage,

@@ -161,12 +161,13 @@ def _compensate_update(
     wrapper: Compensate, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, CompensateState]:
     _check.wrapper_state(state, CompensateState)
+    updates = _check.gradients(updates)
     if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
         raise ValueError("compensate needs the parameters: call update(gradients, state, params).")
     updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
     gradients = _check.Arrays("gradients", updates)
     leaves = gradients.params(params, ())
-    corrections = gradients.treedef.flatten_up_to(state.correction)
+    corrections = gradients.match("the state's correction", state.correction)
     for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
         if update is None or param is None or not _is_low(jnp.result_type(param)):
             continue
@@ -251,18 +252,24 @@ def exact_params(params: Any, opt_state: Any) -> Any:
     found = [node for node in nodes if is_compensated(node)]
     if len(found) > 1:
         raise ValueError(f"the state has {len(found)} corrections in it: give that of one of them.")
-    arrays = _check.Arrays("params", params)
-    corrections = [optax.MaskedNode()] * len(arrays.leaves)
+    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
+    # In a whole module there are functions and integers, too.
+    low = [hasattr(x, "dtype") and _is_low(x.dtype) for x in leaves]
+    arrays = _check.Arrays(
+        "params",
+        treedef.unflatten([x if is_low else None for x, is_low in zip(leaves, low, strict=True)]),
+    )
+    corrections = [optax.MaskedNode()] * len(leaves)
     if found:
         corrections = arrays.match("the correction", found[0].correction)
-    return arrays.treedef.unflatten(
+    return treedef.unflatten(
         [
             param
-            if param is None or not _is_low(param.dtype)
+            if not is_low
             else param.astype(jnp.float32)
             if isinstance(correction, optax.MaskedNode)
             else _exact(param, correction)
-            for param, correction in zip(arrays.leaves, corrections, strict=True)
+            for param, is_low, correction in zip(leaves, low, corrections, strict=True)
         ]
     )
 

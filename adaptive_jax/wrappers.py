@@ -99,6 +99,7 @@ def _skip_update(
     **extra_args: Any,
 ) -> tuple[Any, SkipNonfiniteState]:
     _check.wrapper_state(state, SkipNonfiniteState)
+    updates = _check.gradients(updates)
     new_updates, new_inner = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
     finite = all_finite((updates, new_updates))
     accepted = finite & ~state.stopped
@@ -228,8 +229,22 @@ def _multi_update(
     **extra_args: Any,
 ) -> tuple[Any, optax.MultiStepsState]:
     _check.wrapper_state(state, optax.MultiStepsState)
+    updates = _check.gradients(updates)
     k = wrapper.every_k_schedule
-    k = jnp.asarray(k(state.gradient_step) if callable(k) else k, jnp.int32)
+    if callable(k):
+        name = getattr(k, "__name__", repr(k))
+        with _check.of_function(
+            f"every_k_schedule={name} in multi_steps", "the count, or another number, which"
+        ):
+            k = k(state.gradient_step)
+    k = jnp.asarray(k, jnp.int32)
+    gradients = _check.Arrays("gradients", updates)
+    old_means = gradients.same_shapes(
+        "the state's acc_grads",
+        state.acc_grads,
+        " What makes one gradient of many, such as one per example, comes before: "
+        "aj.chain(aggregate, aj.multi_steps(tx, k)).",
+    )
     finite = all_finite(updates)
     taken: Any = optax.safe_increment(state.mini_step)
 
@@ -239,14 +254,11 @@ def _multi_update(
         new = (mean - maths.quotient(mean, taken)) + maths.quotient(gradient, taken)
         return jnp.where(finite, new, mean)
 
-    gradients = _check.Arrays("gradients", updates)
     unflatten = gradients.treedef.unflatten
     present = [gradient is not None for gradient in gradients.leaves]
     means = [
         averaged(mean, gradient) if has else mean
-        for has, gradient, mean in zip(
-            present, gradients.leaves, gradients.treedef.flatten_up_to(state.acc_grads), strict=True
-        )
+        for has, gradient, mean in zip(present, gradients.leaves, old_means, strict=True)
     ]
 
     def step(means: Any, inner_state: Any) -> Any:
@@ -359,6 +371,7 @@ def _monitor_update(
     wrapper: Monitor, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, Any]:
     _check.wrapper_state(state, optax.MonitorState)
+    updates = _check.gradients(updates)
     measured, states = {}, []
     for name, each, old in zip(wrapper.names, wrapper.measures, state.measure_states, strict=True):
         value, new = each.update(updates, old, params, **extra_args)

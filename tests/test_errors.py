@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -19,6 +20,8 @@ PARAMS = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
     ("make", "message"),
     [
         (lambda: aj.adam(-1e-3), r"learning_rate=-0.001 is out of range .* finite number >= 0"),
+        (lambda: aj.sgd(-0.1), r"aj.scale_by_learning_rate\(0.1, flip_sign=False\)"),
+        (lambda: aj.clip_by_global_norm(float("nan")), r"max_norm=nan is out of range"),
         (lambda: aj.adam(float("nan")), r"learning_rate=nan is out of range"),
         (lambda: aj.adam(float("inf")), r"learning_rate=inf is out of range"),
         (lambda: aj.adam(1e-3, b1=1.0), r"b1=1.0 is out of range in Adam: .* a number in \[0, 1\)"),
@@ -39,6 +42,10 @@ PARAMS = {"layer": {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}}
         (lambda: aj.adam(0.1, mu_dtype="int8"), r"mu cannot be kept in int8"),
         (lambda: aj.adam(0.1, mu_dtype="float16", storage="float32"), r"two ways to say the same"),
         (lambda: aj.transform(), r"at least one rule"),
+        (
+            lambda: aj.adadelta(mask={"w": True}, weight_decay_mask={"w": True}),
+            "mask and weight_decay_mask are two names",
+        ),
     ],
 )
 def test_values_out_of_range(make, message):
@@ -57,7 +64,27 @@ def test_values_out_of_range(make, message):
         (lambda: aj.transform(aj.adam(0.1)), r"transform takes rules, got adam\("),
         (lambda: aj.chain(aj.LearningRate(0.1)), r"chain takes optax gradient transformations"),
         (lambda: aj.adamw(0.1, mask={"w": 1.0}), r"mask\['w'\] is .* tree of True and False"),
-        (lambda: aj.adam(1e-3, nesterof=True), r"nesterof"),
+        (lambda: aj.adam(1e-3, nesterof=True), r"no argument 'nesterof': here it is nesterov"),
+        (lambda: aj.adam(lr=1e-3), r"adam takes .* 'lr': here it is learning_rate.*interop.torch"),
+        (lambda: aj.adam(1e-3, betas=(0.9, 0.99)), r"'betas': here it is b1 and b2"),
+        (lambda: aj.adam(1e-3, momentum=0.9), r"'momentum': here it is b1"),
+        (lambda: aj.rmsprop(1e-3, alpha=0.9), r"rmsprop takes .*'alpha': here it is decay"),
+        (lambda: aj.adamw(1e-3, epsilon=1e-7), r"'epsilon': here it is eps.*interop.keras"),
+        (lambda: aj.adam(1e-3, amsgrad=True), r"'amsgrad': it is .* aj.amsgrad"),
+        (lambda: aj.scale_by_adam(learning_rate=1.0), r"it takes b1, b2, eps, eps_root"),
+        (lambda: aj.chain([aj.clip(1.0), aj.sgd(0.1)]), r"type list. .*aj.chain\(\*members\)"),
+        (
+            lambda: aj.scale_by_learning_rate({"w": 0.1, "b": jnp.ones(3)}),
+            r"learning_rate is a dict with 2 leaves in LearningRate: [^\[]*, the same for all arrays",
+        ),
+        (
+            lambda: aj.adagrad(0.1, initial_accumulator_value=optax.constant_schedule(0.1)),
+            r"initial_accumulator_value=\S+ is a schedule in AdaGrad: .* before the first step",
+        ),
+        (
+            lambda: aj.rmsprop(0.1, initial_scale=lambda n: 0.1),
+            r"initial_scale=<lambda> is a sched",
+        ),
     ],
 )
 def test_values_of_the_wrong_type(make, message):
@@ -205,7 +232,9 @@ def test_complex_parameters_in_a_real_slot():
 
 def test_a_schedule_that_returns_an_array():
     tx = aj.sgd(lambda count: jnp.ones(3))
-    with pytest.raises(ValueError, match=r"schedule for learning_rate .* returned float32\[3\]"):
+    with pytest.raises(
+        ValueError, match=r"schedule learning_rate=<lambda> .* returned float32\[3\]"
+    ):
         tx.update(PARAMS, tx.init(PARAMS))
 
 
@@ -287,3 +316,223 @@ def test_an_error_leaves_the_state_alone():
         tx.update(jax.tree.map(lambda x: x[:1], PARAMS), state)
     updates, _ = tx.update(PARAMS, state)
     assert np.all(np.isfinite(updates["layer"]["w"]))
+
+
+# ---------------------------------------------------------------------------- functions of users
+
+
+def cosine_in_numpy(count):
+    return 1e-2 * (1 + np.cos(np.pi * (count % 100) / 100))
+
+
+SCHEDULES = {
+    "branch": (lambda n: 0.1 if n < 100 else 0.01, "branches on .*: write jnp.where"),
+    "NumPy": (cosine_in_numpy, "gives NumPy .*: write jnp for np"),
+    "np.interp": (lambda n: np.interp(n, [0, 10], [0.1, 0.0]), "gives NumPy .*: write jnp for np"),
+    "math": (lambda n: 0.1 * math.exp(-n / 100), "makes a Python number .*: write jnp for math"),
+    "table": (lambda n: [0.1, 0.05, 0.01][n], r"looks something up .*: write jnp.array\(table\)"),
+}
+every_schedule = pytest.mark.parametrize(("schedule", "message"), SCHEDULES.values(), ids=SCHEDULES)
+
+
+@jax.numpy_dtype_promotion("standard")
+@every_schedule
+def test_schedules_that_need_the_value_of_the_count(schedule, message):
+    for tx, where in (
+        (aj.adam(schedule), "learning_rate"),
+        (aj.adam(0.1, b1=schedule), "b1"),
+        (aj.chain(aj.clip(1.0), aj.sgd(schedule, momentum=0.9)), "learning_rate"),
+    ):
+        for update in (tx.update, jax.jit(tx.update)):
+            named = rf"the schedule {where}=({schedule.__name__}) in (LearningRate|Adam) {message}"
+            with pytest.raises(TypeError, match=named):
+                update(PARAMS, tx.init(PARAMS))
+
+
+@jax.numpy_dtype_promotion("standard")
+@every_schedule
+def test_counts_of_mini_steps_that_need_the_value_of_the_count(schedule, message):
+    tx = aj.multi_steps(aj.sgd(0.1), schedule)
+    with pytest.raises(TypeError, match=f"every_k_schedule={schedule.__name__} .*{message}"):
+        jax.jit(tx.update)(PARAMS, tx.init(PARAMS))
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_what_is_advised_for_schedules_works():
+    table = jnp.array([0.1, 0.05, 0.01])
+    remedies = {
+        "branch": lambda n: jnp.where(n < 100, 0.1, 0.01),
+        "NumPy": lambda n: 1e-2 * (1 + jnp.cos(jnp.pi * (n % 100) / 100)),
+        "np.interp": lambda n: jnp.interp(
+            n.astype(jnp.float32), jnp.array([0.0, 10.0]), jnp.array([0.1, 0.0])
+        ),
+        "math": lambda n: 0.1 * jnp.exp(-n / 100),
+        "table": lambda n: table[n],
+    }
+    for name, remedy in remedies.items():
+        tx = aj.sgd(remedy)
+        updates, _ = tx.update(jnp.ones(()), tx.init(jnp.ones(())))
+        np.testing.assert_allclose(updates, -SCHEDULES[name][0](0), rtol=1e-6)
+
+
+def test_masks_that_need_the_values_of_parameters():
+    params = {"w": jnp.ones(3)}
+    for mask, message in (
+        (
+            lambda p: jax.tree.map(lambda x: x.sum() > 0, p),
+            r"mask\['w'\] is bool\[\] and depends on",
+        ),
+        (lambda p: {"w": bool(p["w"].sum() > 0)}, "mask=<lambda> branches on a value of the param"),
+    ):
+        tx = aj.adamw(0.1, mask=mask)
+        with pytest.raises(TypeError, match=message):
+            tx.update(params, tx.init(params), params)
+
+
+# ---------------------------------------------------------------------------- arguments in disorder
+
+
+WRAPPED = {
+    "adam": aj.adam(0.1),
+    "adamw": aj.adamw(0.1),
+    "sgd with momentum": aj.sgd(0.1, momentum=0.9),
+    "chain": aj.chain(aj.clip_by_global_norm(1.0), aj.adam(0.1)),
+    "skip_nonfinite": aj.skip_nonfinite(aj.adam(0.1)),
+    "multi_steps": aj.multi_steps(aj.adam(0.1), 2),
+    "compensate": aj.compensate(aj.adam(0.1)),
+    "diagnose": aj.diagnose(aj.adam(0.1)),
+}
+
+
+@pytest.mark.parametrize("tx", WRAPPED.values(), ids=WRAPPED)
+def test_the_order_of_the_arguments(tx):
+    state = tx.init(PARAMS)
+    for wrong in ((PARAMS, PARAMS, state), (state, PARAMS, PARAMS)):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"order is update\(gradients, state, params"
+        ):
+            tx.update(*wrong)
+
+
+def test_parameters_in_the_place_of_the_gradients():
+    """Where only some are trained: the state has None for the others."""
+    tx, gradients = aj.adam(0.1), {"layer": {**PARAMS["layer"], "w": None}}
+    for params, kind, message in (
+        (PARAMS, ValueError, "state's mu is None there.* order is update"),
+        ({"layer": {"b": jnp.ones(3), "w": "fixed"}}, TypeError, r"'fixed' .* order is update"),
+    ):
+        with pytest.raises(kind, match=message):
+            tx.update(params, tx.init(gradients), gradients)
+
+
+def test_multi_steps_with_gradients_of_another_shape():
+    tx = aj.multi_steps(aj.adam(0.1), 2)
+    state = tx.init(PARAMS)
+    for bad, message in (
+        (
+            {"layer": {"w": jnp.ones((1, 3)), "b": jnp.ones(3)}},
+            r"\['w'\] is float32\[1, 3\].*\[2, 3\]",
+        ),
+        ({"layer": {"w": jnp.ones((2, 3))}}, r"only the state's acc_grads have \['layer'\]\['b'\]"),
+        ({}, "differ in structure"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tx.update(bad, state, PARAMS)
+    # One gradient for each of eight examples: what makes one of them comes before.
+    aggregate = optax.contrib.differentially_private_aggregate(1.0, 0.1, jax.random.key(0))
+    gradients = jax.tree.map(lambda x: jnp.ones((8, *x.shape)), PARAMS)
+    tx = aj.multi_steps(aj.chain(aggregate, aj.adam(0.1)), 2)
+    with pytest.raises(ValueError, match=r"aj.chain\(aggregate, aj.multi_steps\(tx, k\)\)"):
+        tx.update(gradients, tx.init(PARAMS), PARAMS)
+    tx = aj.chain(aggregate, aj.multi_steps(aj.adam(0.1), 2))
+    updates, _ = tx.update(gradients, tx.init(PARAMS), PARAMS)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, PARAMS)
+
+
+def test_sparse_arrays():
+    from jax.experimental.sparse import BCOO
+
+    table = jnp.ones((10, 4))
+    gradient = BCOO.fromdense(jnp.zeros((10, 4)).at[2].set(1.0))
+    for tx in (aj.sgd(0.1), aj.adam(0.1), aj.chain(aj.clip(1.0), aj.adam(0.1))):
+        with pytest.raises(
+            TypeError, match=r"gradients is a sparse array, BCOO\[10, 4\]: .*todense"
+        ):
+            tx.update(gradient, tx.init(table), table)
+        tx.update(gradient.todense(), tx.init(table), table)
+    matrix = BCOO.fromdense(jnp.eye(4))
+    with pytest.raises(
+        TypeError, match=r"params\['a'\] is a sparse array, BCOO\[4, 4\]: .*matrix.data"
+    ):
+        aj.TrainState.create({"a": matrix}, aj.adam(0.1))
+    # As advised: the numbers are trained, the places are not.
+    loss = lambda p, x: jnp.sum((BCOO((p["a"], matrix.indices), shape=matrix.shape) @ x) ** 2)  # noqa: E731
+    state = aj.TrainState.create({"a": matrix.data}, aj.sgd(0.1))
+    state, _ = aj.train_step(loss)(state, jnp.ones(4))
+    np.testing.assert_allclose(state.params["a"], 0.8, rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------- what works as advised
+
+
+def test_climbing():
+    ascend = aj.scale_by_learning_rate(0.1, flip_sign=False)
+    for climb, descend in (
+        (ascend, aj.sgd(0.1)),
+        (aj.chain(aj.scale_by_adam(), ascend), aj.adam(0.1)),
+    ):
+        up, _ = climb.update(PARAMS, climb.init(PARAMS), PARAMS)
+        down, _ = descend.update(PARAMS, descend.init(PARAMS), PARAMS)
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, -y), up, down)
+
+
+@pytest.mark.parametrize("factory", [aj.clip, aj.clip_by_norm, aj.clip_by_global_norm])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 0.0])
+def test_no_limit(factory, scale):
+    gradients = {"a": jnp.array([1.0, -2.0, 1e-8]) * scale, "b": jnp.array(3.0)}
+    tx = factory(float("inf"))
+    for update in (tx.update, jax.jit(tx.update)):
+        updates, _ = update(gradients, tx.init(gradients))
+        jax.tree.map(np.testing.assert_array_equal, updates, gradients)
+
+
+def test_another_learning_rate_for_some_arrays():
+    labels = {"layer": {"w": "a", "b": "b"}}
+    tx = optax.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.01)}, labels)
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(updates["layer"]["w"], -0.1)
+    np.testing.assert_allclose(updates["layer"]["b"], -0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: aj.adam(10.0), r"learning_rate=10.0 in adam.*jnp.float32\(10.0\)"),
+        (lambda: aj.rmsprop(learning_rate=10), r"learning_rate=10 in rmsprop"),
+        (lambda: aj.adamw(1e-3, weight_decay=10), r"weight_decay=10 in adamw"),
+        (lambda: aj.add_decayed_weights(10.0), r"weight_decay=10.0 in add_decayed_weights"),
+    ],
+)
+def test_numbers_that_are_hardly_meant(make, message):
+    with pytest.warns(UserWarning, match=message) as caught:
+        make()
+    # The line of the caller: Python shows it once for each.
+    assert [each.filename for each in caught] == [__file__]
+
+
+def test_numbers_that_may_be_meant():
+    for make in (aj.sgd, aj.adagrad, aj.adadelta, aj.scale_by_learning_rate):
+        make(10.0)
+    aj.adam(1.0, weight_decay=1.0)
+    aj.adam(jnp.float32(10.0), weight_decay=jnp.float32(10.0))
+    jax.jit(jax.vmap(aj.adam))(jnp.array([10.0, 20.0]))
+    aj.interop.torch.adam(lr=10.0, weight_decay=10.0)
+    aj.interop.keras.adam(10.0, weight_decay=10.0)
+
+
+def test_the_mask_of_adadelta_under_its_name_in_optax():
+    mask = {"layer": {"w": True, "b": False}}
+    ours = aj.adadelta(weight_decay=0.1, weight_decay_mask=mask)
+    same = aj.adadelta(weight_decay=0.1, mask=mask)
+    assert repr(ours) == repr(same)
+    assert jax.tree.structure(ours) == jax.tree.structure(same)

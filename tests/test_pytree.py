@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -164,3 +166,123 @@ def test_an_array_learning_rate_can_be_traced_in_a_scan():
 
     expected, _ = run(aj.sgd(0.1, momentum=0.9))
     np.testing.assert_allclose(jax.jit(train)(0.1)["w"], expected["w"], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------- what is not ours
+
+
+def run_plainly(tx):
+    params, state = PARAMS, tx.init(PARAMS)
+    for step in range(3):
+        updates, state = tx.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+LABELS = {"w": "a", "b": "b"}
+CLOSURES = {
+    "lion": optax.lion,
+    "partition": lambda lr: optax.partition(
+        {"a": aj.adam(lr), "b": optax.sgd(lr, momentum=0.9)}, LABELS
+    ),
+    "masked": lambda lr: optax.masked(optax.adamw(lr, weight_decay=lr), {"w": True, "b": False}),
+    "MultiSteps": lambda lr: optax.MultiSteps(optax.adam(lr), 2),
+    "inject_hyperparams": lambda lr: optax.inject_hyperparams(optax.adam)(learning_rate=lr),
+    "schedule": lambda lr: optax.adam(functools.partial(lambda n, lr: lr / (1.0 + n), lr=lr)),
+    "our schedule": lambda lr: aj.adam(lambda n: lr * 0.5 ** n.astype(jnp.float32)),
+    "chain": lambda lr: optax.chain(optax.scale_by_adam(), optax.scale(-lr)),
+}
+
+
+@jax.numpy_dtype_promotion("standard")
+@pytest.mark.parametrize("make", CLOSURES.values(), ids=CLOSURES)
+def test_traced_numbers_in_closures_are_data(make):
+    """A transformation of optax's that is made under vmap: its numbers come out, and go in again."""
+    rates = jnp.array([0.1, 0.03])
+    expected = [run_plainly(aj.chain(make(float(rate)))) for rate in rates]
+    expected = jax.tree.map(lambda *each: jnp.stack(each), *expected)
+
+    def close(found, tolerance=1e-6):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-7),
+            found,
+            expected,
+        )
+
+    with jax.checking_leaks():
+        many = jax.vmap(lambda rate: aj.chain(aj.clip(100.0), make(rate)))(rates)
+    assert jax.tree.leaves(many)
+    close(jax.vmap(run_plainly)(many))
+    one = jax.jit(lambda rate: aj.skip_nonfinite(make(rate)))(rates[0])
+    again = jax.tree.map(lambda x: x, one)
+    assert jax.tree.structure(one) == jax.tree.structure(again)
+    close(jax.tree.map(lambda x, y: jnp.stack([x, y[1]]), run_plainly(again), expected))
+
+
+def test_sweeps_over_what_is_not_ours():
+    def loss(params, batch):
+        return jnp.sum(jnp.sin(params["w"])) + jnp.sum(params["b"] ** 2) + 0 * batch
+
+    step, rates = aj.train_step(loss), jnp.array([0.1, 0.03])
+    make = lambda rate: aj.TrainState.create(PARAMS, optax.lion(rate))  # noqa: E731
+    states = jax.vmap(make)(rates)
+    for _ in range(3):
+        states, _ = jax.vmap(step, in_axes=(0, None))(states, 0.0)
+    swept = aj.sweep(make, step=step, batches=[0.0] * 3, rate=rates)
+    for i, rate in enumerate(rates):
+        state = make(float(rate))
+        for _ in range(3):
+            state, metrics = step(state, 0.0)
+        np.testing.assert_allclose(states.params["w"][i], state.params["w"], rtol=1e-6)
+        np.testing.assert_allclose(swept.objective[i, 0], metrics["loss"], rtol=1e-5)
+    assert state.replace(tx=state.tx).tx is state.tx
+
+
+def test_what_is_not_ours_is_as_static_as_before():
+    transformation = optax.lion(0.1)
+    first, second = aj.chain(transformation), aj.chain(transformation)
+    assert jax.tree.leaves(first) == []
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    steps = optax.MultiSteps(optax.adam(0.1), 2)
+    assert jax.tree.structure(aj.chain(steps)) == jax.tree.structure(aj.chain(steps))
+
+
+def test_a_traced_number_out_of_reach():
+    def make(rate):
+        scale = jax.jit(lambda updates, params: jax.tree.map(lambda x: rate * x, updates))
+        return aj.chain(optax.stateless(scale))
+
+    with pytest.raises(
+        TypeError, match=r"chain got stateless, .* a PjitFunction: .*inject_hyperparams"
+    ):
+        jax.vmap(make)(jnp.array([0.1, 0.2]))
+    make(0.1)
+
+
+def test_closures_that_know_themselves():
+    """Functions that call each other, defaults, methods and objects; what holds nothing is shared."""
+
+    class Doubled:
+        def __init__(self, rate):
+            self.rate = rate
+
+        def update(self, updates, state, params=None):
+            return jax.tree.map(lambda x: 2 * self.rate * x, updates), state
+
+    def recursive(rate, names=("w",)):
+        unchanged = optax.clip(1.0)
+
+        def times(x, n, *, rate=rate):
+            return x if n == 0 else rate * times(x, n - 1)
+
+        def update(updates, state, params=None):
+            return jax.tree.map(lambda x: times(x, 2), updates), state
+
+        chained = optax.chain(unchanged, optax.GradientTransformation(unchanged.init, update))
+        doubled = optax.GradientTransformation(unchanged.init, Doubled(rate).update)
+        return optax.chain(chained, doubled)
+
+    many = jax.vmap(lambda rate: aj.chain(recursive(rate)))(jnp.array([0.5, 2.0]))
+    ones = jnp.ones(2)
+    found = jax.vmap(lambda tx: tx.update(ones, tx.init(ones))[0])(many)
+    np.testing.assert_allclose(found[:, 0], [2 * 0.5**3, 2 * 2.0**3])

@@ -638,3 +638,106 @@ def test_what_cannot_be_converted_is_refused(old, new):
     params = jnp.ones(5000, jnp.bfloat16)
     with pytest.raises(ValueError, match=r"differ in storage and hyperparameters alone.*aj\.chain"):
         aj.convert_storage(old, new, params, old.init(params))
+
+
+@pytest.mark.parametrize(
+    "storage", [None, "bfloat16", "int8", {"nu": aj.Factored(min_size=8)}], ids=str
+)
+def test_cutting_rows(storage):
+    """Parameters of which rows are pruned: the state is cut too, one of codes in float32."""
+    params = {"xyz": jnp.linspace(-1, 1, 64 * 128).reshape(64, 128)}
+    tx, plain = aj.adam(0.1, storage=storage), aj.adam(0.1)
+    _, state = tx.update(params, tx.init(params), params)
+    rows = lambda tree: jax.tree.map(lambda x: x[:40] if x.ndim and len(x) == 64 else x, tree)  # noqa: E731
+    small = rows(params)
+    with pytest.raises(
+        ValueError, match=r"has float32\[64, 128\] there.* cut or joined, do the same"
+    ) as _:
+        plain.update(small, plain.init(params), small)
+    if storage == "int8":
+        with pytest.raises(
+            ValueError, match=r"at \['xyz'\] .* or its arrays were cut: .*convert it back"
+        ):
+            tx.update(small, rows(state), small)
+        exact = aj.convert_storage(tx, plain, params, state)
+        cut = aj.convert_storage(plain, tx, small, rows(exact))
+    else:
+        cut = rows(state)
+    updates, _ = tx.update(small, cut, small)
+    expected, _ = tx.update(params, state, params)
+    np.testing.assert_allclose(
+        updates["xyz"],
+        expected["xyz"][:40],
+        rtol=0.2 if storage else 1e-5,
+        atol=0.05 if storage else 0,
+    )
+
+
+# ---------------------------------------------------------------------------- a state like its parameters
+
+
+def make_lean():
+    return {
+        "adam": aj.adam(0.1),
+        "int8": aj.adamw(0.1, storage="int8"),
+        "int16 and factored": aj.adam(
+            0.1, storage={"mu": aj.Blocks(bits=16), "nu": aj.Factored(min_size=16)}
+        ),
+        "skip_nonfinite": aj.skip_nonfinite(aj.adam(0.1, storage="int8")),
+        "multi_steps": aj.multi_steps(aj.adam(0.1, storage="int8"), 2),
+        "compensate": aj.compensate(aj.adam(0.1, storage="int8")),
+        "monitor": aj.chain(aj.monitor({"norm": aj.global_norm}), aj.adam(0.1)),
+        "diagnose": aj.chain(aj.clip(1.0), aj.diagnose(aj.adam(0.1, storage="int8"))),
+        "optax": optax.chain(optax.masked(aj.adam(0.1, storage="int8"), {"w": True, "b": False})),
+    }
+
+
+@pytest.mark.parametrize(("name", "tx"), make_lean().items(), ids=make_lean())
+def test_map_params(name, tx):
+    """Slots and codes get what belongs to their parameter, everything else is told apart."""
+    params = {"w": jnp.ones((64, 128), jnp.bfloat16), "b": jnp.ones(3)}
+    specs = {"w": "spec of w", "b": "spec of b"}
+    state = tx.init(params)
+    called = []
+
+    def like(slot, param, spec):
+        called.append((slot.shape, param.shape))
+        return spec
+
+    found = aj.map_params(tx, like, state, params, specs, transform_non_params=lambda x: "rest")
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert called
+    assert all(slot == param for slot, param in called)
+    for (path, label), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(state), strict=True
+    ):
+        shape = leaf.shape
+        # Nothing else has these shapes.
+        expected = {(64, 128): "spec of w", (3,): "spec of b"}.get(shape, "rest")
+        in_diagnose = "measured" in jax.tree_util.keystr(path)
+        assert label == ("rest" if in_diagnose else expected), (path, shape)
+    # What is not given is left alone; shapes do as well.
+    same = aj.map_params(tx, lambda slot: slot, jax.eval_shape(tx.init, params))
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+
+
+def test_map_params_of_optax():
+    """It has one entry for what has no structure before the parameters are known."""
+    params = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
+    measures = ("signal_to_noise", "effective_learning_rate")
+    for group_by in (None, lambda path: path[:4]):
+        tx = aj.diagnose(aj.adam(0.1), measures, group_by=group_by)
+        specs = optax.tree.map_params(
+            tx,
+            lambda slot, param: f"spec of {param.shape}",
+            tx.init(params),
+            params,
+            transform_non_params=lambda _: "rest",
+        )
+        expected = {"w": "spec of (64, 128)", "b": "spec of (3,)"}
+        assert specs.gradient_mean == specs.inner_state[0].mu == expected
+        assert set(jax.tree.leaves((specs.count, specs.measured, specs.gradient_square))) == {
+            "rest"
+        }
+    # Without parameters there is nothing to measure, and no entry.
+    assert jax.tree.leaves(tx.init({}).measured) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -544,3 +546,31 @@ def test_distributions():
     random = aj.draw(4096, method="random", rate=aj.LogUniform(1e-4, 1.0))["rate"]
     assert stats.kstest(np.log10(random), stats.uniform(-4, 4).cdf).pvalue > 0.01
     assert aj.draw(5, b1=aj.Uniform(0, 1))["b1"].shape == (5,)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_the_peak_of_a_schedule_of_optax():
+    """It takes Python numbers: the peak is multiplied behind a schedule that peaks at 1."""
+    schedule = functools.partial(
+        optax.warmup_cosine_decay_schedule, init_value=0.0, warmup_steps=3, decay_steps=8
+    )
+
+    def run(tx):
+        params, state = jnp.ones(3), tx.init(jnp.ones(3))
+        for _ in range(6):
+            updates, state = tx.update(jnp.cos(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return jnp.sum(params)
+
+    with pytest.raises(
+        ValueError, match=r"'peak'.* aj.scale_by_learning_rate\(peak, flip_sign=False\)"
+    ):
+        aj.sweep(lambda peak: run(aj.adam(schedule(peak_value=peak))), peak=[0.1, 0.2])
+    once = aj.adam(schedule(peak_value=1.0))
+
+    def recipe(peak):
+        return run(aj.chain(once, aj.scale_by_learning_rate(peak, flip_sign=False)))
+
+    found = aj.sweep(recipe, peak=[0.1, 0.2])
+    expected = [run(aj.adam(schedule(peak_value=peak))) for peak in (0.1, 0.2)]
+    np.testing.assert_allclose(found.objective.ravel(), expected, rtol=1e-5)

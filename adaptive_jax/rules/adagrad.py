@@ -12,7 +12,7 @@ from ..maths import abs_squared, bounded, clamped, denominator, quotient, satura
 class AdaGrad(Rule):
     """G ← G + g²; d = g/√(G + ε), or g/(√G + ε).
 
-    Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html.
+    Duchi, Hazan & Singer 2011, https://jmlr.org/papers/v12/duchi11a.html: the second form.
     """
 
     initial_accumulator_value: NonNegative = 0.1
