@@ -11,7 +11,7 @@ import functools
 import inspect
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -668,12 +668,60 @@ class Foreign:
         return self.transformation.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        if not isinstance(self.transformation, optax.GradientTransformationExtraArgs):
-            extra_args = {}
+        if extra_args:
+            taken = _extra_args(self.transformation)
+            extra_args = {k: x for k, x in extra_args.items() if taken is None or k in taken}
         return self.transformation.update(updates, state, params, **extra_args)
+
+    def rates(self, state: Any) -> list[jax.Array]:
+        """The learning rates that its state tells, as of the last update."""
+        rates = list(self._told(state))
+        module = getattr(self.transformation.update, "__module__", None) or ""
+        if not rates and module.partition(".")[0] == "optax" and repr(self) in _SCALING:
+            raise _unknown_rate(self)
+        return rates
+
+    def _told(self, state: Any) -> Iterator[jax.Array]:
+        if isinstance(state, (optax.ScaleByScheduleState, optax.PartitionState)):
+            raise _unknown_rate(self)
+        hyperparams = getattr(state, "hyperparams", None)  # Of `inject_hyperparams`.
+        if isinstance(hyperparams, dict) and "learning_rate" in hyperparams:
+            yield jnp.asarray(hyperparams["learning_rate"], jnp.float32)
+        elif isinstance(state, optax.contrib.ReduceLROnPlateauState):
+            yield jnp.asarray(state.scale, jnp.float32)
+        elif isinstance(state, _LINE_SEARCHES):
+            yield jnp.asarray(state.learning_rate, jnp.float32)
+        elif isinstance(state, (tuple, dict)):
+            for each in state.values() if isinstance(state, dict) else state:
+                yield from self._told(each)
 
     def __repr__(self) -> str:
         return getattr(self.transformation.update, "__qualname__", "…").partition(".")[0]
+
+
+_SCALING = frozenset(
+    (
+        "scale", "scale_by_schedule", "scale_by_polyak", "scale_by_distance_over_gradients", "prodigy",
+        "dadapt_adamw", "momo", "momo_adam", "sam", "schedule_free", "mechanize", "chain", "named_chain",
+        "partition", "apply_if_finite", "flatten", "lookahead", "conditionally_mask", "MultiSteps",
+        "conditionally_transform", "with_extra_args_support",
+    )
+)  # fmt: skip
+"""What of optax scales all updates by a rate of its own, or may have in it what does."""
+
+_LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+def _extra_args(transformation: optax.GradientTransformation) -> Collection[str] | None:
+    """The names of the extra arguments that an `update` takes; None if it takes all."""
+    if not isinstance(transformation, optax.GradientTransformationExtraArgs):
+        return ()
+    try:
+        parameters = inspect.signature(transformation.update).parameters
+    except (TypeError, ValueError):
+        return None
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return None if takes_all else parameters
 
 
 def member(transformation: Any, what: str) -> Any:
@@ -732,14 +780,51 @@ def inner_entry(state: Any) -> str:
     return next(name for name in state._fields if name.startswith("inner"))
 
 
-def learning_rate(transformation: Any, state: Any) -> jax.Array | None:
-    """The learning rate that the next update will have; None if there is none to be found."""
-    rates = (_rate(rule, part) for rule, _, part in parts(transformation, state))
-    return next((rate for rate in rates if rate is not None), None)
+def learning_rate(transformation: Any, state: Any, new_state: Any) -> jax.Array:
+    """The learning rate of an update, from its states before and after: the product of all factors.
+
+    A member of another library counts as 1, but for those that are known to scale the update and those
+    that hide what they are made of. These are asked for what they keep in their state.
+
+    Raises:
+      UnknownRate: if there is none, or one that cannot be known.
+    """
+    rates = list(_rates(transformation, state, new_state))
+    if not rates:
+        raise _unknown_rate(transformation)
+    return functools.reduce(jax.lax.mul, rates)
+
+
+class UnknownRate(Exception):
+    """There is no learning rate, or one that cannot be known."""
+
+
+def _unknown_rate(transformation: Any) -> UnknownRate:
+    return UnknownRate(
+        f"none is known of {transformation!r:.200}: optax keeps its rates in functions. Take this "
+        "library's optimizer, or optax.inject_hyperparams(…), whose state tells it"
+    )
+
+
+def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
+    data = shared(transformation)
+    if isinstance(data, Chained):
+        for each in zip(data.members, state, new_state, strict=True):
+            yield from _rates(*each)
+    elif hasattr(data, "inner"):
+        entry = inner_entry(state)
+        yield from _rates(data.inner, getattr(state, entry), getattr(new_state, entry))
+    elif isinstance(data, Foreign):
+        yield from data.rates(new_state)
+    else:
+        for rule, _, part in parts(transformation, state):
+            rate = _rate(rule, part)
+            if rate is not None:
+                yield rate
 
 
 def _rate(rule: Rule, state: Any) -> jax.Array | None:
-    rate = getattr(rule, "learning_rate", None)
+    rate = None if rule.rate is None else getattr(rule, rule.rate, None)
     if rate is None:
         return None
     count = getattr(state, "count", None)
