@@ -14,7 +14,7 @@ import jax
 import optax
 from jax.core import Tracer
 
-from . import _check, maths
+from . import _check, _export, maths
 
 Hyper = Annotated[Any, _check.Interval()]
 """A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
@@ -126,6 +126,7 @@ class Rule:
         jax.tree_util.register_pytree_with_keys(
             cls, _flatten_with_keys, functools.partial(_unflatten, cls), _flatten
         )
+        _export.node(cls)
 
     def __post_init__(self) -> None:
         optional = {f.name for f in dataclasses.fields(self) if f.default is None}  # type: ignore[arg-type]
@@ -279,11 +280,11 @@ def state_type(name: str, entries: tuple[str, ...]) -> Any:
     if name in _NOT_EXPORTED:
         theirs = type(jax.eval_shape(_NOT_EXPORTED[name]().init, ()))
     if getattr(theirs, "_fields", None) == entries:
-        return theirs  # The states of optax and of this library are then the same pytrees.
+        return _export.state(theirs)  # The states of both libraries are then the same pytrees.
     cls = namedtuple(name, entries)
     # Pickled by how it is made: the type is not an attribute of any module.
     cls.__reduce__ = lambda self: (_make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]
-    return cls
+    return _export.state(cls, f"{name}({', '.join(entries)})")
 
 
 def _make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:

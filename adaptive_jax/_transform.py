@@ -23,10 +23,11 @@ import optax
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from . import _check, _rule, _storage, maths
+from . import _check, _export, _rule, _storage, maths
 from ._rule import Context, Rule
 
 
+@_export.node
 @jax.tree_util.register_pytree_with_keys_class
 class Transformation(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation that is data: what `init` and `update` share is one pytree."""
@@ -48,6 +49,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return repr(self.init.args[0])  # type: ignore[attr-defined]
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rules"],
@@ -188,6 +190,7 @@ def build(
         options["storage"] = Text(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
     lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
+    _export.states_of_optax()
     return Transformation(Partial(_init, lifted), Partial(_update, lifted))
 
 
@@ -646,6 +649,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     return Transformation(Partial(_chain_init, chained), Partial(_chain_update, chained))
 
 
+@_export.node
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
 @dataclass(frozen=True, repr=False)
 class Chained:
@@ -657,6 +661,7 @@ class Chained:
         return f"chain({', '.join(map(repr, self.members))})"
 
 
+@_export.node
 @jax.tree_util.register_static
 @dataclass(frozen=True, repr=False)
 class Foreign:
@@ -726,6 +731,7 @@ def _extra_args(transformation: optax.GradientTransformation) -> Collection[str]
 
 def member(transformation: Any, what: str) -> Any:
     """A transformation as part of another one that is a pytree."""
+    _export.states_of_optax()
     if isinstance(transformation, Transformation):
         return transformation
     if isinstance(transformation, optax.GradientTransformation):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial, keystr
 
-from . import _check, maths
+from . import _check, _export, maths
 from ._transform import Transformation, member
 
 MEASURES = (
@@ -31,6 +31,7 @@ _DECAY = 0.9
 _NEED_PARAMS = ("parameter_norm", "update_ratio", "moving")
 
 
+@_export.state
 class DiagnoseState(NamedTuple):
     """The measurements of the last step that was measured, by measure and group, and the inner state.
 
@@ -45,6 +46,7 @@ class DiagnoseState(NamedTuple):
     inner_state: Any
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["inner"],

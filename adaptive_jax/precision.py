@@ -12,7 +12,7 @@ import optax
 from jax import lax
 from jax.tree_util import Partial
 
-from . import _check, maths
+from . import _check, _export, maths
 from ._transform import Transformation, member
 
 _ROUNDINGS = ("nearest", "stochastic")
@@ -73,6 +73,7 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
     return gradients.treedef.unflatten(new)
 
 
+@_export.state
 class CompensateState(NamedTuple):
     """What rounding has left out of each low-precision parameter, and the inner state.
 
@@ -83,6 +84,7 @@ class CompensateState(NamedTuple):
     inner_state: Any
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["correction"]
 )

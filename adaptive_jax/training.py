@@ -20,7 +20,7 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from . import _check, maths, precision
+from . import _check, _export, maths, precision
 from ._transform import Text, UnknownRate, exact, learning_rate, member
 from .wrappers import all_finite
 
@@ -36,6 +36,7 @@ METRICS = (
 """What `train_step` can measure."""
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["scale", "good_steps"],
@@ -83,6 +84,7 @@ class LossScale:
         )
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[

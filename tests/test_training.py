@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -845,3 +848,142 @@ def test_a_state_shows_shapes_and_its_optimizer():
     shown = "TrainState(step=int32[], params={'w': float32[2, 3]}, opt_state=EmptyState(), "
     assert repr(state).startswith(shown + "tx=sgd(learning_rate=0.1), rng=key<fry>[]")
     assert repr(jax.tree.map(lambda x: None, state)).startswith("TrainState(")
+
+
+def test_a_compiled_step_is_called_like_the_step():
+    step = aj.train_step(mean_squared_error)
+    expected, metrics = run(step, create(), [BATCH] * 2)
+    lowered = step.lower(create(), BATCH)
+    compiled = lowered.compile()
+    state, got = run(compiled, create(), [BATCH] * 2)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, got), (expected.params, metrics))
+    assert compiled.memory_analysis().temp_size_in_bytes >= 0
+    assert "tanh" in lowered.as_text()
+    assert "tanh" in compiled.as_text()
+    # A new rate is data, another optimizer is not.
+    slower, _ = compiled(create().replace(tx=aj.adam(1e-3)), BATCH)
+    assert repr(slower.tx).startswith("adam(learning_rate=0.001")
+    with pytest.raises(
+        TypeError, match=r"compiled for another optimizer than adamw\(.*compile it again"
+    ):
+        compiled(create().replace(tx=aj.adamw(1e-3)), BATCH)
+    used = create()
+    compiled(used, BATCH)
+    with pytest.raises(ValueError, match="used up by a step before"):
+        compiled(used, BATCH)
+
+
+def test_pickle_of_a_step_says_what_to_do():
+    step = aj.train_step(mean_squared_error)
+    with pytest.raises(
+        TypeError, match=r"mean_squared_error is compiled.*make it again with train_st"
+    ):
+        pickle.dumps(step)
+    state, _ = step(create(), BATCH)
+    again = pickle.loads(pickle.dumps(jax.device_get(state)))
+    expected, _ = step(state, BATCH)
+    state, _ = step(again, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+
+
+def test_nothing_goes_to_the_device_unasked():
+    step = aj.train_step(mean_squared_error)
+    state, _ = step(create(), BATCH)
+    with jax.transfer_guard("disallow"):
+        state, _ = step(state, BATCH)
+        state, metrics = step(state.replace(tx=aj.adam(1e-3)), BATCH)
+        state, metrics = step(state, BATCH)
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-3)
+
+
+def test_metrics_outlive_the_state():
+    """A number that no step changes is not the state's own array: users may donate that."""
+    step = aj.train_step(mean_squared_error)
+    state, first = step(create(), BATCH)
+    state, second = step(state, BATCH)
+    jax.tree.map(lambda x: x.delete(), dataclasses.replace(state, tx=None))
+    assert (first["skipped"], second["skipped"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.chain(aj.clip_by_global_norm(1.0), aj.adamw(0.01, mask={"w": True, "b": False})),
+        aj.skip_nonfinite(aj.multi_steps(aj.adam(0.01, storage="int8"), 2)),
+        aj.compensate(aj.diagnose(aj.adam(0.01, storage={"nu": "factored", "mu": "bfloat16"}))),
+        pytest.param(
+            aj.chain(aj.monitor({"norm": aj.global_norm}), aj.sgd(0.01, momentum=0.9)),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(aj.interop.torch.adam(0.01, (0.9, 0.99)), marks=pytest.mark.slow),
+    ],
+    ids=range(5),
+)
+def test_a_step_is_exported(tx):
+    """The state goes in and comes out as a TrainState, from a file."""
+
+    def loss(params, batch, rng):
+        sums = jnp.sum(jnp.square(params["w"]).astype(jnp.float32))
+        return sums * jax.random.uniform(rng) * batch
+
+    params = {"w": jnp.ones((64, 128), jnp.bfloat16), "b": jnp.ones(3)}
+    step = aj.train_step(loss)
+    state = aj.TrainState.create(params, tx, rng=jax.random.key(0), loss_scale=aj.LossScale())
+    data = jax.export.export(jax.jit(step))(state, jnp.float32(0.1)).serialize()
+    expected, metrics = jax.jit(step)(state, jnp.float32(0.1))
+    got, again = jax.export.deserialize(data).call(state, jnp.float32(0.1))
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    assert repr(got.tx) == repr(expected.tx)
+    got, expected = (each.replace(rng=None) for each in (got, expected))
+    assert_close((got, again), (expected, metrics), 0)
+
+
+def test_what_cannot_be_exported_is_named():
+    def local(count):
+        return 2
+
+    step = aj.train_step(lambda params, batch: jnp.sum(params), metrics=("loss",))
+    for tx, name in (
+        (optax.sgd(0.1), "chain of optax"),
+        (aj.multi_steps(aj.sgd(0.1), local), "loc"),
+    ):
+        state = aj.TrainState.create(jnp.ones(3), tx)
+        exported = jax.export.export(jax.jit(step))(state, 1.0)
+        with pytest.raises(ValueError, match=rf"{name}.* in it cannot be written.*top level"):
+            exported.serialize()
+        # The way that the error names.
+        leaves, treedef = jax.tree.flatten(state)
+        leaves = list(map(jnp.asarray, leaves))
+
+        def on_leaves(leaves, treedef=treedef):
+            return jax.tree.leaves(step(treedef.unflatten(leaves), 1.0)[0])
+
+        data = jax.export.export(jax.jit(on_leaves))(leaves).serialize()
+        new = treedef.unflatten(jax.export.deserialize(data).call(leaves))
+        assert_close(new.params, step(state, 1.0)[0].params)
+
+
+EXPORT = """
+import sys, jax, jax.numpy as jnp, optax
+if sys.argv[1] == "registered":
+    jax.export.register_namedtuple_serialization(optax.ScaleByAdamState, serialized_name="theirs")
+    jax.export.register_namedtuple_serialization(optax.EmptyState, serialized_name="empty")
+import adaptive_jax as aj
+tx, params = aj.adam(0.1, storage="int8"), jnp.ones((64, 128))
+update = jax.jit(lambda tx, params, state: tx.update(params, state, params))
+if sys.argv[2] == "write":
+    data = jax.export.export(update)(tx, params, tx.init(params)).serialize()
+    open(sys.argv[3], "wb").write(data)
+else:
+    exported = jax.export.deserialize(bytearray(open(sys.argv[3], "rb").read()))
+    updates, state = exported.call(tx, params, tx.init(params))
+    assert state[0].count == 1 and state[0].mu.codes.dtype == jnp.int8
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("registered", ["registered", "new"])
+def test_another_process_reads_what_was_exported(registered, tmp_path):
+    for what in ("write", "read"):
+        arguments = [sys.executable, "-c", EXPORT, registered, what, str(tmp_path / "step")]
+        subprocess.run(arguments, check=True)
