@@ -691,8 +691,7 @@ def _update_dtype(dtype: Any) -> Any:
 
     An update of 8 bits would be rounded twice, the first time to the nearest number, which may be 0.
     """
-    is_coarse = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
-    return jnp.dtype(jnp.float32) if is_coarse else dtype
+    return jnp.dtype(jnp.float32) if precision.is_coarse(dtype) else dtype
 
 
 def _value(settings: _Settings, params: Any, model_state: Any, batch: Any, rng: Any) -> jax.Array:

@@ -544,3 +544,14 @@ def test_distributions():
     random = aj.draw(4096, method="random", rate=aj.LogUniform(1e-4, 1.0))["rate"]
     assert stats.kstest(np.log10(random), stats.uniform(-4, 4).cdf).pvalue > 0.01
     assert aj.draw(5, b1=aj.Uniform(0, 1))["b1"].shape == (5,)
+
+
+def test_complex_parameters_of_a_train_state_descend():
+    target = jnp.array([1 + 2j, 3 - 1j])
+
+    def train(learning_rate):
+        return aj.TrainState.create(jnp.zeros(2, jnp.complex64), aj.sgd(learning_rate))
+
+    step = aj.train_step(lambda z, batch: jnp.sum(jnp.square(jnp.abs(z - target))) * batch)
+    result = aj.sweep(train, step=step, batches=[np.float32(1)] * 100, learning_rate=[0.1, 0.2])
+    assert np.all(result.objective < 1e-10)
