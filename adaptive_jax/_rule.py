@@ -129,10 +129,9 @@ class Rule:
         _export.node(cls)
 
     def __post_init__(self) -> None:
-        optional = {f.name for f in dataclasses.fields(self) if f.default is None}  # type: ignore[arg-type]
         for name, interval in fields(type(self))[1].items():
             value = getattr(self, name)
-            if value is None and name not in optional:
+            if value is None and name not in _optional(type(self)):
                 raise TypeError(
                     f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "
                     "array of shape (), or a schedule."
@@ -218,9 +217,16 @@ def fields(
     return tuple(intervals), intervals, tuple(name for name in names if name not in intervals)
 
 
-def decay_names(cls: type[Rule]) -> list[str]:
+@functools.cache
+def _optional(cls: type[Rule]) -> frozenset[str]:
+    """The names of the fields that may be None."""
+    return frozenset(each.name for each in dataclasses.fields(cls) if each.default is None)  # type: ignore[arg-type]
+
+
+@functools.cache
+def decay_names(cls: type[Rule]) -> tuple[str, ...]:
     """The names of the fields annotated `Decay`."""
-    return [name for name, interval in fields(cls)[1].items() if interval.open_above]
+    return tuple(name for name, interval in fields(cls)[1].items() if interval.open_above)
 
 
 def counts_steps(rule: Rule) -> bool:

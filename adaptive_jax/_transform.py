@@ -190,7 +190,6 @@ def build(
         options["storage"] = Text(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
     lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
-    _export.states_of_optax()
     return Transformation(Partial(_init, lifted), Partial(_update, lifted))
 
 
@@ -203,6 +202,7 @@ class Text(str):
 
 def _init(lifted: Lifted, params: Any) -> Any:
     """The state at first. It maps over params only: some tools of optax pass a placeholder."""
+    _export.states_of_optax()
     _check.leaves("params", params)
     _check.no_complex("params", params, lifted.rules)
     scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
@@ -245,20 +245,20 @@ def exact(tree: Any) -> Any:
     Before jit rounds b. tree: a `Lifted`, or anything with such in it.
     """
 
-    def with_complements(rule: Any) -> Any:
-        if not isinstance(rule, Rule):
-            return rule
-        values = {name: getattr(rule, name) for name in _rule.decay_names(type(rule))}
-        return _rule.replace(
-            rule,
-            **{
-                name: maths.DecayRate(value, 1.0 - value)  # type: ignore[arg-type]
-                for name, value in values.items()
-                if isinstance(value, float)
-            },
-        )
+    rules, treedef = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Rule))
+    return treedef.unflatten([_with_complements(rule) for rule in rules])
 
-    return jax.tree.map(with_complements, tree, is_leaf=lambda x: isinstance(x, Rule))
+
+def _with_complements(rule: Any) -> Any:
+    if not isinstance(rule, Rule):
+        return rule
+    values = rule.__dict__
+    decays = [name for name in _rule.decay_names(type(rule)) if isinstance(values[name], float)]
+    if not decays:
+        return rule
+    return _rule.replace(
+        rule, **{name: maths.DecayRate(values[name], 1.0 - values[name]) for name in decays}
+    )
 
 
 @functools.partial(jax.jit, static_argnames="selected")

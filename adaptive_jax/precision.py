@@ -164,8 +164,9 @@ def _check_fine(gradients: _check.Arrays, index: int, dtype: Any, update: Any) -
     if is_coarse(jnp.result_type(update)):
         raise TypeError(
             f"the update at {gradients.paths()[index]} is {_check.describe(update)}: rounded to nearest "
-            "before it is rounded stochastically, so that small ones are lost. Give the optimizer gradients in float32, "
-            "jax.tree.map(lambda g: g.astype(jnp.float32), gradients), as train_step does."
+            "before it is rounded stochastically, so that small ones are lost. Give the optimizer "
+            "gradients in float32, jax.tree.map(lambda g: g.astype(jnp.float32), gradients), as "
+            "train_step does."
         )
 
 
@@ -179,7 +180,7 @@ def _compensate_init(wrapper: Compensate, params: Any) -> CompensateState:
         if is_coarse(jnp.result_type(param)):
             raise TypeError(
                 f"the parameter at {keystr(path)} is {_check.describe(param)}: a correction of 8 bits "
-                'loses small updates, as the parameter does. Take rounding="stochastic", of apply_updates or '
+                "loses small updates, as the parameter does. Take stochastic rounding, of apply_updates or "
                 "train_step, without compensate."
             )
 

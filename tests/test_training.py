@@ -970,13 +970,14 @@ if sys.argv[1] == "registered":
     jax.export.register_namedtuple_serialization(optax.EmptyState, serialized_name="empty")
 import adaptive_jax as aj
 tx, params = aj.adam(0.1, storage="int8"), jnp.ones((64, 128))
+state = tx.init(params)
 update = jax.jit(lambda tx, params, state: tx.update(params, state, params))
 if sys.argv[2] == "write":
-    data = jax.export.export(update)(tx, params, tx.init(params)).serialize()
+    data = jax.export.export(update)(tx, params, state).serialize()
     open(sys.argv[3], "wb").write(data)
 else:
     exported = jax.export.deserialize(bytearray(open(sys.argv[3], "rb").read()))
-    updates, state = exported.call(tx, params, tx.init(params))
+    updates, state = exported.call(tx, params, state)
     assert state[0].count == 1 and state[0].mu.codes.dtype == jnp.int8
 """
 
