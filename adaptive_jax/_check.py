@@ -41,8 +41,6 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
 
     Only numbers are held against the interval: an array may be a tracer.
     """
-    if type(value) is float and value in interval:
-        return value  # At once: a new learning rate may come in every step.
     if value is None or callable(value):
         return value
     allowed = (

@@ -131,6 +131,8 @@ class Rule:
     def __post_init__(self) -> None:
         for name, interval in fields(type(self))[1].items():
             value = getattr(self, name)
+            if type(value) is float and value in interval:
+                continue  # At once: a new learning rate may come in every step.
             if value is None and name not in _optional(type(self)):
                 raise TypeError(
                     f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "

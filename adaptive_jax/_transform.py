@@ -40,6 +40,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         children = ((jax.tree_util.GetAttrKey("update"), update.args[0]),)  # type: ignore[attr-defined]
         return children, (init.func, update.func)  # type: ignore[attr-defined]
 
+    def tree_flatten(self) -> Any:
+        """The same without keys, which is quicker."""
+        init, update = self
+        return update.args, (init.func, update.func)  # type: ignore[attr-defined]
+
     @classmethod
     def tree_unflatten(cls, functions: Any, shared: Any) -> Transformation:
         """The transformation, of new leaves."""

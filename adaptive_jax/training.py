@@ -203,6 +203,10 @@ class TrainState:
         """The state with other values for some of its fields."""
         if "tx" in changes:
             changes["tx"] = member(changes["tx"], "TrainState.replace")
+            if len(changes) == 1:  # A new learning rate may come in every step.
+                new = object.__new__(type(self))
+                new.__dict__.update(self.__dict__, **changes)
+                return new
         return dataclasses.replace(self, **changes)
 
 
