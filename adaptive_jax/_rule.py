@@ -93,7 +93,7 @@ class Rule:
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a `mask` is an `optax.MaskedState`, as
         that of `optax.masked`.
-      rate: the field that multiplies the direction, for the metric "learning_rate"; None for none.
+      learning_rate_field: the field that multiplies the direction; None for none.
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
@@ -103,7 +103,7 @@ class Rule:
     takes_complex: ClassVar[bool] = True
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
-    rate: ClassVar[str | None] = "learning_rate"
+    learning_rate_field: ClassVar[str | None] = "learning_rate"
 
     def update(
         self, grad: jax.Array, slots: Mapping[str, jax.Array], param: jax.Array | None, ctx: Context

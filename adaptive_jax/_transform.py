@@ -835,7 +835,8 @@ def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Arra
 
 
 def _rate(rule: Rule, state: Any) -> jax.Array | None:
-    rate = None if rule.rate is None else getattr(rule, rule.rate, None)
+    field = rule.learning_rate_field
+    rate = None if field is None else getattr(rule, field, None)
     if rate is None:
         return None
     count = getattr(state, "count", None)

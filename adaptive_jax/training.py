@@ -339,6 +339,7 @@ class _TrainStep:
     """What `train_step` returns."""
 
     def __init__(self, settings: _Settings) -> None:
+        self._settings = settings
         self._skips = settings.skip_nonfinite
         self._measures_skipped = "skipped" in settings.metrics
         # Not donated: the optimizer's numbers, and what a step leaves as it is.
@@ -366,11 +367,19 @@ class _TrainStep:
         return _Lowered(self, arguments[0], self._jitted.lower(*arguments, batch))
 
     def __reduce__(self) -> Any:
+        if _pickled_by_value():
+            return _TrainStep, (self._settings,), {"__name__": getattr(self, "__name__", "loss")}
         raise TypeError(
             f"the training step of {getattr(self, '__name__', 'this loss')} is compiled code, and is not "
-            "pickled or copied: make it again with train_step where it is needed. The state can be: "
+            "pickled: make it again with train_step where it is needed. The state can be: "
             "aj.save_checkpoint, or pickle.dumps(jax.device_get(state))."
         )
+
+    def __copy__(self) -> _TrainStep:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> _TrainStep:
+        return self
 
     # What follows runs in every step, and is written to be quick.
 
@@ -424,6 +433,14 @@ class _TrainStep:
         if not any(isinstance(number, Tracer) for number in numbers):
             self._sent = tx, outline, numbers
         return outline, numbers
+
+
+def _pickled_by_value() -> bool:
+    """Whether it is cloudpickle that asks, which also takes functions that have no name."""
+    frame = inspect.currentframe()
+    while frame is not None and not frame.f_globals.get("__name__", "").endswith("cloudpickle"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _check_not_used_up(state: TrainState) -> None:

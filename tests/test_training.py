@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pickle
 import signal
@@ -879,6 +880,7 @@ def test_pickle_of_a_step_says_what_to_do():
         TypeError, match=r"mean_squared_error is compiled.*make it again with train_st"
     ):
         pickle.dumps(step)
+    assert copy.deepcopy({"step": step})["step"] is step
     state, _ = step(create(), BATCH)
     again = pickle.loads(pickle.dumps(jax.device_get(state)))
     expected, _ = step(state, BATCH)
