@@ -45,11 +45,11 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
 
     Only numbers are held against the interval: an array may be a tracer.
     """
+    if value is None or callable(value):
+        return value
     allowed = (
         f"{name} must be {interval}, an array of shape (), or a schedule (a function of the count)"
     )
-    if value is None or callable(value):
-        return value
     if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf":
         value = value.item()
     if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):

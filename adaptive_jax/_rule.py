@@ -14,7 +14,7 @@ import jax
 import optax
 from jax.core import Tracer
 
-from . import _check, _closures, maths
+from . import _check, _closures, _export, maths
 
 Hyper = Annotated[Any, _check.Interval()]
 """A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
@@ -102,6 +102,7 @@ class Rule:
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a `mask` is an `optax.MaskedState`, as
         that of `optax.masked`.
+      learning_rate_field: the field that multiplies the direction; None for none.
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
@@ -111,6 +112,7 @@ class Rule:
     takes_complex: ClassVar[bool] = True
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
+    learning_rate_field: ClassVar[str | None] = "learning_rate"
 
     def update(
         self, grad: jax.Array, slots: Mapping[str, jax.Array], param: jax.Array | None, ctx: Context
@@ -133,12 +135,14 @@ class Rule:
         jax.tree_util.register_pytree_with_keys(
             cls, _flatten_with_keys, functools.partial(_unflatten, cls), _flatten
         )
+        _export.node(cls)
 
     def __post_init__(self) -> None:
-        optional = {f.name for f in dataclasses.fields(self) if f.default is None}  # type: ignore[arg-type]
         for name, interval in fields(type(self))[1].items():
             value = getattr(self, name)
-            if value is None and name not in optional:
+            if type(value) is float and value in interval:
+                continue  # At once: a new learning rate may come in every step.
+            if value is None and name not in _optional(type(self)):
                 raise TypeError(
                     f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "
                     "array of shape (), or a schedule."
@@ -229,9 +233,16 @@ def fields(
     return tuple(intervals), intervals, tuple(name for name in names if name not in intervals)
 
 
-def decay_names(cls: type[Rule]) -> list[str]:
+@functools.cache
+def _optional(cls: type[Rule]) -> frozenset[str]:
+    """The names of the fields that may be None."""
+    return frozenset(each.name for each in dataclasses.fields(cls) if each.default is None)  # type: ignore[arg-type]
+
+
+@functools.cache
+def decay_names(cls: type[Rule]) -> tuple[str, ...]:
     """The names of the fields annotated `Decay`."""
-    return [name for name, interval in fields(cls)[1].items() if interval.open_above]
+    return tuple(name for name, interval in fields(cls)[1].items() if interval.open_above)
 
 
 def counts_steps(rule: Rule) -> bool:
@@ -291,11 +302,11 @@ def state_type(name: str, entries: tuple[str, ...]) -> Any:
     if name in _NOT_EXPORTED:
         theirs = type(jax.eval_shape(_NOT_EXPORTED[name]().init, ()))
     if getattr(theirs, "_fields", None) == entries:
-        return theirs  # The states of optax and of this library are then the same pytrees.
+        return _export.state(theirs)  # The states of both libraries are then the same pytrees.
     cls = namedtuple(name, entries)
     # Pickled by how it is made: the type is not an attribute of any module.
     cls.__reduce__ = lambda self: (_make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]
-    return cls
+    return _export.state(cls, f"{name}({', '.join(entries)})")
 
 
 def _make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from . import _check, maths
+from . import _check, _export, maths
 from ._rule import Mask, Slot
 
 
@@ -189,6 +189,7 @@ class BFloat16(Compressed):
         return super().holds(stored) or getattr(stored, "dtype", None) == jnp.bfloat16
 
 
+@_export.state
 class Quantized(NamedTuple):
     """Codes of the shape of the parameter, and one float32 for each block of them: its largest |x|."""
 
@@ -400,6 +401,7 @@ def _sharding_of(param: Any, shape: tuple[int, ...]) -> Any:
     return NamedSharding(sharding.mesh, PartitionSpec(*split))
 
 
+@_export.state
 class Factors(NamedTuple):
     """The means of a matrix over its columns and over its rows, with an axis of length 1 for them."""
 

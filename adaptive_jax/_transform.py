@@ -11,7 +11,7 @@ import functools
 import inspect
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -23,10 +23,11 @@ import optax
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from . import _check, _closures, _rule, _storage, maths
+from . import _check, _closures, _export, _rule, _storage, maths
 from ._rule import Context, Rule
 
 
+@_export.node
 @jax.tree_util.register_pytree_with_keys_class
 class Transformation(optax.GradientTransformationExtraArgs):
     """An optax gradient transformation that is data: what `init` and `update` share is one pytree."""
@@ -39,6 +40,11 @@ class Transformation(optax.GradientTransformationExtraArgs):
         children = ((jax.tree_util.GetAttrKey("update"), update.args[0]),)  # type: ignore[attr-defined]
         return children, (init.func, update.func)  # type: ignore[attr-defined]
 
+    def tree_flatten(self) -> Any:
+        """The same without keys, which is quicker."""
+        init, update = self
+        return update.args, (init.func, update.func)  # type: ignore[attr-defined]
+
     @classmethod
     def tree_unflatten(cls, functions: Any, shared: Any) -> Transformation:
         """The transformation, of new leaves."""
@@ -48,6 +54,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
         return repr(self.init.args[0])  # type: ignore[attr-defined]
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rules"],
@@ -200,6 +207,7 @@ class Text(str):
 
 def _init(lifted: Lifted, params: Any) -> Any:
     """The state at first. It maps over params only: some tools of optax pass a placeholder."""
+    _export.states_of_optax()
     _check.leaves("params", params)
     _check.no_complex("params", params, lifted.rules)
     scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
@@ -244,20 +252,20 @@ def exact(tree: Any) -> Any:
     Before jit rounds b. tree: a `Lifted`, or anything with such in it.
     """
 
-    def with_complements(rule: Any) -> Any:
-        if not isinstance(rule, Rule):
-            return rule
-        values = {name: getattr(rule, name) for name in _rule.decay_names(type(rule))}
-        return _rule.replace(
-            rule,
-            **{
-                name: maths.DecayRate(value, 1.0 - value)  # type: ignore[arg-type]
-                for name, value in values.items()
-                if isinstance(value, float)
-            },
-        )
+    rules, treedef = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Rule))
+    return treedef.unflatten([_with_complements(rule) for rule in rules])
 
-    return jax.tree.map(with_complements, tree, is_leaf=lambda x: isinstance(x, Rule))
+
+def _with_complements(rule: Any) -> Any:
+    if not isinstance(rule, Rule):
+        return rule
+    values = rule.__dict__
+    decays = [name for name in _rule.decay_names(type(rule)) if isinstance(values[name], float)]
+    if not decays:
+        return rule
+    return _rule.replace(
+        rule, **{name: maths.DecayRate(values[name], 1.0 - values[name]) for name in decays}
+    )
 
 
 @functools.partial(jax.jit, static_argnames="selected")
@@ -653,6 +661,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     return Transformation(Partial(_chain_init, chained), Partial(_chain_update, chained))
 
 
+@_export.node
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
 @dataclass(frozen=True, repr=False)
 class Chained:
@@ -664,6 +673,7 @@ class Chained:
         return f"chain({', '.join(map(repr, self.members))})"
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["emptied"]
 )
@@ -687,16 +697,66 @@ class Foreign:
         return self.transformation.init(params)
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
-        if not isinstance(self.emptied, optax.GradientTransformationExtraArgs):
-            extra_args = {}
-        return self.transformation.update(updates, state, params, **extra_args)
+        transformation = self.transformation
+        if extra_args:
+            taken = _extra_args(transformation)
+            extra_args = {k: x for k, x in extra_args.items() if taken is None or k in taken}
+        return transformation.update(updates, state, params, **extra_args)
+
+    def rates(self, state: Any) -> list[jax.Array]:
+        """The learning rates that its state tells, as of the last update."""
+        rates = list(self._told(state))
+        module = getattr(self.emptied.update, "__module__", None) or ""
+        if not rates and module.partition(".")[0] == "optax" and repr(self) in _SCALING:
+            raise _unknown_rate(self)
+        return rates
+
+    def _told(self, state: Any) -> Iterator[jax.Array]:
+        if isinstance(state, (optax.ScaleByScheduleState, optax.PartitionState)):
+            raise _unknown_rate(self)
+        hyperparams = getattr(state, "hyperparams", None)  # Of `inject_hyperparams`.
+        if isinstance(hyperparams, dict) and "learning_rate" in hyperparams:
+            yield jnp.asarray(hyperparams["learning_rate"], jnp.float32)
+        elif isinstance(state, optax.contrib.ReduceLROnPlateauState):
+            yield jnp.asarray(state.scale, jnp.float32)
+        elif isinstance(state, _LINE_SEARCHES):
+            yield jnp.asarray(state.learning_rate, jnp.float32)
+        elif isinstance(state, (tuple, dict)):
+            for each in state.values() if isinstance(state, dict) else state:
+                yield from self._told(each)
 
     def __repr__(self) -> str:
         return getattr(self.emptied.update, "__qualname__", "…").partition(".")[0]
 
 
+_SCALING = frozenset(
+    (
+        "scale", "scale_by_schedule", "scale_by_polyak", "scale_by_distance_over_gradients", "prodigy",
+        "dadapt_adamw", "momo", "momo_adam", "sam", "schedule_free", "mechanize", "chain", "named_chain",
+        "partition", "apply_if_finite", "flatten", "lookahead", "conditionally_mask", "MultiSteps",
+        "conditionally_transform", "with_extra_args_support",
+    )
+)  # fmt: skip
+"""What of optax scales all updates by a rate of its own, or may have in it what does."""
+
+_LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+def _extra_args(transformation: optax.GradientTransformation) -> Collection[str] | None:
+    """The names of the extra arguments that an `update` takes; None if it takes all."""
+    if not isinstance(transformation, optax.GradientTransformationExtraArgs):
+        return ()
+    try:
+        parameters = inspect.signature(transformation.update).parameters
+    except (TypeError, ValueError):
+        return None
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return None if takes_all else parameters
+
+
 def member(transformation: Any, what: str) -> Any:
     """A transformation as part of another one that is a pytree."""
+    _export.states_of_optax()
     if isinstance(transformation, (Transformation, Foreign)):
         return transformation
     if isinstance(transformation, optax.MultiSteps):
@@ -764,14 +824,52 @@ def inner_entry(state: Any) -> str:
     return next(name for name in state._fields if name.startswith("inner"))
 
 
-def learning_rate(transformation: Any, state: Any) -> jax.Array | None:
-    """The learning rate that the next update will have; None if there is none to be found."""
-    rates = (_rate(rule, part) for rule, _, part in parts(transformation, state))
-    return next((rate for rate in rates if rate is not None), None)
+def learning_rate(transformation: Any, state: Any, new_state: Any) -> jax.Array:
+    """The learning rate of an update, from its states before and after: the product of all factors.
+
+    A member of another library counts as 1, but for those that are known to scale the update and those
+    that hide what they are made of. These are asked for what they keep in their state.
+
+    Raises:
+      UnknownRate: if there is none, or one that cannot be known.
+    """
+    rates = list(_rates(transformation, state, new_state))
+    if not rates:
+        raise _unknown_rate(transformation)
+    return functools.reduce(jax.lax.mul, rates)
+
+
+class UnknownRate(Exception):
+    """There is no learning rate, or one that cannot be known."""
+
+
+def _unknown_rate(transformation: Any) -> UnknownRate:
+    return UnknownRate(
+        f"none is known of {transformation!r:.200}: optax keeps its rates in functions. Take this "
+        "library's optimizer, or optax.inject_hyperparams(…), whose state tells it"
+    )
+
+
+def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
+    data = shared(transformation)
+    if isinstance(data, Chained):
+        for each in zip(data.members, state, new_state, strict=True):
+            yield from _rates(*each)
+    elif hasattr(data, "inner"):
+        entry = inner_entry(state)
+        yield from _rates(data.inner, getattr(state, entry), getattr(new_state, entry))
+    elif isinstance(data, Foreign):
+        yield from data.rates(new_state)
+    else:
+        for rule, _, part in parts(transformation, state):
+            rate = _rate(rule, part)
+            if rate is not None:
+                yield rate
 
 
 def _rate(rule: Rule, state: Any) -> jax.Array | None:
-    rate = getattr(rule, "learning_rate", None)
+    field = rule.learning_rate_field
+    rate = None if field is None else getattr(rule, field, None)
     if rate is None:
         return None
     count = getattr(state, "count", None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _check, training
+from . import _check, maths, training
 from ._table import Table, counted, plain, shown
 from .distributions import Distribution, draw
 from .problems import Problem
@@ -349,6 +349,7 @@ def _train(
     def step(count: Any, carry: Any) -> Any:
         params, state = carry
         gradients = jax.grad(problem.loss)(params, jax.random.fold_in(key, count))
+        gradients = maths.ascent(gradients)
         updates, state = tx.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 

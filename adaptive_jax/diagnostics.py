@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial, keystr
 
-from . import _check, maths
+from . import _check, _export, maths
 from ._transform import Transformation, member
 
 MEASURES = (
@@ -31,6 +31,7 @@ _DECAY = 0.9
 _NEED_PARAMS = ("parameter_norm", "update_ratio", "moving")
 
 
+@_export.state
 class DiagnoseState(NamedTuple):
     """The measurements of the last step that was measured, by measure and group, and the inner state.
 
@@ -45,6 +46,7 @@ class DiagnoseState(NamedTuple):
     inner_state: Any
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["inner"],
@@ -226,7 +228,7 @@ def _measure(
     if measure == "parameter_norm":
         return _norm(params)
     if measure == "update_ratio":
-        return _ratio(_norm(updates), _norm(params))
+        return maths.ratio(_norm(updates), _norm(params))
     if measure == "cosine":
         # Of vectors of length 1: their product cannot overflow.
         lengths = maths.global_norm(gradients), maths.global_norm(updates)
@@ -240,7 +242,7 @@ def _measure(
             jnp.sum(maths.saturating_cast(_wide(p) + _wide(u), p.dtype) != p)
             for p, u in zip(params, updates, strict=True)
         ]
-        return _ratio(_sum(changed), jnp.float32(sum(p.size for p in params)))
+        return maths.ratio(_sum(changed), jnp.float32(sum(p.size for p in params)))
     if measure == "effective_learning_rate":
         sizes = [
             (jnp.abs(_wide(g)).ravel(), jnp.abs(_wide(u)).ravel())
@@ -258,8 +260,8 @@ def _measure(
     weight = 1 - past
     share = (1 - _DECAY) * (1 + past) / ((1 + _DECAY) * weight)
     mean_squared = jnp.square(_norm(means) / weight)
-    noise = _ratio(jnp.maximum(square / weight - mean_squared, 0), 1 - share)
-    return _ratio(jnp.maximum(mean_squared - share * noise, 0), noise)
+    noise = maths.ratio(jnp.maximum(square / weight - mean_squared, 0), 1 - share)
+    return maths.ratio(jnp.maximum(mean_squared - share * noise, 0), noise)
 
 
 def _average(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -280,8 +282,3 @@ def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
 
 def _sum(values: list[jax.Array]) -> jax.Array:
     return sum((value.astype(jnp.float32) for value in values), jnp.zeros((), jnp.float32))
-
-
-def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x/y, 0 for y = 0."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0).astype(jnp.float32)

@@ -247,6 +247,19 @@ def norm(x: jax.Array) -> jax.Array:
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
 
+def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x/y in float32, for a y that is not negative; 0 where y is 0."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0).astype(jnp.float32)
+
+
+def ascent(gradients: Any) -> Any:
+    """The direction in which a loss grows fastest, of what JAX calls its gradients.
+
+    They are the same where the parameters are real. Of complex ones, JAX gives the conjugate.
+    """
+    return jax.tree.map(lambda g: lax.conj(g) if jnp.iscomplexobj(g) else g, gradients)
+
+
 def global_norm(tree: Any) -> jax.Array:
     """√Σ|x|² over all arrays of a tree, in float32 at least: the norm of the norms of its arrays."""
     arrays = [jnp.asarray(x) for x in jax.tree.leaves(tree)]

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.tree_util import Partial
+from jax.tree_util import Partial, keystr
 
-from . import _check, maths
+from . import _check, _export, maths
 from ._transform import Transformation, member
 
 _ROUNDINGS = ("nearest", "stochastic")
@@ -29,7 +29,9 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
 
     Args:
       params: the parameters, a tree.
-      updates: what the optimizer returned. None leaves a parameter as it is.
+      updates: what the optimizer returned. None leaves a parameter as it is. For parameters of 8 bits
+        or less they must not be of 8 bits themselves, or small ones are lost: give the optimizer its
+        gradients in float32.
       rounding: "nearest" or "stochastic", for parameters of less than 32 bits.
       step: the number of the step, an integer or an array of shape (); for "stochastic" only.
 
@@ -68,11 +70,13 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
         dtype = jnp.result_type(param)
         total = _sum(param, update)
         if rounding == "stochastic" and _is_low(dtype):
+            _check_fine(gradients, index, dtype, update)
             total = _round_stochastically(total, dtype, jnp.asarray(step), index)
         new.append(maths.saturating_cast(total, dtype))
     return gradients.treedef.unflatten(new)
 
 
+@_export.state
 class CompensateState(NamedTuple):
     """What rounding has left out of each low-precision parameter, and the inner state.
 
@@ -83,6 +87,7 @@ class CompensateState(NamedTuple):
     inner_state: Any
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["correction"]
 )
@@ -130,7 +135,7 @@ def compensate(
       The transformation. `update` needs the parameters. Its state is a `CompensateState`.
 
     Raises:
-      TypeError: for something that is not a transformation.
+      TypeError: for something that is not a transformation; in `init`, for parameters of 8 bits or less.
       ValueError: for an unknown correction.
 
     Example:
@@ -149,7 +154,36 @@ def compensate(
     return Transformation(Partial(_compensate_init, wrapper), Partial(_compensate_update, wrapper))
 
 
+def _check_fine(gradients: _check.Arrays, index: int, dtype: Any, update: Any) -> None:
+    """Raises unless an update has more bits than 8, and its parameter a zero and a sign."""
+    if dtype == jnp.float8_e8m0fnu:
+        raise TypeError(
+            f"the parameter at {gradients.paths()[index]} is {dtype}, which has neither 0 nor negative "
+            "numbers: it can scale others, and cannot be trained. Take float8_e4m3fn."
+        )
+    if is_coarse(jnp.result_type(update)):
+        raise TypeError(
+            f"the update at {gradients.paths()[index]} is {_check.describe(update)}: rounded to nearest "
+            "before it is rounded stochastically, so that small ones are lost. Give the optimizer "
+            "gradients in float32, jax.tree.map(lambda g: g.astype(jnp.float32), gradients), as "
+            "train_step does."
+        )
+
+
+def is_coarse(dtype: Any) -> bool:
+    """Whether it is a floating-point dtype of 8 bits or less."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
+
+
 def _compensate_init(wrapper: Compensate, params: Any) -> CompensateState:
+    for path, param in jax.tree_util.tree_leaves_with_path(params):
+        if is_coarse(jnp.result_type(param)):
+            raise TypeError(
+                f"the parameter at {keystr(path)} is {_check.describe(param)}: a correction of 8 bits "
+                "loses small updates, as the parameter does. Take stochastic rounding, of apply_updates or "
+                "train_step, without compensate."
+            )
+
     def first(param: Any) -> Any:
         dtype = wrapper.kept_in(jnp.result_type(param))
         return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)

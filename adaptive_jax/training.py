@@ -7,9 +7,10 @@ import functools
 import inspect
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -19,8 +20,8 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from . import _check, maths, precision
-from ._transform import Text, exact, learning_rate, member
+from . import _check, _export, maths, precision
+from ._transform import Text, UnknownRate, exact, learning_rate, member
 from .wrappers import all_finite
 
 METRICS = (
@@ -35,6 +36,7 @@ METRICS = (
 """What `train_step` can measure."""
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["scale", "good_steps"],
@@ -82,6 +84,7 @@ class LossScale:
         )
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[
@@ -200,6 +203,10 @@ class TrainState:
         """The state with other values for some of its fields."""
         if "tx" in changes:
             changes["tx"] = member(changes["tx"], "TrainState.replace")
+            if len(changes) == 1:  # A new learning rate may come in every step.
+                new = object.__new__(type(self))
+                new.__dict__.update(self.__dict__, **changes)
+                return new
         return dataclasses.replace(self, **changes)
 
 
@@ -243,11 +250,16 @@ def train_step(
     skip_nonfinite: bool = False,
     compute_dtype: Any = None,
     rounding: str = "stochastic",
-    metrics: Sequence[str] = METRICS[:3],
+    metrics: Sequence[str] | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, compiled whole: loss, gradients, update, new parameters.
 
         (loss, g) of loss_fn at θ;   u, s ← tx.update(g, s, θ);   θ ← θ + u
+
+    g is the direction in which the loss grows fastest: of complex parameters, the conjugate of JAX's
+    gradient. The update gets optax's extra arguments as well, `value`, `grad` and `value_fn`, for what
+    takes them, such as `optax.contrib.reduce_on_plateau` and `optax.lbfgs`: the loss, its gradients, and
+    the loss of this batch as a function of the parameters.
 
     The state is donated: its arrays are written over, and the old state cannot be used any more.
     Errors come while the step is traced, before that. Arrays that are sharded stay so: a batch that is
@@ -267,22 +279,24 @@ def train_step(
       skip_nonfinite: True to leave parameters, optimizer and model state as they are, bit for bit,
         where the loss, a gradient or an update is not finite. With a `LossScale` it always is so.
       compute_dtype: such as jnp.bfloat16: what floating-point parameters and batches are cast to for
-        the loss. Gradients and updates have the parameters' dtype.
+        the loss. Gradients and updates have the parameters' dtype; float32 where that has 8 bits or
+        less, so that an update is rounded once, in the parameters.
       rounding: "stochastic" or "nearest", how parameters below 32 bits take their update, as in
         `apply_updates`. Rounded to nearest, they lose most of it, unless the optimizer is in
         `compensate`, with which either gives the same.
       metrics: the names of what to measure, in float32 and on the device: "loss", "learning_rate" (of
-        this step, if the optimizer has one), "skipped" (so many steps so far), "gradient_norm",
-        "update_norm", "parameter_norm" (before the step) and "update_ratio", the quotient of the last
-        two. Norms read every array once more.
+        this step, the product of all rates in the optimizer), "skipped" (so many steps so far),
+        "gradient_norm", "update_norm", "parameter_norm" (before the step) and "update_ratio", the
+        quotient of the last two, 0 where the parameters are. Norms read every array once more. None for
+        the first three, without a learning rate that cannot be known, as in most optimizers of optax.
 
     Returns:
       A function of a `TrainState` and a batch that returns the new state and a dict of metrics.
 
     Raises:
       TypeError, ValueError: for an unknown option; when the step is first called, for a loss that is no
-        scalar, for what loss_fn returns too much or too little, for a batch that cannot be split, and
-        for a missing key.
+        scalar, for what loss_fn returns too much or too little, for a batch that cannot be split, for a
+        missing key, and for a metric by name that cannot be known.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -295,10 +309,9 @@ def train_step(
     _check.one_of("rounding", rounding, ("nearest", "stochastic"))
     if isinstance(metrics, str):
         raise TypeError(f"metrics={metrics!r} is a string: give a tuple of names.")
-    for name in metrics:
+    for name in metrics or ():
         _check.one_of("metrics", name, METRICS)
-    if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
-        raise ValueError(f"accumulate={accumulate!r} must be a whole number, 1 or more.")
+    _check.whole("accumulate", accumulate, 1)
     _check_scale("loss_scale", loss_scale)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
@@ -310,11 +323,12 @@ def train_step(
         )
     settings = _Settings(
         loss=loss,
-        accumulate=accumulate,
+        accumulate=int(accumulate),
         loss_scale=loss_scale,
         skip_nonfinite=skip_nonfinite,
         rounding=rounding,
-        metrics=tuple(metrics),
+        metrics=METRICS[:3] if metrics is None else tuple(metrics),
+        by_name=metrics is not None,
     )
     return functools.wraps(loss_fn, assigned=("__name__", "__module__"), updated=())(
         _TrainStep(settings)
@@ -325,42 +339,196 @@ class _TrainStep:
     """What `train_step` returns."""
 
     def __init__(self, settings: _Settings) -> None:
-        # Not the optimizer: its hyperparameters stay as they are, Python numbers usually, and may be
-        # shared between states.
-        self._jitted = jax.jit(functools.partial(_train_step, settings), donate_argnums=1)
-        self._tx: Any = None
-        self._tx_on_device: Any = None
+        self._settings = settings
+        self._skips = settings.skip_nonfinite
+        self._measures_skipped = "skipped" in settings.metrics
+        # Not donated: the optimizer's numbers, and what a step leaves as it is.
+        self._jitted = jax.jit(
+            functools.partial(_train_step, settings), static_argnums=0, donate_argnums=2
+        )
+        self._sent: tuple[Any, Any, Any] = None, None, None
+        self._outlines: dict[Any, _Outline] = {}
+        self._skipped: tuple[Any, Any] = None, None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        arguments = self._arguments(state)
+        try:
+            new, metrics = self._jitted(*arguments, batch)
+        except (RuntimeError, ValueError):
+            _check_not_used_up(state)
+            raise
+        return self._returned(state, new, metrics)
+
+    def lower(self, state: TrainState, batch: Any) -> _Lowered:
+        """The step lowered for these arguments, as `jax.jit` lowers. `.compile()` gives a step for
+        arguments like these, called in the same way, that also tells its memory.
+        """
+        arguments = self._arguments(state)
+        return _Lowered(self, arguments[0], self._jitted.lower(*arguments, batch))
+
+    def __reduce__(self) -> Any:
+        if _pickled_by_value():
+            return _TrainStep, (self._settings,), {"__name__": getattr(self, "__name__", "loss")}
+        raise TypeError(
+            f"the training step of {getattr(self, '__name__', 'this loss')} is compiled code, and is not "
+            "pickled: make it again with train_step where it is needed. The state can be: "
+            "aj.save_checkpoint, or pickle.dumps(jax.device_get(state))."
+        )
+
+    def __copy__(self) -> _TrainStep:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> _TrainStep:
+        return self
+
+    # What follows runs in every step, and is written to be quick.
+
+    def _arguments(self, state: TrainState) -> tuple[Any, ...]:
+        """What the jitted function takes, but for the batch."""
         if not isinstance(state, TrainState):
             raise TypeError(
                 f"a training step takes a TrainState, got {state!r:.200} of type "
                 f"{type(state).__name__}: make one with TrainState.create(params, tx)."
             )
-        is_array = isinstance(state.step, jax.Array) and not isinstance(state.step, Tracer)
-        if is_array and state.step.is_deleted():
-            raise ValueError(
-                "this state was used up by a step before, which wrote over its arrays: go on with the "
-                "state that it returned. (TrainState.create makes a new one, of its own copies.)"
-            )
-        rest = dataclasses.replace(state, tx=None)
-        new, metrics = self._jitted(self._on_device(state.tx), rest, batch)
-        return dataclasses.replace(new, tx=state.tx), metrics
+        tx, outline, numbers = self._sent
+        if tx is not state.tx:
+            outline, numbers = self._send(state.tx)
+        scale = state.loss_scale
+        skipped = state.skipped if self._skips or scale is not None else None
+        written = state.step, state.params, state.opt_state, state.model_state, scale, skipped
+        return outline, numbers, written, state.rng
 
-    def lower(self, state: TrainState, batch: Any) -> Any:
-        """The step lowered for these arguments, as `jax.jit` lowers: `.compile()` tells its memory."""
-        return self._jitted.lower(
-            self._on_device(state.tx), dataclasses.replace(state, tx=None), batch
+    def _returned(
+        self, state: TrainState, written: tuple[Any, ...], metrics: dict[str, Any]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        step, params, opt_state, model_state, scale, skipped = written
+        if skipped is None:
+            skipped = state.skipped
+            if self._measures_skipped and skipped is not None:
+                original, copy = self._skipped
+                metrics["skipped"] = copy if original is skipped else self._copied(skipped)
+        new = object.__new__(TrainState)
+        new.__dict__.update(
+            step=step, params=params, opt_state=opt_state, tx=state.tx, model_state=model_state,
+            rng=state.rng, loss_scale=scale, skipped=skipped,
+        )  # fmt: skip
+        return new, metrics
+
+    def _copied(self, skipped: Any) -> Any:
+        """A copy of a number that is the same in every step, for whoever donates the state."""
+        if isinstance(skipped, Tracer):
+            return skipped
+        self._skipped = skipped, jnp.copy(skipped)
+        return self._skipped[1]
+
+    def _send(self, tx: Any) -> tuple[_Outline, Any]:
+        """The optimizer's numbers on the device: those of Python in one array, sent once."""
+        leaves, treedef = jax.tree.flatten(tx)
+        is_float = tuple([isinstance(leaf, float) for leaf in leaves])
+        outline = self._outlines.get((treedef, is_float))
+        if outline is None:
+            outline = self._outlines[treedef, is_float] = _Outline(treedef, is_float)
+        with jax.transfer_guard_host_to_device("allow"):  # It is asked for.
+            numbers = outline.numbers(leaves)
+        if not any(isinstance(number, Tracer) for number in numbers):
+            self._sent = tx, outline, numbers
+        return outline, numbers
+
+
+def _pickled_by_value() -> bool:
+    """Whether it is cloudpickle that asks, which also takes functions that have no name."""
+    frame = inspect.currentframe()
+    while frame is not None and not frame.f_globals.get("__name__", "").endswith("cloudpickle"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _check_not_used_up(state: TrainState) -> None:
+    step = state.step
+    if isinstance(step, jax.Array) and not isinstance(step, Tracer) and step.is_deleted():
+        raise ValueError(
+            "this state was used up by a step before, which wrote over its arrays: go on with the "
+            "state that it returned. (TrainState.create makes a new one, of its own copies.)"
+        ) from None
+
+
+class _Outline:
+    """An optimizer without its numbers. Compared by identity, which is quick: one of each is made."""
+
+    def __init__(self, treedef: Any, is_float: tuple[bool, ...]) -> None:
+        # `exact` of the places of all leaves, as numbers 2.0, 3.0, … for the floats, puts 1 - b, which
+        # is negative then, beside those of decay rates.
+        marks = [place + 2.0 if each else place for place, each in enumerate(is_float)]
+        marks, self._treedef = jax.tree.flatten(exact(treedef.unflatten(marks)))
+        self._is_float = [isinstance(mark, float) for mark in marks]
+        self._floats = [
+            (mark < 0, int(1 - mark if mark < 0 else mark) - 2)
+            for mark in marks
+            if isinstance(mark, float)
+        ]
+        self._others = [mark for mark in marks if not isinstance(mark, float)]
+
+    def numbers(self, leaves: Sequence[Any]) -> tuple[jax.Array, ...]:
+        """Its numbers as arrays, those of Python in the first one."""
+        dtype = jax.dtypes.canonicalize_dtype(np.float64)
+        floats = [1.0 - leaves[i] if complement else leaves[i] for complement, i in self._floats]
+        others = [jnp.asarray(leaves[i]) for i in self._others]
+        return _put(np.array(floats, dtype)), *others
+
+    def optimizer(self, numbers: Sequence[jax.Array]) -> Any:
+        """The optimizer with these numbers."""
+        floats, others = iter(jnp.unstack(numbers[0])), iter(numbers[1:])
+        return self._treedef.unflatten(
+            [next(floats if is_float else others) for is_float in self._is_float]
         )
 
-    def _on_device(self, tx: Any) -> Any:
-        """The optimizer with its numbers as arrays, made once: to send each in every step takes time."""
-        if tx is not self._tx:
-            on_device = jax.tree.map(jnp.asarray, exact(tx))
-            if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(on_device)):
-                return on_device
-            self._tx, self._tx_on_device = tx, on_device
-        return self._tx_on_device
+
+@functools.partial(jax.jit, inline=True)
+def _put(numbers: Any) -> Any:
+    """Numbers on the device. In half of the time that `jnp.asarray` takes."""
+    return numbers
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """A lowered step: what `jax.stages.Lowered` is, for a state and a batch."""
+
+    step: _TrainStep
+    outline: _Outline
+    lowered: Any
+
+    def compile(self, *args: Any, **options: Any) -> _Compiled:
+        """The compiled step, a function of a state and a batch."""
+        return _Compiled(self.step, self.outline, self.lowered.compile(*args, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.lowered, name)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled step: what `jax.stages.Compiled` is, for a state and a batch."""
+
+    step: _TrainStep
+    outline: _Outline
+    compiled: Any
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        outline, *arguments = self.step._arguments(state)
+        if outline is not self.outline:
+            raise TypeError(
+                f"this step was compiled for another optimizer than {state.tx!r:.200}, of other rules or "
+                "options: lower and compile it again."
+            )
+        try:
+            new, metrics = self.compiled(*arguments, batch)
+        except (RuntimeError, ValueError):
+            _check_not_used_up(state)
+            raise
+        return self.step._returned(state, new, metrics)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.compiled, name)
 
 
 @dataclass(frozen=True)
@@ -445,12 +613,21 @@ class _Settings:
     skip_nonfinite: bool
     rounding: str
     metrics: tuple[str, ...]
+    by_name: bool
+    told: list[str] = field(default_factory=list)  # What was warned about.
+
+    def skips(self, state: TrainState) -> bool:
+        """Whether a step that is not finite is left out."""
+        return self.skip_nonfinite or state.loss_scale is not None
 
 
 def _train_step(
-    settings: _Settings, tx: Any, state: TrainState, batch: Any
-) -> tuple[TrainState, dict[str, Any]]:
+    settings: _Settings, outline: _Outline, numbers: Any, written: Any, rng: Any, batch: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The step itself, a pure function."""
+    tx = outline.optimizer(numbers)
+    step, params, opt_state, model_state, loss_scale, skipped = written
+    state = TrainState(step, params, opt_state, tx, model_state, rng, loss_scale, skipped)
     rng = None
     if "rng" in settings.loss.wants:
         if state.rng is None:
@@ -461,7 +638,13 @@ def _train_step(
         rng = jax.random.fold_in(state.rng, state.step)
     scale = _scale(settings, state)
     loss, model_state, aux, gradients = _gradients(settings, state, batch, rng, scale)
-    updates, opt_state = tx.update(gradients, state.opt_state, state.params)
+
+    def value_fn(params: Any) -> Any:
+        return _value(settings, params, state.model_state, batch, rng)
+
+    updates, updated = tx.update(
+        gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=value_fn
+    )
     params = precision.apply_updates(
         state.params,
         updates,
@@ -470,12 +653,13 @@ def _train_step(
     )
     new = dataclasses.replace(
         state,
-        step=optax.safe_increment(state.step),
+        # It wraps round: where it stopped instead, all further steps would have the same random bits.
+        step=state.step + 1,
         params=params,
-        opt_state=opt_state,
+        opt_state=updated,
         model_state=model_state,
     )
-    if settings.skip_nonfinite or state.loss_scale is not None:
+    if settings.skips(state):
         finite = all_finite((loss, gradients, updates))
         keep = ("params", "opt_state", "model_state")
         chosen = jax.tree.map(
@@ -489,10 +673,12 @@ def _train_step(
             skipped=jnp.where(finite, state.skipped, optax.safe_increment(state.skipped)),
             loss_scale=None if state.loss_scale is None else state.loss_scale.after(finite),
         )
-    measured = _metrics(settings.metrics, tx, state, new, loss, gradients, updates)
+    measured = _metrics(settings, state, new, updated, loss, gradients, updates)
     if settings.loss.has_aux:
         measured["aux"] = aux
-    return new, measured
+    return (
+        new.step, new.params, new.opt_state, new.model_state, new.loss_scale, new.skipped,
+    ), measured  # fmt: skip
 
 
 def _scale(settings: _Settings, state: TrainState) -> jax.Array:
@@ -518,15 +704,11 @@ def _gradients(
         return loss, model_state, aux, gradients
 
     parts = settings.accumulate
+    dtypes = jax.tree.map(lambda x: _update_dtype(jnp.result_type(x)), state.params)
     if parts == 1:
         loss, model_state, aux, gradients = of_part(state.model_state, batch, rng)
     else:
-        split = _split(batch, parts)
-
-        def part(index: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False), split
-            )
+        part = _parts(batch, parts)
 
         def body(carry: Any, index: Any) -> tuple[Any, Any]:
             total, total_loss, model_state = carry
@@ -543,10 +725,49 @@ def _gradients(
         (gradients, loss, model_state), aux = jax.lax.scan(
             body, (zeros, jnp.zeros((), kind), state.model_state), jnp.arange(parts)
         )
-        gradients = jax.tree.map(lambda g, x: g.astype(jnp.result_type(x)), gradients, state.params)
+    gradients = jax.tree.map(lambda g, dtype: g.astype(dtype), gradients, dtypes)
     if settings.loss_scale is not None or state.loss_scale is not None:
         gradients = jax.tree.map(lambda g: maths.scaled(g, 1 / scale), gradients)
-    return loss, model_state, aux, gradients
+    return loss, model_state, aux, maths.ascent(gradients)
+
+
+def _update_dtype(dtype: Any) -> Any:
+    """The dtype of the gradients and updates of a parameter: its own, but float32 for few bits.
+
+    An update of 8 bits would be rounded twice, the first time to the nearest number, which may be 0.
+    """
+    return jnp.dtype(jnp.float32) if precision.is_coarse(dtype) else dtype
+
+
+def _value(settings: _Settings, params: Any, model_state: Any, batch: Any, rng: Any) -> jax.Array:
+    """The loss of the whole batch, the mean over its parts."""
+
+    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any]:
+        _, (loss, model_state, _) = settings.loss(params, model_state, part, rng, jnp.ones(()))
+        return loss, model_state
+
+    parts = settings.accumulate
+    if parts == 1:
+        return of_part(model_state, batch, rng)[0]
+    part = _parts(batch, parts)
+
+    def body(carry: Any, index: Any) -> tuple[Any, None]:
+        total, model_state = carry
+        part_rng = None if rng is None else jax.random.fold_in(rng, index)
+        loss, model_state = of_part(model_state, part(index), part_rng)
+        return (total + loss / parts, model_state), None
+
+    kind = jax.eval_shape(lambda: of_part(model_state, part(0), rng)[0]).dtype
+    carry = jnp.zeros((), kind), model_state
+    return jax.lax.scan(body, carry, jnp.arange(parts))[0][0]
+
+
+def _parts(batch: Any, parts: int) -> Callable[[Any], Any]:
+    """A function from the number of a part of the batch to that part."""
+    split = _split(batch, parts)
+    return lambda index: jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False), split
+    )
 
 
 def _split(batch: Any, parts: int) -> Any:
@@ -575,28 +796,42 @@ def _split(batch: Any, parts: int) -> Any:
 
 
 def _metrics(
-    names: Sequence[str],
-    tx: Any,
+    settings: _Settings,
     old: TrainState,
     new: TrainState,
+    updated: Any,
     loss: Any,
     gradients: Any,
     updates: Any,
 ) -> dict[str, Any]:
+    """updated: the optimizer's state after the update, which may be skipped."""
     update_norm = functools.cache(lambda: maths.global_norm(updates))
     parameter_norm = functools.cache(lambda: maths.global_norm(old.params))
     measures: dict[str, Callable[[], Any]] = {
         "loss": lambda: loss,
-        "learning_rate": lambda: learning_rate(tx, old.opt_state),
+        "learning_rate": lambda: learning_rate(old.tx, old.opt_state, updated),
         "skipped": lambda: new.skipped,
         "gradient_norm": lambda: maths.global_norm(gradients),
         "update_norm": update_norm,
         "parameter_norm": parameter_norm,
-        "update_ratio": lambda: (
-            update_norm() / jnp.maximum(parameter_norm(), jnp.finfo(jnp.float32).tiny)
-        ),
+        "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()),
     }
-    values = {name: measures[name]() for name in names}
+    values = {}
+    for name in settings.metrics:
+        try:
+            values[name] = measures[name]()
+        except UnknownRate as error:
+            if settings.by_name:
+                raise ValueError(
+                    f"metrics={settings.metrics!r} names {name!r}, and {error}, or leave the name out."
+                ) from None
+            if name not in settings.told:
+                settings.told.append(name)
+                warnings.warn(
+                    f'The metric {name!r} is left out: {error}. metrics=("loss", "skipped") does '
+                    "without it, and without this warning.",
+                    stacklevel=2,
+                )
     return {name: value for name, value in values.items() if value is not None}
 
 

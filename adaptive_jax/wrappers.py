@@ -16,10 +16,11 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from . import _check, maths
+from . import _check, _export, maths
 from ._transform import Transformation, member
 
 
+@_export.state
 class SkipNonfiniteState(NamedTuple):
     """How many steps were skipped in a row and in all, and whether there were too many in a row."""
 
@@ -29,6 +30,7 @@ class SkipNonfiniteState(NamedTuple):
     inner_state: Any
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["max_consecutive"]
 )
@@ -148,6 +150,7 @@ def raise_if_stopped(opt_state: Any) -> None:
             )
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["every_k_schedule"]
 )
@@ -163,6 +166,7 @@ class MultiSteps:
         return f"multi_steps({self.inner!r}, {getattr(schedule, '__name__', schedule)})"
 
 
+@_export.state
 class SkipState(NamedTuple):
     """How many mini-steps were left out because their gradients were not finite."""
 
@@ -289,6 +293,7 @@ def _multi_update(
     )
 
 
+@_export.node
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Measure:
@@ -307,6 +312,7 @@ class Measure:
         return self.function(updates), state
 
 
+@_export.node
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["measures"], meta_fields=["names"]
 )

@@ -128,6 +128,24 @@ def test_without_a_target_it_is_what_the_first_that_does_not_diverge_reaches():
     assert np.all(nobody.finalists["bowl"]["wild"].steps_to_target == np.inf)
 
 
+def test_complex_parameters_descend():
+    target = jnp.array([1 + 2j, 3 - 1j])
+
+    def evaluate(z):
+        return jnp.sum(jnp.square(jnp.abs(z - target)))
+
+    problem = make(
+        init=lambda key: jnp.zeros(2, jnp.complex64),
+        loss=lambda z, key: evaluate(z),
+        evaluate=evaluate,
+        steps=100,
+    )
+    result = aj.compare(
+        {"SGD": (aj.sgd, {"learning_rate": 0.1})}, problem, budget=1, seeds=2, tuning_seeds=1
+    )
+    assert np.all(result.finalists["bowl"]["SGD"].curves[:, -1] < 1e-10)
+
+
 def test_settings_that_are_fixed_and_optimizers_of_optax():
     import optax
 

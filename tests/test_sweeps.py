@@ -574,3 +574,14 @@ def test_the_peak_of_a_schedule_of_optax():
     found = aj.sweep(recipe, peak=[0.1, 0.2])
     expected = [run(aj.adam(schedule(peak_value=peak))) for peak in (0.1, 0.2)]
     np.testing.assert_allclose(found.objective.ravel(), expected, rtol=1e-5)
+
+
+def test_complex_parameters_of_a_train_state_descend():
+    target = jnp.array([1 + 2j, 3 - 1j])
+
+    def train(learning_rate):
+        return aj.TrainState.create(jnp.zeros(2, jnp.complex64), aj.sgd(learning_rate))
+
+    step = aj.train_step(lambda z, batch: jnp.sum(jnp.square(jnp.abs(z - target))) * batch)
+    result = aj.sweep(train, step=step, batches=[np.float32(1)] * 100, learning_rate=[0.1, 0.2])
+    assert np.all(result.objective < 1e-10)

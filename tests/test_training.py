@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +79,7 @@ def test_it_is_the_loop_written_by_hand():
     theirs = optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.01, weight_decay=0.1))
     with jax.numpy_dtype_promotion("standard"):
         expected, _, _ = by_hand(theirs, mean_squared_error, PARAMS, batches)
+        step = aj.train_step(mean_squared_error, metrics=("loss",))
         state, _ = run(step, aj.TrainState.create(PARAMS, theirs), batches)
     assert_close(state.params, expected)
     assert_close(params, expected, 1e-4)
@@ -286,26 +291,288 @@ def test_metrics():
         assert_close(metrics, expected, 1e-5)
 
 
+RAMP = optax.linear_schedule(0.1, 0.0, 2)
+PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=10.0)
+
+
 @pytest.mark.parametrize(
     ("tx", "rates"),
     [
         (aj.chain(optax.identity(), aj.adam(0.1)), [0.1, 0.1]),
-        (aj.skip_nonfinite(aj.adam(optax.linear_schedule(0.1, 0.0, 2))), [0.1, 0.05]),
-        (aj.compensate(aj.multi_steps(aj.sgd(optax.linear_schedule(0.1, 0.0, 2)), 2)), [0.1, 0.1]),
+        (aj.skip_nonfinite(aj.adam(RAMP)), [0.1, 0.05]),
+        (aj.compensate(aj.multi_steps(aj.sgd(RAMP), 2)), [0.1, 0.1]),
+        (aj.diagnose(aj.sgd(RAMP), ("cosine",)), [0.1, 0.05]),
         (aj.interop.torch.adagrad(0.1, lr_decay=1.0), [0.1, 0.05]),
-        (aj.scale_by_adam(), None),
-        (optax.adam(0.1), None),
+        (aj.interop.keras.sgd(0.1, momentum=0.9, weight_decay=0.1), [0.1, 0.1]),
+        (aj.chain(aj.adam(RAMP), aj.scale_by_learning_rate(0.01, flip_sign=False)), [1e-3, 5e-4]),
+        (aj.chain(optax.clip(1.0), optax.add_decayed_weights(0.1, True), aj.sgd(0.1)), [0.1, 0.1]),
+        (optax.inject_hyperparams(aj.adam)(learning_rate=RAMP), [0.1, 0.05]),
+        (aj.multi_steps(optax.inject_hyperparams(aj.sgd)(RAMP), 1), [0.1, 0.05]),
+        (optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(0.1)), [0.1, 0.1]),
+        (aj.chain(aj.sgd(0.1), PLATEAU), [0.1, 0.05]),
     ],
-    ids=["chain", "skip_nonfinite", "nested", "decay", "none", "optax"],
+    ids=range(12),
 )
 def test_the_learning_rate_in_force(tx, rates):
-    step = aj.train_step(mean_squared_error)
+    step = aj.train_step(mean_squared_error, metrics=("learning_rate",))
     with jax.numpy_dtype_promotion("standard"):
         _, metrics = run(step, aj.TrainState.create(PARAMS, tx), [BATCH] * 2)
-    if rates is None:
-        assert "learning_rate" not in metrics[0]
-    else:
-        np.testing.assert_allclose([m["learning_rate"] for m in metrics], rates, rtol=1e-6)
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], rates, rtol=1e-6)
+
+
+def test_the_learning_rate_of_a_step_that_is_skipped():
+    tx = optax.inject_hyperparams(optax.sgd)(RAMP)
+    step = aj.train_step(lambda p, b: jnp.sum(p * b), skip_nonfinite=True)
+    _, metrics = run(step, aj.TrainState.create(jnp.ones(2), tx), [1.0, jnp.nan, 1.0])
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], [0.1, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.scale_by_adam(),
+        optax.adam(0.1),
+        optax.sgd(RAMP),
+        optax.masked(aj.adam(RAMP), {"hidden": True, "bias": False, "output": True}),
+        optax.partition({"a": optax.inject_hyperparams(aj.sgd)(0.1), "b": aj.sgd(0.2)}, "a"),
+        aj.chain(aj.sgd(0.1), optax.scale(0.5)),
+        aj.chain(aj.sgd(0.1), optax.scale_by_schedule(lambda count: 0.5)),
+    ],
+    ids=range(7),
+)
+def test_a_learning_rate_that_cannot_be_known(tx):
+    """Named, it is an error and loses nothing; else one warning, whatever compiles again."""
+    state = aj.TrainState.create(PARAMS, tx)
+    with jax.numpy_dtype_promotion("standard"):
+        named = aj.train_step(mean_squared_error, metrics=("learning_rate", "loss"))
+        with pytest.raises(
+            ValueError, match=r"names 'learning_rate', and none is known of .*inject"
+        ):
+            named(state, BATCH)
+        step = aj.train_step(mean_squared_error)
+        with pytest.warns(UserWarning, match="metric 'learning_rate' is left out: none") as caught:
+            state, metrics = step(state, BATCH)
+        assert len(caught) == 1
+        assert set(metrics) == {"loss", "skipped"}
+        half = jax.tree.map(lambda x: x[:8], BATCH)
+        state, _ = step(state, half)
+        _, metrics = aj.train_step(mean_squared_error, metrics=("loss", "skipped"))(state, BATCH)
+    assert set(metrics) == {"loss", "skipped"}
+
+
+TARGET = jnp.array([1 + 2j, 3 - 1j])
+
+
+@pytest.mark.parametrize(
+    ("tx", "settings", "tolerance"),
+    [
+        (aj.sgd(0.1), {}, 1e-12),
+        (aj.adam(0.1), {}, 1e-7),
+        (aj.sgd(0.1), {"accumulate": 2}, 1e-12),
+        (aj.sgd(0.1), {"loss_scale": 1024.0, "skip_nonfinite": True}, 1e-12),
+        (aj.multi_steps(aj.sgd(0.2), 2), {}, 1e-12),
+        (optax.sgd(0.1), {}, 1e-12),
+    ],
+    ids=range(6),
+)
+def test_complex_parameters_descend(tx, settings, tolerance):
+    """JAX's gradient is the conjugate of the direction of steepest ascent."""
+
+    def loss(params, batch):
+        return jnp.sum(jnp.square(jnp.abs(params["z"] - TARGET))) * jnp.mean(batch)
+
+    params = {"z": jnp.zeros(2, jnp.complex64)}
+    step = aj.train_step(loss, metrics=("loss",), **settings)
+    with jax.numpy_dtype_promotion("standard"):
+        state, metrics = run(step, aj.TrainState.create(params, tx), [jnp.ones(2)] * 200)
+    assert metrics[-1]["loss"] <= tolerance
+    np.testing.assert_allclose(state.params["z"], TARGET, rtol=1e-3)
+
+
+def test_complex_and_real_parameters_together():
+    def loss(params, batch):
+        with jax.numpy_dtype_promotion("standard"):
+            error = params["z"] * params["a"] - TARGET * jnp.mean(batch)
+        return jnp.sum(jnp.square(jnp.abs(error)))
+
+    params = {"z": jnp.full(2, 0.5 + 0.5j, jnp.complex64), "a": jnp.ones(2)}
+    scale = aj.LossScale(1024.0)
+    state = aj.TrainState.create(params, aj.sgd(0.05), loss_scale=scale)
+    step = aj.train_step(loss, accumulate=2, metrics=("loss", "gradient_norm"))
+    state, metrics = run(step, state, [jnp.ones(4)] * 300)
+    assert metrics[-1]["loss"] < 1e-10
+
+    def of_pairs(pairs, batch):  # The same in real numbers.
+        return loss({"z": jax.lax.complex(*pairs["z"]), "a": pairs["a"]}, batch)
+
+    pairs = {"z": (jnp.full(2, 0.5), jnp.full(2, 0.5)), "a": jnp.ones(2)}
+    real, _ = run(
+        aj.train_step(of_pairs, accumulate=2),
+        aj.TrainState.create(pairs, aj.sgd(0.05)),
+        [jnp.ones(4)] * 300,
+    )
+    np.testing.assert_allclose(jnp.real(state.params["z"]), real.params["z"][0], rtol=1e-4)
+    np.testing.assert_allclose(jnp.imag(state.params["z"]), real.params["z"][1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plateau",
+        "optax's chain",
+        "polyak",
+        "momo",
+        pytest.param("lbfgs", marks=pytest.mark.slow),
+        pytest.param("nested", marks=pytest.mark.slow),
+    ],
+)
+def test_optimizers_that_look_at_the_loss(name):
+    """As in the loop that optax documents."""
+    tx = {
+        "plateau": aj.chain(aj.adam(0.1), optax.contrib.reduce_on_plateau(patience=2)),
+        "optax's chain": optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)),
+        "polyak": optax.polyak_sgd(1.0),
+        "lbfgs": optax.lbfgs(linesearch=optax.scale_by_backtracking_linesearch(5)),
+        "momo": optax.contrib.momo(0.1),
+        "nested": aj.skip_nonfinite(
+            aj.diagnose(aj.multi_steps(aj.chain(optax.lbfgs(), aj.clip(1.0)), 1))
+        ),
+    }[name]
+    loss = lambda params: mean_squared_error(params, BATCH)  # noqa: E731
+
+    @jax.jit
+    def by_hand(params, opt_state):
+        value, gradients = jax.value_and_grad(loss)(params)
+        extra = {"value": value, "grad": gradients, "value_fn": loss}
+        updates, opt_state = tx.update(gradients, opt_state, params, **extra)
+        return optax.apply_updates(params, updates), opt_state
+
+    with jax.numpy_dtype_promotion("standard"):
+        params, opt_state = PARAMS, tx.init(PARAMS)
+        for _ in range(5):
+            params, opt_state = by_hand(params, opt_state)
+        parts = 4 if name in ("polyak", "lbfgs") else 1
+        step = aj.train_step(mean_squared_error, metrics=("loss",), accumulate=parts)
+        state = aj.TrainState.create(PARAMS, tx)
+        state = state.replace(opt_state=jax.tree.map(jnp.copy, state.opt_state))
+        state, _ = run(step, state, [BATCH] * 5)
+    assert_close(state.params, params, 1e-5 if parts == 1 else 1e-3)
+    assert loss(state.params) < loss(PARAMS)
+
+
+def test_extra_arguments_are_those_of_optax():
+    """The unscaled loss of the whole batch; a member gets what it takes, by name or at all."""
+    seen = {}
+
+    def init(params):
+        return optax.EmptyState()
+
+    def takes_all(updates, state, params=None, **extra):
+        seen["all"] = extra
+        value = extra["value_fn"](jax.tree.map(lambda x: x + 1, params))
+        assert extra["grad"] is not updates  # A chain has changed them.
+        return jax.tree.map(
+            lambda u, g: 0 * u + value + extra["value"] * g, updates, extra["grad"]
+        ), state
+
+    def takes_one(updates, state, params=None, *, value):
+        seen["one"] = value
+        return updates, state
+
+    def takes_none(updates, state, params=None):
+        return updates, state
+
+    extra, plain = optax.GradientTransformationExtraArgs, optax.GradientTransformation
+    members = [extra(init, takes_one), plain(init, takes_none), extra(init, takes_all)]
+    tx = aj.chain(aj.clip(1e-3), *members)
+
+    def loss(params, batch, rng, model_state):
+        return params * jnp.mean(batch), model_state + 1
+
+    step = aj.train_step(loss, accumulate=2, loss_scale=8.0)
+    state = aj.TrainState.create(
+        jnp.array(2.0), tx, rng=jax.random.key(0), model_state=jnp.zeros(())
+    )
+    with pytest.warns(UserWarning, match="'learning_rate' is left out"):
+        state, metrics = step(state, jnp.arange(4.0))
+    assert set(seen["all"]) == {"value", "grad", "value_fn"}
+    assert "one" in seen
+    assert metrics["loss"] == 3.0
+    assert state.model_state == 2.0
+    # The loss at θ + 1, and the loss times its gradient.
+    assert state.params == 2.0 + 4.5 + 3.0 * 1.5
+
+
+COARSE = [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float8_e4m3b11fnuz, jnp.float4_e2m1fn]
+
+
+@pytest.mark.parametrize("dtype", COARSE, ids=lambda dtype: jnp.dtype(dtype).name)
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"loss_scale": 4.0}], ids=str)
+def test_parameters_of_few_bits_learn(dtype, settings):
+    """On average as in float32, however small the update is."""
+    params = {"w": jnp.full(20_000, 1.0, dtype), "v": jnp.full(20_000, -3.0, dtype)}
+
+    def loss(params, batch):
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in params.values()) * jnp.mean(batch)
+
+    step = aj.train_step(loss, **settings)
+    for tx, each in ((aj.sgd(5e-4), 5e-4), (aj.adam(1e-3), 1e-3)):
+        state, _ = run(step, aj.TrainState.create(params, tx), [jnp.ones(2)] * 20)
+        for name, start in (("w", 1.0), ("v", -3.0)):
+            assert state.params[name].dtype == dtype
+            moved = start - state.params[name].astype(jnp.float32).mean()
+            assert float(moved) == pytest.approx(20 * each, abs=0.006)
+
+
+def test_parameters_of_16_bits_have_gradients_of_their_own():
+    for dtype in (jnp.bfloat16, jnp.float16):
+        params = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), PARAMS)
+
+        def loss(params, batch, dtype=dtype):
+            return mean_squared_error(params, jax.tree.map(lambda x: x.astype(dtype), batch))
+
+        @jax.jit
+        def by_hand(tx, params, opt_state, step, loss=loss):
+            gradients = jax.grad(loss)(params, BATCH)
+            updates, opt_state = tx.update(gradients, opt_state, params)
+            return aj.apply_updates(params, updates, rounding="stochastic", step=step), opt_state
+
+        tx = aj.adam(0.01)
+        state, _ = run(aj.train_step(loss), aj.TrainState.create(params, tx), [BATCH] * 3)
+        opt_state = tx.init(params)
+        for step in range(3):
+            params, opt_state = by_hand(tx, params, opt_state, jnp.int32(step))
+        jax.tree.map(np.testing.assert_array_equal, state.params, params)
+
+
+def test_the_ratio_of_update_and_parameter_is_that_of_diagnose():
+    """0 where the parameters are: there is nothing to compare with."""
+
+    def loss(params, batch):
+        return jnp.sum(params * batch)
+
+    tx = aj.diagnose(aj.sgd(0.1), ("update_ratio",), group_by=lambda path: "all")
+    step = aj.train_step(loss, metrics=("update_ratio",))
+    for start in (0.0, 1e-30, 3.0):
+        state, metrics = step(aj.TrainState.create(jnp.full(4, start), tx), jnp.ones(4))
+        assert metrics["update_ratio"] == state.opt_state.measured["update_ratio"]["all"]
+        assert np.isfinite(metrics["update_ratio"])
+        assert start or metrics["update_ratio"] == 0
+
+
+def test_the_number_of_steps_wraps_round():
+    """Where it stopped, all further steps would draw the same numbers and round the same way."""
+
+    def loss(params, batch, rng):
+        return jnp.sum(params.astype(jnp.float32)) * batch, jax.random.uniform(rng)
+
+    tx, step = aj.sgd(1e-3), aj.train_step(loss, has_aux=True)
+    params = jnp.ones(1000, jnp.bfloat16)
+    state = aj.TrainState.create(params, tx, rng=jax.random.key(0))
+    state = state.replace(step=jnp.int32(2**31 - 2))
+    state, metrics = run(step, state, [jnp.ones(())] * 100)
+    assert len({float(each["aux"]) for each in metrics}) == 100
+    assert float(state.params.astype(jnp.float32).mean()) == pytest.approx(0.9, abs=2e-3)
 
 
 def test_a_vmapped_state_is_a_sweep():
@@ -582,3 +849,144 @@ def test_a_state_shows_shapes_and_its_optimizer():
     shown = "TrainState(step=int32[], params={'w': float32[2, 3]}, opt_state=EmptyState(), "
     assert repr(state).startswith(shown + "tx=sgd(learning_rate=0.1), rng=key<fry>[]")
     assert repr(jax.tree.map(lambda x: None, state)).startswith("TrainState(")
+
+
+def test_a_compiled_step_is_called_like_the_step():
+    step = aj.train_step(mean_squared_error)
+    expected, metrics = run(step, create(), [BATCH] * 2)
+    lowered = step.lower(create(), BATCH)
+    compiled = lowered.compile()
+    state, got = run(compiled, create(), [BATCH] * 2)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, got), (expected.params, metrics))
+    assert compiled.memory_analysis().temp_size_in_bytes >= 0
+    assert "tanh" in lowered.as_text()
+    assert "tanh" in compiled.as_text()
+    # A new rate is data, another optimizer is not.
+    slower, _ = compiled(create().replace(tx=aj.adam(1e-3)), BATCH)
+    assert repr(slower.tx).startswith("adam(learning_rate=0.001")
+    with pytest.raises(
+        TypeError, match=r"compiled for another optimizer than adamw\(.*compile it again"
+    ):
+        compiled(create().replace(tx=aj.adamw(1e-3)), BATCH)
+    used = create()
+    compiled(used, BATCH)
+    with pytest.raises(ValueError, match="used up by a step before"):
+        compiled(used, BATCH)
+
+
+def test_pickle_of_a_step_says_what_to_do():
+    step = aj.train_step(mean_squared_error)
+    with pytest.raises(
+        TypeError, match=r"mean_squared_error is compiled.*make it again with train_st"
+    ):
+        pickle.dumps(step)
+    assert copy.deepcopy({"step": step})["step"] is step
+    state, _ = step(create(), BATCH)
+    again = pickle.loads(pickle.dumps(jax.device_get(state)))
+    expected, _ = step(state, BATCH)
+    state, _ = step(again, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
+
+
+def test_nothing_goes_to_the_device_unasked():
+    step = aj.train_step(mean_squared_error)
+    state, _ = step(create(), BATCH)
+    with jax.transfer_guard("disallow"):
+        state, _ = step(state, BATCH)
+        state, metrics = step(state.replace(tx=aj.adam(1e-3)), BATCH)
+        state, metrics = step(state, BATCH)
+    assert float(metrics["learning_rate"]) == pytest.approx(1e-3)
+
+
+def test_metrics_outlive_the_state():
+    """A number that no step changes is not the state's own array: users may donate that."""
+    step = aj.train_step(mean_squared_error)
+    state, first = step(create(), BATCH)
+    state, second = step(state, BATCH)
+    jax.tree.map(lambda x: x.delete(), dataclasses.replace(state, tx=None))
+    assert (first["skipped"], second["skipped"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.chain(aj.clip_by_global_norm(1.0), aj.adamw(0.01, mask={"w": True, "b": False})),
+        aj.skip_nonfinite(aj.multi_steps(aj.adam(0.01, storage="int8"), 2)),
+        aj.compensate(aj.diagnose(aj.adam(0.01, storage={"nu": "factored", "mu": "bfloat16"}))),
+        pytest.param(
+            aj.chain(aj.monitor({"norm": aj.global_norm}), aj.sgd(0.01, momentum=0.9)),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(aj.interop.torch.adam(0.01, (0.9, 0.99)), marks=pytest.mark.slow),
+    ],
+    ids=range(5),
+)
+def test_a_step_is_exported(tx):
+    """The state goes in and comes out as a TrainState, from a file."""
+
+    def loss(params, batch, rng):
+        sums = jnp.sum(jnp.square(params["w"]).astype(jnp.float32))
+        return sums * jax.random.uniform(rng) * batch
+
+    params = {"w": jnp.ones((64, 128), jnp.bfloat16), "b": jnp.ones(3)}
+    step = aj.train_step(loss)
+    state = aj.TrainState.create(params, tx, rng=jax.random.key(0), loss_scale=aj.LossScale())
+    data = jax.export.export(jax.jit(step))(state, jnp.float32(0.1)).serialize()
+    expected, metrics = jax.jit(step)(state, jnp.float32(0.1))
+    got, again = jax.export.deserialize(data).call(state, jnp.float32(0.1))
+    assert jax.tree.structure(got) == jax.tree.structure(state)
+    assert repr(got.tx) == repr(expected.tx)
+    got, expected = (each.replace(rng=None) for each in (got, expected))
+    assert_close((got, again), (expected, metrics), 0)
+
+
+def test_what_cannot_be_exported_is_named():
+    def local(count):
+        return 2
+
+    step = aj.train_step(lambda params, batch: jnp.sum(params), metrics=("loss",))
+    for tx, name in (
+        (optax.sgd(0.1), "chain of optax"),
+        (aj.multi_steps(aj.sgd(0.1), local), "loc"),
+    ):
+        state = aj.TrainState.create(jnp.ones(3), tx)
+        exported = jax.export.export(jax.jit(step))(state, 1.0)
+        with pytest.raises(ValueError, match=rf"{name}.* in it cannot be written.*top level"):
+            exported.serialize()
+        # The way that the error names.
+        leaves, treedef = jax.tree.flatten(state)
+        leaves = list(map(jnp.asarray, leaves))
+
+        def on_leaves(leaves, treedef=treedef):
+            return jax.tree.leaves(step(treedef.unflatten(leaves), 1.0)[0])
+
+        data = jax.export.export(jax.jit(on_leaves))(leaves).serialize()
+        new = treedef.unflatten(jax.export.deserialize(data).call(leaves))
+        assert_close(new.params, step(state, 1.0)[0].params)
+
+
+EXPORT = """
+import sys, jax, jax.numpy as jnp, optax
+if sys.argv[1] == "registered":
+    jax.export.register_namedtuple_serialization(optax.ScaleByAdamState, serialized_name="theirs")
+    jax.export.register_namedtuple_serialization(optax.EmptyState, serialized_name="empty")
+import adaptive_jax as aj
+tx, params = aj.adam(0.1, storage="int8"), jnp.ones((64, 128))
+state = tx.init(params)
+update = jax.jit(lambda tx, params, state: tx.update(params, state, params))
+if sys.argv[2] == "write":
+    data = jax.export.export(update)(tx, params, state).serialize()
+    open(sys.argv[3], "wb").write(data)
+else:
+    exported = jax.export.deserialize(bytearray(open(sys.argv[3], "rb").read()))
+    updates, state = exported.call(tx, params, state)
+    assert state[0].count == 1 and state[0].mu.codes.dtype == jnp.int8
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("registered", ["registered", "new"])
+def test_another_process_reads_what_was_exported(registered, tmp_path):
+    for what in ("write", "read"):
+        arguments = [sys.executable, "-c", EXPORT, registered, what, str(tmp_path / "step")]
+        subprocess.run(arguments, check=True)

@@ -397,3 +397,28 @@ def test_weights_of_24_bits_follow_float32():
     assert float(jnp.abs(exact - reference).max()) < 200 * 2.0**-16
     assert float(jnp.abs(exact - reference).mean()) < 1e-4
     assert float(jnp.abs(low.astype(jnp.float32) - reference).mean()) > 5e-4
+
+
+@pytest.mark.parametrize("dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float4_e2m1fn])
+def test_parameters_of_few_bits_take_updates_in_float32(dtype):
+    """Their mean is that of the exact sums; what would lose small updates is refused by name."""
+    params = {"w": jnp.full(100_000, 1.5, dtype)}
+    for size in (1e-3, -1e-3, 0.3, 0.0):
+        updates = {"w": jnp.full(100_000, size)}
+        new = aj.apply_updates(params, updates, rounding="stochastic", step=3)["w"]
+        assert new.dtype == dtype
+        assert abs(float(new.astype(jnp.float32).mean()) - 1.5 - size) < 2e-3
+        assert size or (new == params["w"]).all()
+    coarse = jax.tree.map(lambda x: x.astype(dtype), updates)
+    with pytest.raises(
+        TypeError, match=rf"update at \['w'\] is {jnp.dtype(dtype).name}.*in float32"
+    ):
+        aj.apply_updates(params, coarse, rounding="stochastic", step=3)
+    with pytest.raises(TypeError, match=rf"at \['w'\] is {jnp.dtype(dtype).name}.*correction of 8"):
+        aj.compensate(aj.sgd(0.1)).init(params)
+
+
+def test_scales_without_a_sign_are_no_parameters():
+    params = {"w": jnp.ones(3, jnp.float8_e8m0fnu)}
+    with pytest.raises(TypeError, match=r"\['w'\] is float8_e8m0fnu, which has neither 0 nor"):
+        aj.apply_updates(params, {"w": jnp.ones(3)}, rounding="stochastic", step=0)

@@ -64,6 +64,7 @@ class WeightDecay(Rule):
     learning_rate: NonNegative = None
     state_type_name = "WeightDecaySchedule"
     state_is_masked = True
+    learning_rate_field = None  # It is that of the decay: the direction has been multiplied before.
 
     @property
     def needs_params(self):
