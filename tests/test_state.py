@@ -497,6 +497,10 @@ def test_weight_decay_where_there_was_none():
     assert jax.tree.structure(state) == jax.tree.structure(after.init(PARAMS))
     assert int(state[0].count) == 3
     assert int(state[1].inner_state.count) == 0
+    with pytest.raises(
+        ValueError, match=r"weight decay, mask or schedule, with aj\.convert_storage"
+    ):
+        after.update(PARAMS, before.init(PARAMS), PARAMS)
     back = aj.convert_storage(after, before, PARAMS, state)
     assert jax.tree.structure(back) == jax.tree.structure(before.init(PARAMS))
 
