@@ -408,8 +408,8 @@ def state(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
     raise ValueError(
         "the state was made by another optimizer, or is no state: expected "
         f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
-        "optimizer's init(params), or, if the other one had the same rules with another storage or a "
-        "number for a schedule, with aj.convert_storage, which takes states of version 0.1.0 as well."
+        "optimizer's init(params), or, if the other one had the same rules with another storage, weight "
+        "decay, mask or schedule, with aj.convert_storage, which takes states of version 0.1.0 as well."
         f"{_order(state)}"
     )
 
