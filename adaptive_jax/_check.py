@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -323,10 +324,20 @@ def is_number(value: Any) -> bool:
     return numeric and not isinstance(value, bool)
 
 
-def whole(argument: str, value: Any, least: int) -> None:
-    """Raises a ValueError unless the value is a whole number and large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{argument}={value!r} must be a whole number, {least} or more.")
+def whole(argument: str, value: Any, least: int, where: str = "", hint: str = "") -> int:
+    """The value as a Python int, be it Python's, NumPy's or JAX's; a ValueError for all others.
+
+    So that what is static hashes, compares and prints as one kind of number. True is none.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(
+            f"{argument}={value!r}{where} must be a whole number, {least} or more.{hint}"
+        )
+    return number
 
 
 def number(argument: str, value: Any, least: float) -> None:
