@@ -76,7 +76,7 @@ def skip_nonfinite(
       [-0. -0.] 1 0
     """
     if max_consecutive is not None:
-        _positive("max_consecutive", max_consecutive)
+        max_consecutive = _check.whole("max_consecutive", max_consecutive, 1)
     wrapper = SkipNonfinite(member(inner, "skip_nonfinite"), max_consecutive)
     return Transformation(Partial(_skip_init, wrapper), Partial(_skip_update, wrapper))
 
@@ -203,7 +203,7 @@ def multi_steps(
       [-2. -3.]
     """
     if not callable(every_k_schedule):
-        _positive("every_k_schedule", every_k_schedule)
+        every_k_schedule = _check.whole("every_k_schedule", every_k_schedule, 1)
     wrapper = MultiSteps(member(inner, "multi_steps"), every_k_schedule)
     return Transformation(Partial(_multi_init, wrapper), Partial(_multi_update, wrapper))
 
@@ -379,8 +379,3 @@ def all_finite(tree: Any) -> jax.Array:
 def _no_update(x: jax.Array) -> jax.Array:
     """-0.0: added to any number, 0.0 and -0.0 among them, it leaves every bit as it is."""
     return jnp.full_like(x, -0.0)
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}={value!r}: it must be a whole number, 1 or more.")

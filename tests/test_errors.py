@@ -287,3 +287,70 @@ def test_an_error_leaves_the_state_alone():
         tx.update(jax.tree.map(lambda x: x[:1], PARAMS), state)
     updates, _ = tx.update(PARAMS, state)
     assert np.all(np.isfinite(updates["layer"]["w"]))
+
+
+def fitted(steps):
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch))
+    state, _ = aj.fit(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), step, [1.0] * 9, steps=steps)
+    return int(state.step)
+
+
+def grown(growth_interval):
+    scale = aj.LossScale(growth_interval=growth_interval)
+    return aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), loss_scale=scale).loss_scale
+
+
+def problem(steps):
+    return aj.problems.Problem("plane", jnp.sum, jnp.sum, jnp.sum, steps=steps).steps
+
+
+def swept(batch_size):
+    train = lambda learning_rate: learning_rate  # noqa: E731
+    return aj.sweep(train, learning_rate=[0.1, 0.2], batch_size=batch_size).objective.tolist()
+
+
+def saved(tmp_path, **numbers):
+    pytest.importorskip("orbax.checkpoint")
+    aj.save_checkpoint(tmp_path, {"w": jnp.ones(2)}, **numbers)
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+WHOLE_NUMBERS = {
+    "steps": fitted,
+    "accumulate": lambda n: aj.train_step(jnp.sum, accumulate=n)._jitted.__wrapped__.args[0],
+    "growth_interval": grown,
+    "max_consecutive": lambda n: aj.skip_nonfinite(aj.sgd(0.1), n),
+    "every_k_schedule": lambda n: aj.multi_steps(aj.sgd(0.1), n),
+    "every": lambda n: aj.diagnose(aj.sgd(0.1), every=n).init.args[0].every,
+    "block": lambda n: aj.Blocks(block=n),
+    "min_size": lambda n: aj.Factored(min_size=n),
+    "batch_size": swept,
+    "seeds": lambda n: aj.sweep(lambda seed: jnp.float32(seed), seeds=n).seeds.tolist(),
+    "count": lambda n: aj.draw(n, x=aj.Choice(1, 2)),
+    "problem": problem,
+    "hidden": lambda n: aj.problems.digits(n).init(jax.random.key(0))[0]["w"].shape,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+def test_whole_numbers_of_numpy_and_jax(name):
+    """As those of Python: what becomes of them hashes, compares and prints alike. True is none."""
+    make = WHOLE_NUMBERS[name]
+    expected = make(2)
+    for number in (np.int64(2), np.uint8(2), np.array(2), jnp.array(2)):
+        assert repr(make(number)) == repr(expected)
+        if name in ("block", "min_size", "growth_interval"):
+            assert make(number) == expected
+    for wrong in (True, 2.0, -1, "2", np.bool_(True), np.array([[2]])):
+        with pytest.raises(ValueError, match=r"=.*must be .*whole number"):
+            make(wrong)
+
+
+def test_whole_numbers_of_a_checkpoint(tmp_path):
+    for step in (1, np.int64(2), jnp.array(3)):
+        names = saved(tmp_path, step=step, keep=np.int32(2))
+    assert names == ["2", "3"]
+    for wrong in ({"step": True}, {"step": 1.0}, {"step": 4, "keep": 0}):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            saved(tmp_path, **wrong)
+    assert aj.restore_checkpoint(tmp_path, {"w": jnp.zeros(2)}, step=np.int64(2))["w"][0] == 1
