@@ -142,7 +142,8 @@ class TrainState:
           copy: False to hand the arrays over. A step writes over its state, and would delete them.
 
         Raises:
-          TypeError: for parameters that are no arrays, by their path, and what is no optimizer.
+          TypeError: for parameters that are no arrays, by their path, shapes of arrays among them, and
+            what is no optimizer.
           ValueError: for a loss scale that is not positive, never grows, or shrinks to grow.
 
         Example:
@@ -151,6 +152,7 @@ class TrainState:
           >>> state = state.replace(tx=aj.adam(3e-4))
         """
         tx = member(tx, "TrainState.create")
+        _check_no_shapes(params=params, model_state=model_state, rng=rng)
         _check.leaves("params", params)
         if rng is not None and not _is_key(rng):
             raise TypeError(f"rng={rng!r} is no random key: give jax.random.key(0).")
@@ -174,7 +176,7 @@ class TrainState:
             )
         rest = {
             "step": jnp.zeros((), jnp.int32),
-            "opt_state": tx.init(params),
+            "opt_state": _own(tx.init(params), (params, model_state, rng, tx)),
             "model_state": model_state,
             "rng": rng,
             "loss_scale": loss_scale,
@@ -204,7 +206,8 @@ class TrainState:
         """The state with other values for some of its fields."""
         if "tx" in changes:
             changes["tx"] = member(changes["tx"], "TrainState.replace")
-        return dataclasses.replace(self, **changes)
+        new = dataclasses.replace(self, **changes)
+        return _came_from_a_step(new) if _is_marked(self) and set(changes) <= {"tx"} else new
 
 
 def _is_key(rng: Any) -> bool:
@@ -213,6 +216,106 @@ def _is_key(rng: Any) -> bool:
     return dtype is not None and (
         jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and rng.ndim > 0)
     )
+
+
+def _check_no_shapes(**trees: Any) -> None:
+    """Raises a TypeError, with the path, for the shape of an array in the place of the array."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)} is the shape of an array, "
+                    f"{_check.describe(leaf)}: a state is made of arrays. For the shapes of a state: "
+                    "jax.eval_shape(lambda params: TrainState.create(params, tx), params)."
+                )
+
+
+def _own(opt_state: Any, others: Any) -> Any:
+    """The optimizer's state without arrays that are elsewhere too, or there twice: copies of these.
+
+    A step writes over each array once. Other libraries keep the parameters themselves in their states,
+    and arrays of the user's, which are numbers usually.
+    """
+    taken = {buffer for x in _arrays(others) for buffer in _buffers(x)}
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+            return x
+        buffers = _buffers(x)
+        if x.ndim == 0 or buffers & taken:
+            return jnp.copy(x)
+        taken.update(buffers)
+        return x
+
+    return jax.tree.map(own, opt_state)
+
+
+def _buffers(x: Any) -> set[Any]:
+    """Where an array is in the memory of each device: two arrays can be one there."""
+    try:
+        if len(x.devices()) == 1:
+            return {x.unsafe_buffer_pointer()}
+        return {shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards}
+    except Exception:  # Not every backend tells.
+        return {id(x)}
+
+
+def _explain(error: Exception, state: TrainState, batch: Any) -> None:
+    """Raises an error in the user's words where a step failed because of what it was given."""
+    if isinstance(error, TypeError):
+        for each in dataclasses.fields(state):
+            _check.arrays(f"state.{each.name}", getattr(state, each.name))
+        _check.arrays("batch", batch)
+    if "donate" in str(error):
+        _refuse_repeated(state, batch, _buffers)
+
+
+def _check_repeated(state: TrainState, batch: Any) -> None:
+    """Raises a ValueError, with both paths, for an array that a step would have to write over twice.
+
+    With several devices XLA does not refuse it, and ends the process. So a state is looked at once,
+    unless it comes from a step.
+    """
+    if _is_marked(state) or isinstance(state.step, Tracer):
+        return
+    arrays = list(map(id, _arrays(dataclasses.replace(state, tx=None))))
+    others = map(id, _arrays((state.tx, batch)))
+    if len(set(arrays)) < len(arrays) or not set(arrays).isdisjoint(others):
+        _refuse_repeated(state, batch, lambda x: {id(x)})
+
+
+def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set[Any]]) -> None:
+    owners: dict[Any, str] = {}
+    written, tx = dataclasses.replace(state, tx=None), state.tx
+
+    def refuse(x: Any, first: str, second: str) -> None:
+        raise ValueError(
+            f"{first} and {second} are one array, {_check.describe(x)}. A step writes over the arrays "
+            "of its state, each of which must be there once: put a copy, jnp.copy(…), in one of the two "
+            "places. The state is as it was."
+        ) from None
+
+    for path, x in jax.tree_util.tree_leaves_with_path(written):
+        name = f"state{jax.tree_util.keystr(path)}"
+        for buffer in buffers(x) if _arrays(x) else ():
+            if owners.setdefault(buffer, name) != name:
+                refuse(x, owners[buffer], name)
+    # These are only read, and may have an array twice.
+    for root, tree in (("state.tx", tx), ("batch", batch)):
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            for buffer in buffers(x) if _arrays(x) else ():
+                if buffer in owners:
+                    refuse(x, owners[buffer], f"{root}{jax.tree_util.keystr(path)}")
+
+
+def _is_marked(state: TrainState) -> bool:
+    return "_has_each_once" in vars(state)
+
+
+def _came_from_a_step(state: TrainState) -> TrainState:
+    """The state, marked as one that has each array once: `replace` makes one without the mark."""
+    vars(state)["_has_each_once"] = True
+    return state
 
 
 def _check_scale(name: str, value: Any) -> None:
@@ -346,9 +449,14 @@ class _TrainStep:
                 "this state was used up by a step before, which wrote over its arrays: go on with the "
                 "state that it returned. (TrainState.create makes a new one, of its own copies.)"
             )
+        _check_repeated(state, batch)
         rest = dataclasses.replace(state, tx=None)
-        new, metrics = self._jitted(self._on_device(state.tx), rest, batch)
-        return dataclasses.replace(new, tx=state.tx), metrics
+        try:
+            new, metrics = self._jitted(self._on_device(state.tx), rest, batch)
+        except Exception as error:
+            _explain(error, state, batch)
+            raise
+        return _came_from_a_step(dataclasses.replace(new, tx=state.tx)), metrics
 
     def lower(self, state: TrainState, batch: Any) -> Any:
         """The step lowered for these arguments, as `jax.jit` lowers: `.compile()` tells its memory."""

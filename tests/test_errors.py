@@ -354,3 +354,64 @@ def test_whole_numbers_of_a_checkpoint(tmp_path):
         with pytest.raises(ValueError, match="must be a whole number"):
             saved(tmp_path, **wrong)
     assert aj.restore_checkpoint(tmp_path, {"w": jnp.zeros(2)}, step=np.int64(2))["w"][0] == 1
+
+
+class Photo:
+    """An object of the user's."""
+
+
+IN_A_BATCH = {
+    "text": (lambda: {"x": "hello"}, r"batch\['x'\] is 'hello' of type str: it is text"),
+    "bytes": (lambda: (1.0, b"hello"), r"batch\[1\] is b'hello' of type bytes: it is text"),
+    "texts": (lambda: [np.array(["a", "b"])], r"batch\[0\] is str\d+\[2\]: it is text"),
+    "ragged": (
+        lambda: np.array([np.ones(2), np.ones(3)], dtype=object),
+        r"batch is object\[2\]: it is an array of objects.*Pad",
+    ),
+    "time": (
+        lambda: np.array(["2020-01-01"], "datetime64[D]"),
+        "batch is datetime64.*it is a time",
+    ),
+    "object": (lambda: {"photo": Photo()}, r"batch\['photo'\] is .*Photo object.*it is no array"),
+    "long": (lambda: "a" * 1000, r"batch is 'a{79} of type str"),
+    "shape": (
+        lambda: {"x": jax.ShapeDtypeStruct((2,), jnp.float32)},
+        r"batch\['x'\] is float32\[2\]: it is the shape of an array",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_A_BATCH)
+def test_what_a_step_cannot_take_in_a_batch(kind):
+    make, message = IN_A_BATCH[kind]
+    step = aj.train_step(lambda params, batch: jnp.sum(params) + sum(jax.tree.leaves(batch)))
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    with pytest.raises(TypeError, match=message) as caught:
+        step(state, make())
+    assert "_train_step" not in str(caught.value)
+    assert len(str(caught.value)) < 260
+    with pytest.raises(TypeError, match=message.replace("batch", "state.model_state")):
+        step(state.replace(model_state=make()), 1.0)
+    assert step(state, 1.0)[0].step == 1
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(2, requires_grad=True)
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch["x"]))
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    message = r"is torch.float32\[2\] of type torch.Tensor: an array of NumPy or JAX is needed"
+    with pytest.raises(TypeError, match=r"batch\['x'\] " + message):
+        step(state, {"x": tensor})
+    with pytest.raises(TypeError, match=r"params\['w'\] " + message):
+        aj.TrainState.create({"w": tensor}, aj.sgd(0.1))
+    with pytest.raises(TypeError, match=r"gradients\['w'\] " + message):
+        aj.sgd(0.1).update({"w": tensor}, optax.EmptyState())
+    # As the error says.
+    step(state, {"x": jnp.asarray(tensor.detach().cpu().numpy())})
+
+
+def test_a_type_error_of_the_loss_stays_what_it_is():
+    step = aj.train_step(lambda params, batch: jnp.sum(params) + len(3))
+    with pytest.raises(TypeError, match=r"object of type 'int' has no len"):
+        step(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), 1.0)

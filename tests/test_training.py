@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 
@@ -841,3 +841,138 @@ def test_a_state_shows_shapes_and_its_optimizer():
     shown = "TrainState(step=int32[], params={'w': float32[2, 3]}, opt_state=EmptyState(), "
     assert repr(state).startswith(shown + "tx=sgd(learning_rate=0.1), rng=key<fry>[]")
     assert repr(jax.tree.map(lambda x: None, state)).startswith("TrainState(")
+
+
+KEEPING = {
+    "prodigy": lambda: optax.contrib.prodigy(),
+    "dog": lambda: optax.contrib.dog(),
+    "dowg": lambda: optax.contrib.dowg(),
+    "cocob": lambda: optax.contrib.cocob(),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(0.1)),
+    "schedule-free": lambda: optax.contrib.schedule_free_sgd(0.1),
+    "in a chain": lambda: aj.chain(optax.contrib.dog(), aj.scale_by_learning_rate(0.1)),
+    "twice": lambda: optax.GradientTransformation(
+        lambda params: (params, params, jnp.zeros(())),
+        lambda updates, state, params=None: (updates, (state[0], updates, state[2] + 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("copy", [True, False])
+def test_an_optimizer_whose_state_holds_the_parameters(name, copy):
+    """A step writes over both: the state has copies."""
+    tx, step = KEEPING[name](), aj.train_step(mean_squared_error, rounding="nearest")
+    with jax.numpy_dtype_promotion("standard"):
+        params, opt_state, _ = by_hand(tx, mean_squared_error, PARAMS, [BATCH] * 3)
+        start = PARAMS if copy else jax.tree.map(jnp.copy, PARAMS)
+        state, _ = run(step, aj.TrainState.create(start, tx, copy=copy), [BATCH] * 3)
+    assert_close(state.params, params, 1e-5)
+    assert_close(state.opt_state, opt_state, 1e-5)
+    assert np.isfinite(PARAMS["bias"]).all()
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_state_that_holds_sharded_parameters(axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(jnp.arange(16.0), sharding)
+    tx = KEEPING["twice"]()
+    state = aj.TrainState.create(params, tx)
+    assert all(x.sharding == sharding for x in state.opt_state[:2])
+    state, _ = aj.train_step(lambda params, batch: jnp.sum(params**2))(state, 0.0)
+    np.testing.assert_array_equal(state.opt_state[0], np.arange(16.0))
+
+
+def test_a_number_that_an_optimizer_keeps_stays_the_users():
+    rate = jnp.array(0.1)
+    with jax.numpy_dtype_promotion("standard"):
+        tx = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+        for _ in range(2):
+            state, _ = FIT_STEP(aj.TrainState.create(PARAMS, tx), BATCH)
+    assert rate == state.opt_state.hyperparams["learning_rate"]
+
+
+def mu_for_nu(state):
+    moments, rest = state.opt_state
+    return state.replace(opt_state=(moments._replace(mu=moments.nu), rest))
+
+
+def tied():
+    weight = jnp.ones((4, 4))
+    return aj.TrainState.create({"embed": weight, "out": weight}, aj.adam(0.1), copy=False)
+
+
+def weights(params, batch):
+    return sum(jnp.sum(x) for x in jax.tree.leaves((params, batch)))
+
+
+@pytest.mark.parametrize(
+    ("make", "paths"),
+    [
+        (
+            lambda state: (state.replace(model_state={"ema": state.params}), None),
+            r"state.params\['bias'\] and state.model_state\['ema'\]\['bias'\] are one",
+        ),
+        (
+            lambda state: (tied(), None),
+            r"\['embed'\] and state.params\['out'\] are .*float32\[4, 4\]",
+        ),
+        (
+            lambda state: (mu_for_nu(state), None),
+            r"opt_state\[0\].mu.* and state.opt_state\[0\].nu",
+        ),
+        (lambda state: (state, [state.params["bias"]]), r"state.params\['bias'\] and batch\[0\]"),
+        (
+            lambda state: (
+                state.replace(model_state=jax.device_put(state.step, jax.devices()[0])),
+                None,
+            ),
+            "state.step and state.model_state are one",
+        ),
+    ],
+    ids=["ema", "tied", "mu for nu", "batch", "another view"],
+)
+def test_an_array_that_is_in_the_state_twice(make, paths):
+    """Named before anything is donated, and mended by the copy that the error asks for."""
+    state, batch = make(create())
+    step = aj.train_step(weights)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=paths + r".*jnp.copy.*The state is as it was"):
+            step(state, batch)
+    arrays = dataclasses.replace(state, tx=None)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(arrays))
+    state = dataclasses.replace(jax.tree.map(jnp.copy, arrays), tx=state.tx)
+    assert step(state, batch)[0].step == 1
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_sharded_array_that_is_in_the_state_twice(axis_type):
+    """Where XLA would end the process: so it is not asked. Nor is a state that a step has made."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    params = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("data")))
+    step = aj.train_step(weights)
+    state = aj.TrainState.create(params, aj.adam(0.1))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"state\.params and state\.model_state are one array"):
+            step(state.replace(model_state=state.params), None)
+        with pytest.raises(ValueError, match=r"state\.params and batch are one array"):
+            step(state.replace(step=state.step), state.params)
+        state, _ = step(state, None)
+    rate = jnp.array(0.1)  # The optimizer is only read: it may have an array twice.
+    state = state.replace(tx=aj.adam(rate, eps=rate))
+    state, _ = step(state.replace(rng=jax.random.key(0)), [rate, rate])
+    assert state.step == 3
+
+
+def test_shapes_in_the_place_of_arrays():
+    shapes = jax.eval_shape(lambda: PARAMS)
+    for arguments in ({"params": shapes}, {"params": PARAMS, "model_state": shapes}):
+        with pytest.raises(
+            TypeError, match=r"\['bias'\] is the shape of an array, float32\[1, 8\]"
+        ):
+            aj.TrainState.create(tx=aj.adam(0.1), **arguments)
+    # As the error says.
+    state = jax.eval_shape(lambda params: aj.TrainState.create(params, aj.adam(0.1)), shapes)
+    assert repr(state.opt_state) == repr(jax.eval_shape(lambda: create().opt_state))
+    FIT_STEP.lower(state.replace(tx=aj.adam(0.1)), BATCH)
