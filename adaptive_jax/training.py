@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from . import _check, checkpoint, maths, precision
 from ._transform import Text, exact, learning_rate, member
-from .wrappers import all_finite
+from .wrappers import all_finite, finite_after
 
 METRICS = (
     "loss",
@@ -372,7 +372,8 @@ def train_step(
       loss_scale: a constant factor on the loss while gradients are computed, for float16. One that
         adapts is in the state: `TrainState.create(…, loss_scale=aj.LossScale())`.
       skip_nonfinite: True to leave parameters, optimizer and model state as they are, bit for bit,
-        where the loss, a gradient or an update is not finite. With a `LossScale` it always is so.
+        where the loss, a gradient, an update or a parameter after it is not finite. With a `LossScale`
+        it always is so.
       compute_dtype: such as jnp.bfloat16: what floating-point parameters and batches are cast to for
         the loss. Gradients and updates have the parameters' dtype.
       rounding: "stochastic" or "nearest", how parameters below 32 bits take their update, as in
@@ -587,7 +588,7 @@ def _train_step(
         model_state=model_state,
     )
     if settings.skip_nonfinite or state.loss_scale is not None:
-        finite = all_finite((loss, gradients, updates))
+        finite = all_finite((loss, gradients)) & finite_after(state.params, updates)
         keep = ("params", "opt_state", "model_state")
         chosen = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
