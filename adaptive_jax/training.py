@@ -1037,7 +1037,7 @@ class _Record:
         """Fetches what was sent, and sends what is recent."""
         has_arrived = self._sent is not None
         if self._sent is not None:
-            self._blocks.append([_fetched(column) for column in self._sent[1]])
+            self._blocks.append([_fetched(column) for column in jax.device_get(self._sent[1])])
             self._sent = None
         if self._recent:
             self._sent, self._recent = (self._recent, self._columns(self._recent)), []
@@ -1107,8 +1107,8 @@ def _stack(*numbers: jax.Array) -> jax.Array:
 
 def _sent(values: list[Any]) -> Any:
     """The values of a metric, one for each step, on their way to the host: numbers as one array."""
-    are_arrays = len(values) == _TOGETHER and all(isinstance(x, jax.Array) for x in values)
-    if are_arrays and values[0].shape == ():
+    is_number = isinstance(values[0], jax.Array) and values[0].shape == ()
+    if is_number and len(values) == _TOGETHER and len(set(map(type, values))) == 1:
         # Numbers of different shapes, dtypes or devices cannot be one array, and do not raise below.
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             values = _stack(*values)
@@ -1118,11 +1118,10 @@ def _sent(values: list[Any]) -> Any:
 
 
 def _fetched(column: Any) -> np.ndarray:
-    """The values of a metric, one for each step, in an array of their own."""
-    fetched = jax.device_get(column)
-    if isinstance(fetched, np.ndarray):
-        return np.array(fetched)
-    return _joined([np.asarray(each)[None] for each in fetched])
+    """The values of a metric on the host, one for each step, in an array of their own."""
+    if isinstance(column, np.ndarray):
+        return np.array(column)
+    return _joined([np.asarray(each)[None] for each in column])
 
 
 def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
