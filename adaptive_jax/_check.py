@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import numbers
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,9 +124,24 @@ def describe(leaf: Any) -> str:
     """A leaf's dtype and shape, or its type if it is no array."""
     try:
         dtype = jax.dtypes.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
+        name = np.dtype(dtype).name if not _extended(dtype) else dtype
     except (TypeError, ValueError):
-        return f"{leaf!r} of type {type(leaf).__name__}"
-    return f"{np.dtype(dtype).name if not _extended(dtype) else dtype}{list(np.shape(leaf))}"
+        if _is_foreign(leaf):
+            return f"{leaf.dtype}{list(leaf.shape)} of type {_origin(leaf)}.{type(leaf).__name__}"
+        return f"{leaf!r:.80} of type {type(leaf).__name__}"
+    return f"{name}{list(np.shape(leaf))}"
+
+
+def _origin(leaf: Any) -> str:
+    return type(leaf).__module__.partition(".")[0]
+
+
+def _is_foreign(leaf: Any) -> bool:
+    """Whether it is an array of another library than NumPy and JAX, such as a tensor of torch."""
+    known = isinstance(leaf, (np.ndarray, np.generic, jax.Array, jax.ShapeDtypeStruct))
+    return (
+        not known and hasattr(leaf, "dtype") and hasattr(leaf, "shape") and hasattr(leaf, "numpy")
+    )
 
 
 def _extended(dtype: Any) -> bool:
@@ -135,6 +151,8 @@ def _extended(dtype: Any) -> bool:
 def _inexact(leaf: Any) -> bool:
     if isinstance(leaf, (float, complex)):
         return True
+    if _is_foreign(leaf):
+        return False
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
@@ -143,6 +161,8 @@ def leaves(what: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not _inexact(leaf):
             _no_sparse(what, tree)
+            if _is_foreign(leaf):
+                raise TypeError(f"{what}{keystr(path)} is {describe(leaf)}: {_remedy(leaf)}")
             raise TypeError(
                 f"{what}{keystr(path)} is {describe(leaf)}: an optimizer works on floating-point "
                 "arrays. Leave it out: put None in its place in the tree (with Equinox, "
@@ -213,6 +233,50 @@ def with_gradient(updates: Any, params: Any) -> Any:
 
 def _is_not(x: Any, y: Any) -> bool:
     return x is not y
+
+
+def arrays(what: str, tree: Any) -> None:
+    """Raises a TypeError, with the path, if a leaf is nothing that a compiled function takes."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.ShapeDtypeStruct) or not _is_taken(leaf):
+            raise TypeError(f"{what}{keystr(path)} is {describe(leaf)}: {_remedy(leaf)}")
+
+
+def _is_taken(leaf: Any) -> bool:
+    if isinstance(leaf, (jax.Array, int, float, complex)):
+        return True
+    try:
+        jax.make_jaxpr(lambda _: ())(leaf)
+    except TypeError:
+        return False
+    return True
+
+
+def _remedy(leaf: Any) -> str:
+    """What to do about a leaf that is no array of numbers."""
+    kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "it is the shape of an array, and the array itself is needed."
+    if isinstance(leaf, (str, bytes)) or kind in ("U", "S", "T"):
+        return (
+            "it is text. Leave it out, or give numbers in its place, such as those of its tokens."
+        )
+    if kind == "O":
+        return (
+            "it is an array of objects, which NumPy makes of rows of different lengths. Pad them to one "
+            "length, or give a list of arrays."
+        )
+    if _is_foreign(leaf):
+        return (
+            "an array of NumPy or JAX is needed, jnp.asarray(x.numpy()); of a tensor that has a gradient "
+            "or is on another device, jnp.asarray(x.detach().cpu().numpy())."
+        )
+    if kind in ("M", "m"):
+        return "it is a time. Give a number in its place, such as x.astype(float)."
+    return (
+        "it is no array of numbers. Leave it out, and let the function that needs it have it from "
+        "outside. (A class of your own can be a pytree: jax.tree_util.register_dataclass.)"
+    )
 
 
 def no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
@@ -496,10 +560,20 @@ def is_number(value: Any) -> bool:
     return numeric and not isinstance(value, bool)
 
 
-def whole(argument: str, value: Any, least: int) -> None:
-    """Raises a ValueError unless the value is a whole number and large enough."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{argument}={value!r} must be a whole number, {least} or more.")
+def whole(argument: str, value: Any, least: int, where: str = "", hint: str = "") -> int:
+    """The value as a Python int, be it Python's, NumPy's or JAX's; a ValueError for all others.
+
+    So that what is static hashes, compares and prints as one kind of number. True is none.
+    """
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(
+            f"{argument}={value!r}{where} must be a whole number, {least} or more.{hint}"
+        )
+    return number
 
 
 def number(argument: str, value: Any, least: float) -> None:

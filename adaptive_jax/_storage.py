@@ -134,13 +134,10 @@ class Compressed(Storage):
     min_size: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("min_size", "block"):
-            value = getattr(self, name, 1)
-            least = 0 if name == "min_size" else 1
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{name}={value!r} in {type(self).__name__} must be a whole number, {least} or more."
-                )
+        for name, least in (("min_size", 0), ("block", 1)):
+            if hasattr(self, name):
+                value = _check.whole(name, getattr(self, name), least, f" in {type(self).__name__}")
+                object.__setattr__(self, name, value)
 
     def init(self, value: float | jax.Array, param: Any, *, real: bool) -> Any:
         dtype = jnp.result_type(param)
@@ -220,6 +217,7 @@ class Blocks(Compressed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "bits", _check.whole("bits", self.bits, 1))
         if self.bits not in (8, 16):
             raise ValueError(f"bits={self.bits!r} must be 8 or 16.")
 

@@ -251,21 +251,25 @@ def exact(tree: Any) -> Any:
 
     Before jit rounds b. tree: a `Lifted`, or anything with such in it.
     """
-
-    rules, treedef = jax.tree.flatten(tree, is_leaf=lambda x: isinstance(x, Rule))
-    return treedef.unflatten([_with_complements(rule) for rule in rules])
-
-
-def _with_complements(rule: Any) -> Any:
-    if not isinstance(rule, Rule):
-        return rule
-    values = rule.__dict__
-    decays = [name for name in _rule.decay_names(type(rule)) if isinstance(values[name], float)]
-    if not decays:
-        return rule
-    return _rule.replace(
-        rule, **{name: maths.DecayRate(values[name], 1.0 - values[name]) for name in decays}
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten(
+        maths.DecayRate(leaf, 1.0 - leaf) if is_decay and isinstance(leaf, float) else leaf  # type: ignore[arg-type]
+        for leaf, is_decay in zip(leaves, are_decays(tree), strict=True)
     )
+
+
+def are_decays(tree: Any) -> list[bool]:
+    """For each leaf of what has rules in it, whether it is the decay rate of a moving average."""
+    found: list[bool] = []
+    for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Rule)):
+        if not isinstance(node, Rule):
+            found.append(False)
+            continue
+        decays = _rule.decay_names(type(node))
+        for name in _rule.fields(type(node))[0]:
+            leaves = jax.tree.leaves(value := getattr(node, name))
+            found += [name in decays and leaf is value for leaf in leaves]
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="selected")

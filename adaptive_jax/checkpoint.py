@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _rule, _versions
+from . import _check, _rule, _versions
 from ._rule import Rule
 
 
@@ -45,7 +45,9 @@ def save_checkpoint(
     if step is None:
         if not hasattr(state, "step"):
             raise ValueError("step is missing: only a TrainState knows its own.")
-        step = int(state.step)
+        step = state.step
+    step = _check.whole("step", step, 0)
+    keep = None if keep is None else _check.whole("keep", keep, 1)
     entries = _entries(state)
     layout = {
         "entries": {name: _kind(leaf) for name, leaf in entries.items()},
@@ -65,6 +67,7 @@ def save_checkpoint(
                 state=orbax.args.StandardSave(arrays), layout=orbax.args.JsonSave(layout)
             ),
         )
+    _remember(Path(directory) / str(step))
 
 
 def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = None) -> Any:
@@ -89,6 +92,7 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
         the entries that differ.
     """
     orbax = _orbax()
+    step = None if step is None else _check.whole("step", step, 0)
     if not Path(directory).is_dir():
         raise FileNotFoundError(f"{directory} is no folder: there is no checkpoint to restore.")
     with _manager(orbax, directory, None) as manager:
@@ -107,12 +111,26 @@ def restore_checkpoint(directory: str | Path, state: Any, *, step: int | None = 
         restored = manager.restore(
             chosen, args=orbax.args.Composite(state=orbax.args.StandardRestore(wanted))
         )["state"]
+    _remember(Path(directory) / str(chosen))
     leaves = [
         _like(leaf, restored[name]) if name in restored else jnp.zeros(leaf.shape, leaf.dtype)
         for name, leaf in entries.items()
     ]
     restored = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return _versions.newer(version, state, restored)
+
+
+_last: Path | None = None
+
+
+def last() -> Path | None:
+    """The checkpoint that this process saved or restored last, if it did."""
+    return _last
+
+
+def _remember(path: Path) -> None:
+    global _last
+    _last = path.absolute()
 
 
 def _orbax() -> Any:

@@ -202,11 +202,11 @@ def compare(
     _check_optimizers(optimizers)
     _check_problems(several)
     _check.target(target)
-    for name, value in (
-        ("budget", budget), ("seeds", seeds), ("tuning_seeds", tuning_seeds),
-        ("evaluations", evaluations), ("steps", 1 if steps is None else steps),
-    ):  # fmt: skip
-        _check.whole(name, value, 1)
+    budget = _check.whole("budget", budget, 1)
+    evaluations = _check.whole("evaluations", evaluations, 1)
+    seeds = _check.whole("seeds", seeds, 1)
+    tuning_seeds = _check.whole("tuning_seeds", tuning_seeds, 1)
+    steps = None if steps is None else _check.whole("steps", steps, 1)
     spaces = {
         name: _settings(name, factory, space, budget)
         for name, (factory, space) in optimizers.items()

@@ -120,8 +120,7 @@ def diagnose(
         raise TypeError(f"measures={measures!r} is a string: give a tuple of names.")
     for name in measures:
         _check.one_of("measures", name, MEASURES)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"every={every!r} must be a whole number, 1 or more.")
+    every = _check.whole("every", every, 1)
     if not all(0 <= each <= 1 for each in quantiles):
         raise ValueError(f"quantiles={quantiles!r} must be between 0 and 1.")
     if not measures:

@@ -128,8 +128,8 @@ def draw(
       >>> print(drawn["nesterov"], drawn["learning_rate"].shape)
       [False, True, False, True] (4,)
     """
-    _check.whole("count", count, 1)
-    _check.whole("seed", seed, 0)
+    count = _check.whole("count", count, 1)
+    seed = _check.whole("seed", seed, 0)
     _check.one_of("method", method, ("sobol", "random"))
     if not distributions:
         raise ValueError("draw needs a distribution, such as learning_rate=aj.LogUniform(1e-4, 1).")

@@ -318,6 +318,13 @@ def _sum(param: jax.Array, update: jax.Array) -> jax.Array:
     return lax.convert_element_type(param, dtype) + lax.convert_element_type(update, dtype)
 
 
+@jax.jit
+def is_finite_after(param: jax.Array, update: jax.Array) -> jax.Array:
+    """Whether all of u is finite, and of θ + u where θ was, shape (). One dispatch outside of jit."""
+    total = _sum(param, update)
+    return jnp.all(jnp.isfinite(total) | (jnp.isfinite(update) & ~jnp.isfinite(param)))
+
+
 def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int) -> jax.Array:
     """x on the grid of dtype, above or below it, so that the mean over all steps is x."""
     bits = maths.random_bits(x.shape, maths.random_key(step, index, salt=0))

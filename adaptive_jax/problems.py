@@ -71,7 +71,7 @@ class Problem:
                     f"{argument}={value!r} of the problem {self.name!r} is a {type(value).__name__}: it "
                     "must be a function."
                 )
-        _check.whole("steps", self.steps, 1)
+        object.__setattr__(self, "steps", _check.whole("steps", self.steps, 1))
         _check.target(self.target, f" of the problem {self.name!r}")
 
 
@@ -438,7 +438,8 @@ def quadratic(
       >>> print(params.shape, float(problem.evaluate(0.0 * params)))
       (3,) 0.0
     """
-    _check.whole("dimension", dimension, 1)
+    dimension = _check.whole("dimension", dimension, 1)
+    seed = _check.whole("seed", seed, 0)
     _check.number("condition", condition, 1.0)
     _check.number("noise", noise, 0.0)
     eigenvalues = np.geomspace(1.0, 1 / condition, dimension)
@@ -665,7 +666,7 @@ def digits(hidden: int = 32) -> Problem:
       >>> print([layer["w"].shape for layer in params], bool(problem.evaluate(params) < 3.5))
       [(64, 32), (32, 10)] True
     """
-    _check.whole("hidden", hidden, 1)
+    hidden = _check.whole("hidden", hidden, 1)
     _datasets("digits")
     from sklearn.datasets import load_digits
 
@@ -764,9 +765,10 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
       >>> print(params["positions"].shape, problem.loss(params, jax.random.key(1)).shape)
       (8, 32) ()
     """
-    for argument, value in {"layers": layers, "length": length, "batch": batch}.items():
-        _check.whole(argument, value, 1)
-    _check.whole("width", width, _HEAD_WIDTH)
+    layers = _check.whole("layers", layers, 1)
+    length = _check.whole("length", length, 1)
+    batch = _check.whole("batch", batch, 1)
+    width = _check.whole("width", width, _HEAD_WIDTH)
     if width % _HEAD_WIDTH:
         raise ValueError(
             f"width={width!r} must be a multiple of {_HEAD_WIDTH}, the width of a head."

@@ -88,7 +88,7 @@ class Sweep:
 
         rows: how many to show; None for all.
         """
-        order = self.ranking()[:rows]
+        order = self.ranking()[: None if rows is None else _check.whole("rows", rows, 0)]
         mean, deviation, diverged = self.mean, self.deviation, self.diverged
         cells = []
         for i in order:
@@ -266,7 +266,7 @@ def sweep(
       >>> result.best()
       {'learning_rate': 1.0}
     """
-    _check_options(batch_size, memory, maximize, step, batches)
+    batch_size = _check_options(batch_size, memory, maximize, step, batches)
     stacked = None if batches is None else _stack(batches)
     seed_values = _seeds(seeds)
     columns, is_static = _columns(table, axes, static)
@@ -302,14 +302,13 @@ def sweep(
 _OPTIONS = frozenset(inspect.signature(sweep).parameters) - {"axes"}
 
 
-def _check_options(batch_size: Any, memory: Any, maximize: Any, step: Any, batches: Any) -> None:
-    if batch_size is not None and (
-        not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1
-    ):
-        raise ValueError(
-            f"batch_size={batch_size!r} must be a whole number of runs, 1 or more, or None. "
-            f"{_in_table('batch_size')}"
-        )
+def _check_options(
+    batch_size: Any, memory: Any, maximize: Any, step: Any, batches: Any
+) -> int | None:
+    """Raises for an option that is none. The batch size as an int, or None."""
+    if batch_size is not None:
+        hint = f" None is as many as memory holds. {_in_table('batch_size')}"
+        batch_size = _check.whole("batch_size", batch_size, 1, hint=hint)
     if memory is not None and (not isinstance(memory, (int, float)) or not memory > 0):
         raise ValueError(f"memory={memory!r} must be a number of bytes above 0, or None.")
     if not isinstance(maximize, bool):
@@ -318,6 +317,7 @@ def _check_options(batch_size: Any, memory: Any, maximize: Any, step: Any, batch
         raise TypeError(f"step={step!r:.200} must be what train_step returns. {_in_table('step')}")
     if (step is None) != (batches is None):
         raise ValueError("step and batches go together: give both, or neither.")
+    return batch_size
 
 
 def _in_table(name: str) -> str:

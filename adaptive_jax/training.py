@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
+import re
 import signal
 import threading
+import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +23,9 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from . import _check, _export, maths, precision
-from ._transform import Text, UnknownRate, exact, learning_rate, member
-from .wrappers import all_finite
+from . import _check, _export, checkpoint, maths, precision
+from ._transform import Text, UnknownRate, are_decays, learning_rate, member
+from .wrappers import all_finite, finite_after
 
 METRICS = (
     "loss",
@@ -142,7 +145,8 @@ class TrainState:
           copy: False to hand the arrays over. A step writes over its state, and would delete them.
 
         Raises:
-          TypeError: for parameters that are no arrays, by their path, and what is no optimizer.
+          TypeError: for parameters that are no arrays, by their path, shapes of arrays among them, and
+            what is no optimizer.
           ValueError: for a loss scale that is not positive, never grows, or shrinks to grow.
 
         Example:
@@ -151,6 +155,7 @@ class TrainState:
           >>> state = state.replace(tx=aj.adam(3e-4))
         """
         tx = member(tx, "TrainState.create")
+        _check_no_shapes(params=params, model_state=model_state, rng=rng)
         _check.leaves("params", params)
         if rng is not None and not _is_key(rng):
             raise TypeError(f"rng={rng!r} is no random key: give jax.random.key(0).")
@@ -162,18 +167,19 @@ class TrainState:
         if loss_scale is not None:
             _check_scale("scale", loss_scale.scale)
             interval = loss_scale.growth_interval
-            if loss_scale.factor <= 1 or (interval is not None and interval < 1):
-                raise ValueError(
-                    f"{loss_scale}: factor must be above 1, growth_interval 1 or more."
-                )
+            if loss_scale.factor <= 1:
+                raise ValueError(f"factor={loss_scale.factor!r} in {loss_scale} must be above 1.")
             loss_scale = dataclasses.replace(
                 loss_scale,
+                growth_interval=None
+                if interval is None
+                else _check.whole("growth_interval", interval, 1),
                 scale=jnp.asarray(loss_scale.scale, jnp.float32),
                 good_steps=jnp.asarray(loss_scale.good_steps, jnp.int32),
             )
         rest = {
             "step": jnp.zeros((), jnp.int32),
-            "opt_state": tx.init(params),
+            "opt_state": _own(tx.init(params), (params, model_state, rng, tx)),
             "model_state": model_state,
             "rng": rng,
             "loss_scale": loss_scale,
@@ -216,6 +222,98 @@ def _is_key(rng: Any) -> bool:
     return dtype is not None and (
         jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and rng.ndim > 0)
     )
+
+
+def _check_no_shapes(**trees: Any) -> None:
+    """Raises a TypeError, with the path, for the shape of an array in the place of the array."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)} is the shape of an array, "
+                    f"{_check.describe(leaf)}: a state is made of arrays. For the shapes of a state: "
+                    "jax.eval_shape(lambda params: TrainState.create(params, tx), params)."
+                )
+
+
+def _own(opt_state: Any, others: Any) -> Any:
+    """The optimizer's state without arrays that are elsewhere too, or there twice: copies of these.
+
+    A step writes over each array once. Other libraries keep the parameters themselves in their states,
+    and arrays of the user's, which are numbers usually.
+    """
+    taken = {buffer for x in _arrays(others) for buffer in _buffers(x)}
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or isinstance(x, Tracer):
+            return x
+        buffers = _buffers(x)
+        if x.ndim == 0 or buffers & taken:
+            return jnp.copy(x)
+        taken.update(buffers)
+        return x
+
+    return jax.tree.map(own, opt_state)
+
+
+def _buffers(x: Any) -> set[Any]:
+    """Where an array is in the memory of each device: two arrays can be one there."""
+    try:
+        if len(x.devices()) == 1:
+            return {x.unsafe_buffer_pointer()}
+        return {shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards}
+    except Exception:  # Not every backend tells.
+        return {id(x)}
+
+
+def _explain(error: Exception, state: TrainState, batch: Any) -> None:
+    """Raises an error in the user's words where a step failed because of what it was given."""
+    if "deleted" in str(error):
+        _check_not_used_up(state)
+    if isinstance(error, TypeError):
+        for each in dataclasses.fields(state):
+            _check.arrays(f"state.{each.name}", getattr(state, each.name))
+        _check.arrays("batch", batch)
+    if "donate" in str(error):
+        _refuse_repeated(state, batch, _buffers)
+
+
+def _check_repeated(state: TrainState, batch: Any) -> None:
+    """Raises a ValueError, with both paths, for an array that a step would have to write over twice.
+
+    With several devices XLA does not refuse it, and ends the process. So a state is looked at, unless
+    it comes from a step: it then is marked.
+    """
+    if isinstance(state.step, Tracer):
+        return
+    arrays = list(map(id, _arrays(dataclasses.replace(state, tx=None))))
+    others = map(id, _arrays((state.tx, batch)))
+    if len(set(arrays)) < len(arrays) or not set(arrays).isdisjoint(others):
+        _refuse_repeated(state, batch, lambda x: {id(x)})
+
+
+def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set[Any]]) -> None:
+    owners: dict[Any, str] = {}
+    written, tx = dataclasses.replace(state, tx=None), state.tx
+
+    def refuse(x: Any, first: str, second: str) -> None:
+        raise ValueError(
+            f"{first} and {second} are one array, {_check.describe(x)}. A step writes over the arrays "
+            "of its state, each of which must be there once: put a copy, jnp.copy(…), in one of the two "
+            "places. The state is as it was."
+        ) from None
+
+    for path, x in jax.tree_util.tree_leaves_with_path(written):
+        name = f"state{jax.tree_util.keystr(path)}"
+        for buffer in buffers(x) if _arrays(x) else ():
+            if owners.setdefault(buffer, name) != name:
+                refuse(x, owners[buffer], name)
+    # These are only read, and may have an array twice.
+    for root, tree in (("state.tx", tx), ("batch", batch)):
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            for buffer in buffers(x) if _arrays(x) else ():
+                if buffer in owners:
+                    refuse(x, owners[buffer], f"{root}{jax.tree_util.keystr(path)}")
 
 
 def _check_scale(name: str, value: Any) -> None:
@@ -277,7 +375,8 @@ def train_step(
       loss_scale: a constant factor on the loss while gradients are computed, for float16. One that
         adapts is in the state: `TrainState.create(…, loss_scale=aj.LossScale())`.
       skip_nonfinite: True to leave parameters, optimizer and model state as they are, bit for bit,
-        where the loss, a gradient or an update is not finite. With a `LossScale` it always is so.
+        where the loss, a gradient, an update or a parameter after it is not finite. With a `LossScale`
+        it always is so.
       compute_dtype: such as jnp.bfloat16: what floating-point parameters and batches are cast to for
         the loss. Gradients and updates have the parameters' dtype; float32 where that has 8 bits or
         less, so that an update is rounded once, in the parameters.
@@ -311,7 +410,7 @@ def train_step(
         raise TypeError(f"metrics={metrics!r} is a string: give a tuple of names.")
     for name in metrics or ():
         _check.one_of("metrics", name, METRICS)
-    _check.whole("accumulate", accumulate, 1)
+    accumulate = _check.whole("accumulate", accumulate, 1)
     _check_scale("loss_scale", loss_scale)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
@@ -351,13 +450,7 @@ class _TrainStep:
         self._skipped: tuple[Any, Any] = None, None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        arguments = self._arguments(state)
-        try:
-            new, metrics = self._jitted(*arguments, batch)
-        except (RuntimeError, ValueError):
-            _check_not_used_up(state)
-            raise
-        return self._returned(state, new, metrics)
+        return self._run(self._jitted, self._arguments(state), state, batch)
 
     def lower(self, state: TrainState, batch: Any) -> _Lowered:
         """The step lowered for these arguments, as `jax.jit` lowers. `.compile()` gives a step for
@@ -398,6 +491,19 @@ class _TrainStep:
         written = state.step, state.params, state.opt_state, state.model_state, scale, skipped
         return outline, numbers, written, state.rng
 
+    def _run(
+        self, function: Callable[..., Any], arguments: Sequence[Any], state: TrainState, batch: Any
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """The jitted or the compiled function's step."""
+        if "_has_each_once" not in state.__dict__:
+            _check_repeated(state, batch)
+        try:
+            written, metrics = function(*arguments, batch)
+        except Exception as error:
+            _explain(error, state, batch)
+            raise
+        return self._returned(state, written, metrics)
+
     def _returned(
         self, state: TrainState, written: tuple[Any, ...], metrics: dict[str, Any]
     ) -> tuple[TrainState, dict[str, Any]]:
@@ -410,7 +516,7 @@ class _TrainStep:
         new = object.__new__(TrainState)
         new.__dict__.update(
             step=step, params=params, opt_state=opt_state, tx=state.tx, model_state=model_state,
-            rng=state.rng, loss_scale=scale, skipped=skipped,
+            rng=state.rng, loss_scale=scale, skipped=skipped, _has_each_once=True,
         )  # fmt: skip
         return new, metrics
 
@@ -456,31 +562,29 @@ class _Outline:
     """An optimizer without its numbers. Compared by identity, which is quick: one of each is made."""
 
     def __init__(self, treedef: Any, is_float: tuple[bool, ...]) -> None:
-        # `exact` of the places of all leaves, as numbers 2.0, 3.0, … for the floats, puts 1 - b, which
-        # is negative then, beside those of decay rates.
-        marks = [place + 2.0 if each else place for place, each in enumerate(is_float)]
-        marks, self._treedef = jax.tree.flatten(exact(treedef.unflatten(marks)))
-        self._is_float = [isinstance(mark, float) for mark in marks]
-        self._floats = [
-            (mark < 0, int(1 - mark if mark < 0 else mark) - 2)
-            for mark in marks
-            if isinstance(mark, float)
-        ]
-        self._others = [mark for mark in marks if not isinstance(mark, float)]
+        self._treedef, self._is_float = treedef, is_float
+        self._is_decay = are_decays(treedef.unflatten(is_float))
 
     def numbers(self, leaves: Sequence[Any]) -> tuple[jax.Array, ...]:
-        """Its numbers as arrays, those of Python in the first one."""
+        """Its numbers as arrays: those of Python in one, with 1 minus each, which is exact so."""
+        pairs = list(zip(leaves, self._is_float, strict=True))
+        floats = np.array([leaf for leaf, is_float in pairs if is_float], np.float64)
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
-        floats = [1.0 - leaves[i] if complement else leaves[i] for complement, i in self._floats]
-        others = [jnp.asarray(leaves[i]) for i in self._others]
-        return _put(np.array(floats, dtype)), *others
+        both = _put(np.stack([floats, 1 - floats]).astype(dtype))
+        return both, *(jnp.asarray(leaf) for leaf, is_float in pairs if not is_float)
 
     def optimizer(self, numbers: Sequence[jax.Array]) -> Any:
         """The optimizer with these numbers."""
-        floats, others = iter(jnp.unstack(numbers[0])), iter(numbers[1:])
-        return self._treedef.unflatten(
-            [next(floats if is_float else others) for is_float in self._is_float]
-        )
+        values, complements = (iter(jnp.unstack(each)) for each in numbers[0])
+        others = iter(numbers[1:])
+        leaves = []
+        for is_float, is_decay in zip(self._is_float, self._is_decay, strict=True):
+            if not is_float:
+                leaves.append(next(others))
+                continue
+            value, complement = next(values), next(complements)
+            leaves.append(maths.DecayRate(value, complement) if is_decay else value)
+        return self._treedef.unflatten(leaves)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -520,12 +624,7 @@ class _Compiled:
                 f"this step was compiled for another optimizer than {state.tx!r:.200}, of other rules or "
                 "options: lower and compile it again."
             )
-        try:
-            new, metrics = self.compiled(*arguments, batch)
-        except (RuntimeError, ValueError):
-            _check_not_used_up(state)
-            raise
-        return self.step._returned(state, new, metrics)
+        return self.step._run(self.compiled, arguments, state, batch)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.compiled, name)
@@ -660,7 +759,7 @@ def _train_step(
         model_state=model_state,
     )
     if settings.skips(state):
-        finite = all_finite((loss, gradients, updates))
+        finite = all_finite((loss, gradients)) & finite_after(state.params, updates)
         keep = ("params", "opt_state", "model_state")
         chosen = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
@@ -865,13 +964,18 @@ def fit(
     steps: int | None = None,
     callback: Callable[[TrainState, dict[str, Any]], Any] | None = None,
     progress: bool | None = None,
-) -> tuple[TrainState, dict[str, Any]]:
+) -> tuple[TrainState, History]:
     """The loop: one training step per batch, with a progress bar and a history.
 
-    The device is never waited for: metrics are fetched some steps later. Ctrl-C, or an interrupted
-    notebook cell, ends the loop after the step at hand, and what was reached is returned; a second one
-    interrupts at once. Where the batches or the callback raise an error, the state that was reached is
-    its attribute `state`: the one that came in is used up.
+    The device is never waited for: metrics are fetched many steps at a time, some steps later.
+
+    Ctrl-C, or an interrupted notebook cell, ends the loop after the step at hand, and what was reached
+    is returned; `history.interrupted` tells a script with more to do. A second one interrupts at once,
+    or after the step at hand if there is one, a third one always. Whatever ends the loop otherwise, an
+    error in the batches or the callback, `sys.exit` or that second Ctrl-C, has the state that was
+    reached as its attribute `state`, and its history as `history`: the state that came in is used up.
+    A failure within a step, as where memory is out, leaves no state: `state` is None, and a note says
+    which checkpoint was the last one.
 
     Args:
       state: the state to start from. Its arrays are written over.
@@ -879,15 +983,19 @@ def fit(
       batches: one batch per step, as long as they last.
       steps: after how many steps to stop; None for as many as there are batches.
       callback: called after each step with the new state and the metrics, both on the device: to
-        evaluate, to save, to print. It stops the loop by returning True. It must not keep the state,
-        which the next step writes over.
+        evaluate, to save, to print. It stops the loop by returning True, one of NumPy or JAX as well
+        (which is waited for); it goes on with False or None. It must not keep the state, which the next
+        step writes over, and cannot change it: that is done by a step around the step.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
 
     Returns:
-      The last state; and the history, the metrics with a first axis for the steps, in NumPy arrays.
+      The last state; and the `History`, a dict of the metrics with a first axis for the steps, in NumPy
+      arrays. Metrics whose shape changes from step to step are arrays of objects.
 
     Raises:
+      TypeError: for what is no step, no batches or no callback, and an answer of the callback that is
+        neither true, false nor None.
       ValueError: for a number of steps that is none, or fewer batches than that.
 
     Example:
@@ -895,29 +1003,23 @@ def fit(
       >>> step = aj.train_step(lambda params, batch: (params - batch) ** 2)
       >>> state = aj.TrainState.create(jnp.array(0.0), aj.sgd(0.25))
       >>> state, history = aj.fit(state, step, [1.0, 1.0, 1.0])
-      >>> print(state.params, history["loss"])
-      0.875 [1.     0.25   0.0625]
+      >>> print(state.params, history["loss"], history.interrupted)
+      0.875 [1.     0.25   0.0625] False
     """
-    if steps is not None and (not isinstance(steps, int) or steps < 0):
-        raise ValueError(f"steps={steps!r} must be a whole number, 0 or more, or None.")
-    if not callable(step):
+    if steps is not None:
+        hint = " None is for as many as there are batches."
+        steps = _check.whole("steps", steps, 0, hint=hint)
+    step = _as_step(state, step)
+    iterator = _iterator(batches)
+    if callback is not None and not callable(callback):
         raise TypeError(
-            f"step={step!r:.200} must be a function of a state and a batch, such as aj.train_step "
-            "returns: call fit(state, step, batches)."
+            f"callback={callback!r:.200} must be a function of the state and the metrics."
         )
+    done, record, was_used_up = 0, _Record(), _is_used_up(state)
+    interrupts = _Interrupts()
     try:
-        iterator = iter(batches)
-    except TypeError:
-        raise TypeError(
-            f"batches={batches!r:.200} must be an iterable with one batch for each step: a list, or a "
-            "generator."
-        ) from None
-    done = 0
-    pending: list[dict[str, Any]] = []
-    history: list[dict[str, Any]] = []
-    try:
-        with progress_bar(progress, steps) as bar, _interrupt() as interrupted:
-            while (steps is None or done < steps) and not interrupted.is_set():
+        with progress_bar(progress, steps) as bar, interrupts:
+            while (steps is None or done < steps) and not interrupts.count:
                 batch = next(iterator, _END)
                 if batch is _END:
                     if steps is not None:
@@ -926,50 +1028,372 @@ def fit(
                             "goes on, or steps=None."
                         )
                     break
+                interrupts.in_step = True
                 state, metrics = step(state, batch)
                 done += 1
-                pending.append(metrics)
-                if len(pending) == 2 * _FETCHED_TOGETHER:
-                    history += jax.device_get(pending[:_FETCHED_TOGETHER])
-                    del pending[:_FETCHED_TOGETHER]
-                    if "loss" in history[-1]:
-                        bar.set_postfix_str(f"loss {history[-1]['loss']:.4g}", refresh=False)
+                has_news = record.add(metrics)
+                interrupts.leave_step()
+                if has_news:
+                    bar.set_postfix_str(record.loss(), refresh=False)
                 bar.update()
-                if callback is not None and callback(state, metrics) is True:
+                if callback is not None and _stops(callback(state, metrics)):
                     break
-    except Exception as error:
-        error.state = state  # type: ignore[attr-defined]
-        error.add_note(f"The state that was reached, after {done} steps, is error.state.")
+        jax.block_until_ready(state)  # An error that comes late is one of this loop still.
+        history = record.history()
+    except BaseException as error:
+        # Who presses Ctrl-C twice does not wait for a device that hangs.
+        wait = not isinstance(error, KeyboardInterrupt) or _has_arrived(record.metrics(), 1.0)
+        lost = _is_lost(state, wait)
+        error.state = None if lost else state  # type: ignore[attr-defined]
+        error.history = history = record.rescued(wait)  # type: ignore[attr-defined]
+        history.interrupted = interrupts.count > 0
+        if not lost:
+            error.add_note(
+                f"The state that was reached, after {done} steps, is error.state; the metrics are in "
+                "error.history."
+            )
+        elif not was_used_up:
+            error.add_note(_lost_note(done))
         raise
-    history += jax.device_get(pending)
-    return state, jax.tree.map(lambda *values: np.stack(values), *history) if history else {}
+    history.interrupted = interrupts.count > 0
+    return state, history
 
 
 _END = object()
-_FETCHED_TOGETHER = 32
 
 
-@contextmanager
-def _interrupt() -> Any:
-    """An event that the first Ctrl-C sets. The second one raises KeyboardInterrupt, as usual.
+class History(dict[str, Any]):
+    """What `fit` returns beside the state: a dict of the metrics of all steps, in NumPy arrays.
 
-    An exception in the middle of a step would lose the state that the step has taken over.
+    interrupted: whether Ctrl-C ended the loop, so that a script that has more to do can stop too.
     """
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-    usual = signal.getsignal(signal.SIGINT)
 
-    def once(number: int, frame: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, usual)
+    interrupted: bool = False
 
-    signal.signal(signal.SIGINT, once)
+
+def _flatten_history(history: History) -> Any:
+    names = tuple(sorted(history))
+    children = [(jax.tree_util.DictKey(name), history[name]) for name in names]
+    return children, (names, history.interrupted)
+
+
+def _unflatten_history(aux: Any, values: Iterable[Any]) -> History:
+    history = History(zip(aux[0], values, strict=True))
+    history.interrupted = aux[1]
+    return history
+
+
+# A subclass of dict would be a leaf of a tree.
+jax.tree_util.register_pytree_with_keys(History, _flatten_history, _unflatten_history)
+
+
+def _as_step(state: Any, step: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The step of `fit`; one that `train_step` did not make is looked at when it is called."""
+    if isinstance(state, _TrainStep) or isinstance(step, TrainState):
+        raise TypeError(
+            f"state={state!r:.80} and step={step!r:.80} are in the wrong order: call "
+            "fit(state, step, batches)."
+        )
+    if not callable(step):
+        raise TypeError(
+            f"step={step!r:.200} must be a function of a state and a batch, such as aj.train_step "
+            "returns: call fit(state, step, batches)."
+        )
+    if isinstance(step, _TrainStep):
+        return step
+    name = getattr(step, "__name__", f"{step!r:.80}")
+    advice = (
+        "It must return the new state and a dict of metrics. If it is a loss function, make a step of "
+        "it: aj.train_step(loss_fn)."
+    )
+
+    def checked(old: Any, batch: Any) -> tuple[Any, Any]:
+        try:
+            result: Any = step(old, batch)
+        except Exception as error:
+            # As Python and JAX name a type, where a loss takes the state for the parameters.
+            if not re.search(r"'(adaptive_jax\.training\.)?TrainState'", str(error)):
+                raise
+            raise TypeError(
+                f"step={name} was called with the state and a batch, and failed: "
+                f"{type(error).__name__}: {error}. {advice}"
+            ) from error
+        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
+        if not is_pair or (isinstance(old, TrainState) and not isinstance(result[0], TrainState)):
+            raise TypeError(f"step={name} returned {_outlined(result)}. {advice}")
+        return result
+
+    return checked
+
+
+def _outlined(value: Any) -> str:
+    """What a value is, in a few words: the parts of a tuple, the dtype and shape of an array."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_outlined, value))})"
+    is_number = isinstance(value, (bool, int, float, np.generic, np.ndarray, jax.Array))
+    return _check.describe(value) if is_number else _shown(value)
+
+
+def _iterator(batches: Any) -> Any:
+    if isinstance(batches, (Mapping, str)):
+        raise TypeError(
+            f"batches is {_shown(batches)}, which is one batch: give a list of them, or a generator."
+        )
     try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, usual)
+        return iter(batches)
+    except TypeError:
+        raise TypeError(
+            f"batches={batches!r:.200} must be an iterable with one batch for each step: a list, or a "
+            "generator."
+        ) from None
+
+
+def _stops(answer: Any) -> bool:
+    """Whether what a callback returned ends the loop."""
+    if answer is None or answer is True or answer is False:
+        return bool(answer)
+    is_array = isinstance(answer, (np.bool_, np.ndarray, jax.Array))
+    if is_array and answer.shape == () and answer.dtype == np.bool_:
+        return bool(answer)
+    if any(isinstance(each, TrainState) for each in jax.tree.leaves(answer, is_leaf=_is_state)):
+        raise TypeError(
+            "the callback returned a TrainState: it cannot change the state, and returns True to stop "
+            "the loop. To change the state after a step, give fit a step around the step: "
+            "def changing(state, batch): state, metrics = step(state, batch); "
+            "return change(state), metrics."
+        )
+    raise TypeError(
+        f"the callback returned {_outlined(answer)}: it must return True to stop the loop, and False or "
+        "None to go on."
+    )
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, TrainState)
+
+
+def _arrays(tree: Any) -> list[Any]:
+    leaves = jax.tree.leaves(tree)
+    return [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
+
+
+def _is_used_up(tree: Any) -> bool:
+    """Whether a step has written over an array."""
+    return any(x.is_deleted() for x in _arrays(tree))
+
+
+def _has_arrived(tree: Any, seconds: float) -> bool:
+    """Whether all arrays have been computed within so many seconds, or have failed."""
+    end = time.monotonic() + seconds
+    for x in _arrays(tree):
+        while not (x.is_deleted() or x.is_ready()):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+    return True
+
+
+def _is_there(tree: Any, wait: bool) -> bool:
+    """Whether all arrays have been computed, without an error: in the end, or by now."""
+    try:
+        arrays = _arrays(tree)
+        if _is_used_up(arrays) or not (wait or all(x.is_ready() for x in arrays)):
+            return False
+        jax.block_until_ready(arrays)
+    except Exception:
+        return False
+    return True
+
+
+def _is_lost(state: Any, wait: bool) -> bool:
+    """Whether the state was written over by a step that failed, as far as is known by now."""
+    try:
+        for x in _arrays(state):
+            if x.is_deleted():
+                return True
+            if wait or x.is_ready():
+                x.block_until_ready()
+    except Exception:
+        return True
+    return False
+
+
+def _lost_note(done: int) -> str:
+    last = checkpoint.last()
+    where = "the last checkpoint that you saved" if last is None else f"the last checkpoint, {last}"
+    return (
+        f"The state is lost, after {done} steps at most: a step failed that had taken its arrays over. "
+        f"error.state is None; error.history has the metrics that there are. Go on from {where}."
+    )
+
+
+def _paths(tree: Any) -> list[str]:
+    """The path of each leaf."""
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+_TOGETHER = 32
+
+
+class _Record:
+    """The metrics of all steps, brought to the host many steps at a time, as one array for each.
+
+    What is on its way there is left alone until as many more steps have been taken, by when it has
+    arrived. Nothing of a device, nor a view of it, is kept.
+    """
+
+    def __init__(self) -> None:
+        self._recent: list[Any] = []
+        self._sent: tuple[list[Any], list[Any]] | None = None
+        self._treedef: Any = None
+        self._blocks: list[list[np.ndarray]] = []
+
+    def add(self, metrics: Any) -> bool:
+        """Takes the metrics of a step. Whether there is something new on the host."""
+        self._recent.append(metrics)
+        if len(self._recent) < _TOGETHER:
+            return False
+        return self._advance()
+
+    def _advance(self) -> bool:
+        """Fetches what was sent, and sends what is recent."""
+        has_arrived = self._sent is not None
+        if self._sent is not None:
+            self._blocks.append([_fetched(column) for column in jax.device_get(self._sent[1])])
+            self._sent = None
+        if self._recent:
+            self._sent, self._recent = (self._recent, self._columns(self._recent)), []
+        return has_arrived
+
+    def _columns(self, metrics: list[Any]) -> list[Any]:
+        """One column for each metric, on its way to the host."""
+        leaves, treedef = jax.tree.flatten(metrics)
+        each = treedef.children()
+        if self._treedef is None:
+            self._treedef = each[0]
+        for other, structure in zip(metrics, each, strict=True):
+            if structure != self._treedef:
+                first = self._treedef.unflatten(range(self._treedef.num_leaves))
+                raise ValueError(
+                    f"a step returned the metrics {', '.join(_paths(other))}, and the first one "
+                    f"{', '.join(_paths(first))}: they must be the same in every step."
+                )
+        count = self._treedef.num_leaves
+        try:
+            return [_sent(leaves[place::count]) for place in range(count)]
+        except Exception:
+            paths = itertools.chain.from_iterable(map(_paths, metrics))
+            for path, x in zip(paths, leaves, strict=True):
+                if _is_used_up(x):
+                    raise ValueError(
+                        f"metrics{path} is an array of the state, and was written over by the step "
+                        "after: let the step return a copy of it, jnp.copy(…)."
+                    ) from None
+            raise
+
+    def loss(self) -> str:
+        """The last loss that has arrived, for a progress bar."""
+        last = self._treedef.unflatten([column[-1] for column in self._blocks[-1]])
+        loss = np.asarray(last.get("loss", ""))
+        is_number = loss.ndim == 0 and jnp.issubdtype(loss.dtype, jnp.floating)
+        return f"loss {float(loss):.4g}" if is_number else ""
+
+    def history(self) -> History:
+        """All of them. It waits for the last one."""
+        while self._recent or self._sent:
+            self._advance()
+        if not self._blocks:
+            return History()
+        columns = [_joined(parts) for parts in zip(*self._blocks, strict=True)]
+        return History(self._treedef.unflatten(columns))
+
+    def metrics(self) -> list[Any]:
+        """Those of the last steps, as long as they are not on the host."""
+        return (self._sent[0] if self._sent else []) + self._recent
+
+    def rescued(self, wait: bool) -> History:
+        """Those of the steps before the first one that failed, or that is not done yet."""
+        there = [*itertools.takewhile(lambda each: _is_there(each, wait), self.metrics())]
+        self._sent, self._recent = None, there
+        try:
+            return self.history()
+        except Exception:  # What made it fail: metrics that differ.
+            self._sent, self._recent = None, []
+            return self.history()
+
+
+@jax.jit
+def _stack(*numbers: jax.Array) -> jax.Array:
+    return jax.lax.concatenate([jax.lax.expand_dims(x, [0]) for x in numbers], 0)
+
+
+def _sent(values: list[Any]) -> Any:
+    """The values of a metric, one for each step, on their way to the host: numbers as one array."""
+    is_number = isinstance(values[0], jax.Array) and values[0].shape == ()
+    if is_number and len(values) == _TOGETHER and len(set(map(type, values))) == 1:
+        # Numbers of different shapes, dtypes or devices cannot be one array, and do not raise below.
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            values = _stack(*values)
+    for x in _arrays(values):
+        x.copy_to_host_async()
+    return values
+
+
+def _fetched(column: Any) -> np.ndarray:
+    """The values of a metric on the host, one for each step, in an array of their own."""
+    if isinstance(column, np.ndarray):
+        return np.array(column)
+    return _joined([np.asarray(each)[None] for each in column])
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays one after the other; where their rows have different shapes, an array of the rows."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return np.concatenate(parts)
+    rows = [row for part in parts for row in part]
+    joined = np.empty(len(rows), object)
+    for place, row in enumerate(rows):
+        joined[place] = row
+    return joined
+
+
+class _Interrupts:
+    """What Ctrl-C does: it is counted first, to end the loop, and interrupts at the second time.
+
+    An exception in the middle of a step would lose the state that the step has taken over, so a second
+    one waits for its end. A third one does not.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.in_step = False
+        self._usual: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        # Signals come to the main thread; a handler that Python did not set cannot be put back.
+        if threading.current_thread() is threading.main_thread():
+            self._usual = signal.getsignal(signal.SIGINT)
+            if self._usual is not None:
+                signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._usual is not None:
+            signal.signal(signal.SIGINT, self._usual)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self.count += 1
+        if self.count > 2 or (self.count == 2 and not self.in_step):
+            self._as_usual()
+
+    def leave_step(self) -> None:
+        self.in_step = False
+        if self.count > 1:
+            self._as_usual()
+
+    def _as_usual(self) -> None:
+        signal.signal(signal.SIGINT, self._usual)
+        signal.raise_signal(signal.SIGINT)
 
 
 class _NoBar:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 
-from . import _check, _export, maths
+from . import _check, _export, maths, precision
 from ._transform import Transformation, member
 
 
@@ -51,12 +51,17 @@ def skip_nonfinite(
 ) -> Transformation:
     """Leaves parameters and state as they are where a gradient, or the update, is not finite.
 
-    A skipped step changes no bit of the parameters: its update is -0.0, and x + -0.0 is x. It changes
-    no bit of the inner state either, its counters included. The counts of skipped steps are in the
-    state, and nothing leaves the device.
+    Nor is θ + u, in float32 at least, where `update` gets the parameters. (A parameter that is infinite
+    already says nothing.)
 
-    Differs from `optax.apply_if_finite`: the update itself is checked as well, and a run that fails
-    too often in a row is stopped rather than let through.
+    A skipped step changes no bit of the parameters: its update is -0.0, and x + -0.0 is x. (But XLA:CPU
+    adds subnormal numbers, below 1.2e-38 in float32, as if they were 0, and so they become 0 there;
+    `train_step(…, skip_nonfinite=True)` adds nothing, and keeps them too.) It changes no bit of the
+    inner state either, its counters included. The counts of skipped steps are in the state, and nothing
+    leaves the device.
+
+    Differs from `optax.apply_if_finite`: the update itself is checked as well, and what it makes of the
+    parameters, and a run that fails too often in a row is stopped rather than let through.
 
     Args:
       inner: the transformation whose steps may be skipped, a whole chain usually.
@@ -78,7 +83,7 @@ def skip_nonfinite(
       [-0. -0.] 1 0
     """
     if max_consecutive is not None:
-        _positive("max_consecutive", max_consecutive)
+        max_consecutive = _check.whole("max_consecutive", max_consecutive, 1)
     wrapper = SkipNonfinite(member(inner, "skip_nonfinite"), max_consecutive)
     return Transformation(Partial(_skip_init, wrapper), Partial(_skip_update, wrapper))
 
@@ -103,7 +108,7 @@ def _skip_update(
     _check.wrapper_state(state, SkipNonfiniteState)
     updates = _check.gradients(updates)
     new_updates, new_inner = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
-    finite = all_finite((updates, new_updates))
+    finite = all_finite(updates) & finite_after(params, new_updates)
     accepted = finite & ~state.stopped
     consecutive = jnp.where(
         state.stopped, state.consecutive, jnp.where(finite, 0, state.consecutive + 1)
@@ -180,8 +185,9 @@ def multi_steps(
 
     The mean is kept in float32 at least, and handed on so: with k batches of equal size the step is
     that of the whole batch, to rounding. The optimizer runs once per group, not in every mini-step;
-    the updates of all other mini-steps are -0.0, which leaves the parameters as they are. A mini-step
-    whose gradients are not finite is left out, and the group waits for another one.
+    the updates of all other mini-steps are -0.0, which leaves the parameters as they are (but for
+    subnormal ones on a CPU, as in `skip_nonfinite`). A mini-step whose gradients are not finite is left
+    out, and the group waits for another one.
 
     Differs from `optax.MultiSteps`, which runs the optimizer in every mini-step and discards the
     result, rounds the mean to the dtype of the gradients, and lets one NaN into all later steps.
@@ -208,7 +214,7 @@ def multi_steps(
       [-2. -3.]
     """
     if not callable(every_k_schedule):
-        _positive("every_k_schedule", every_k_schedule)
+        every_k_schedule = _check.whole("every_k_schedule", every_k_schedule, 1)
     wrapper = MultiSteps(member(inner, "multi_steps"), every_k_schedule)
     return Transformation(Partial(_multi_init, wrapper), Partial(_multi_update, wrapper))
 
@@ -395,11 +401,22 @@ def all_finite(tree: Any) -> jax.Array:
     return functools.reduce(jnp.logical_and, leaves, jnp.ones((), jnp.bool_))
 
 
+def finite_after(params: Any, updates: Any) -> jax.Array:
+    """Whether no update is infinite or NaN, nor makes a parameter so that was not, shape ().
+
+    params may be None: then it is about the updates alone.
+    """
+    if params is None:
+        return all_finite(updates)
+    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    finite = [
+        precision.is_finite_after(old, update)
+        for old, update in zip(treedef.flatten_up_to(params), leaves, strict=True)
+        if update is not None
+    ]
+    return functools.reduce(jnp.logical_and, finite, jnp.ones((), jnp.bool_))
+
+
 def _no_update(x: jax.Array) -> jax.Array:
     """-0.0: added to any number, 0.0 and -0.0 among them, it leaves every bit as it is."""
     return jnp.full_like(x, -0.0)
-
-
-def _positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}={value!r}: it must be a whole number, 1 or more.")

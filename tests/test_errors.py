@@ -536,3 +536,131 @@ def test_the_mask_of_adadelta_under_its_name_in_optax():
     same = aj.adadelta(weight_decay=0.1, mask=mask)
     assert repr(ours) == repr(same)
     assert jax.tree.structure(ours) == jax.tree.structure(same)
+
+
+def fitted(steps):
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch))
+    state, _ = aj.fit(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), step, [1.0] * 9, steps=steps)
+    return int(state.step)
+
+
+def grown(growth_interval):
+    scale = aj.LossScale(growth_interval=growth_interval)
+    return aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), loss_scale=scale).loss_scale
+
+
+def problem(steps):
+    return aj.problems.Problem("plane", jnp.sum, jnp.sum, jnp.sum, steps=steps).steps
+
+
+def swept(batch_size):
+    train = lambda learning_rate: learning_rate  # noqa: E731
+    return aj.sweep(train, learning_rate=[0.1, 0.2], batch_size=batch_size).objective.tolist()
+
+
+def saved(tmp_path, **numbers):
+    pytest.importorskip("orbax.checkpoint")
+    aj.save_checkpoint(tmp_path, {"w": jnp.ones(2)}, **numbers)
+    return sorted(path.name for path in tmp_path.iterdir())
+
+
+WHOLE_NUMBERS = {
+    "steps": fitted,
+    "accumulate": lambda n: aj.train_step(jnp.sum, accumulate=n)._jitted.__wrapped__.args[0],
+    "growth_interval": grown,
+    "max_consecutive": lambda n: aj.skip_nonfinite(aj.sgd(0.1), n),
+    "every_k_schedule": lambda n: aj.multi_steps(aj.sgd(0.1), n),
+    "every": lambda n: aj.diagnose(aj.sgd(0.1), every=n).init.args[0].every,
+    "block": lambda n: aj.Blocks(block=n),
+    "min_size": lambda n: aj.Factored(min_size=n),
+    "batch_size": swept,
+    "seeds": lambda n: aj.sweep(lambda seed: jnp.float32(seed), seeds=n).seeds.tolist(),
+    "count": lambda n: aj.draw(n, x=aj.Choice(1, 2)),
+    "problem": problem,
+    "hidden": lambda n: aj.problems.digits(n).init(jax.random.key(0))[0]["w"].shape,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+def test_whole_numbers_of_numpy_and_jax(name):
+    """As those of Python: what becomes of them hashes, compares and prints alike. True is none."""
+    make = WHOLE_NUMBERS[name]
+    expected = make(2)
+    for number in (np.int64(2), np.uint8(2), np.array(2), jnp.array(2)):
+        assert repr(make(number)) == repr(expected)
+        if name in ("block", "min_size", "growth_interval"):
+            assert make(number) == expected
+    for wrong in (True, 2.0, -1, "2", np.bool_(True), np.array([[2]])):
+        with pytest.raises(ValueError, match=r"=.*must be .*whole number"):
+            make(wrong)
+
+
+def test_whole_numbers_of_a_checkpoint(tmp_path):
+    for step in (1, np.int64(2), jnp.array(3)):
+        names = saved(tmp_path, step=step, keep=np.int32(2))
+    assert names == ["2", "3"]
+    for wrong in ({"step": True}, {"step": 1.0}, {"step": 4, "keep": 0}):
+        with pytest.raises(ValueError, match="must be a whole number"):
+            saved(tmp_path, **wrong)
+    assert aj.restore_checkpoint(tmp_path, {"w": jnp.zeros(2)}, step=np.int64(2))["w"][0] == 1
+
+
+class Photo:
+    """An object of the user's."""
+
+
+IN_A_BATCH = {
+    "text": (lambda: {"x": "hello"}, r"batch\['x'\] is 'hello' of type str: it is text"),
+    "bytes": (lambda: (1.0, b"hello"), r"batch\[1\] is b'hello' of type bytes: it is text"),
+    "texts": (lambda: [np.array(["a", "b"])], r"batch\[0\] is str\d+\[2\]: it is text"),
+    "ragged": (
+        lambda: np.array([np.ones(2), np.ones(3)], dtype=object),
+        r"batch is object\[2\]: it is an array of objects.*Pad",
+    ),
+    "time": (
+        lambda: np.array(["2020-01-01"], "datetime64[D]"),
+        "batch is datetime64.*it is a time",
+    ),
+    "object": (lambda: {"photo": Photo()}, r"batch\['photo'\] is .*Photo object.*it is no array"),
+    "long": (lambda: "a" * 1000, r"batch is 'a{79} of type str"),
+    "shape": (
+        lambda: {"x": jax.ShapeDtypeStruct((2,), jnp.float32)},
+        r"batch\['x'\] is float32\[2\]: it is the shape of an array",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IN_A_BATCH)
+def test_what_a_step_cannot_take_in_a_batch(kind):
+    make, message = IN_A_BATCH[kind]
+    step = aj.train_step(lambda params, batch: jnp.sum(params) + sum(jax.tree.leaves(batch)))
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    with pytest.raises(TypeError, match=message) as caught:
+        step(state, make())
+    assert "_train_step" not in str(caught.value)
+    assert len(str(caught.value)) < 260
+    with pytest.raises(TypeError, match=message.replace("batch", "state.model_state")):
+        step(state.replace(model_state=make()), 1.0)
+    assert step(state, 1.0)[0].step == 1
+
+
+def test_tensors_of_torch():
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(2, requires_grad=True)
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch["x"]))
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    message = r"is torch.float32\[2\] of type torch.Tensor: an array of NumPy or JAX is needed"
+    with pytest.raises(TypeError, match=r"batch\['x'\] " + message):
+        step(state, {"x": tensor})
+    with pytest.raises(TypeError, match=r"params\['w'\] " + message):
+        aj.TrainState.create({"w": tensor}, aj.sgd(0.1))
+    with pytest.raises(TypeError, match=r"gradients\['w'\] " + message):
+        aj.sgd(0.1).update({"w": tensor}, optax.EmptyState())
+    # As the error says.
+    step(state, {"x": jnp.asarray(tensor.detach().cpu().numpy())})
+
+
+def test_a_type_error_of_the_loss_stays_what_it_is():
+    step = aj.train_step(lambda params, batch: jnp.sum(params) + len(3))
+    with pytest.raises(TypeError, match=r"object of type 'int' has no len"):
+        step(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), 1.0)

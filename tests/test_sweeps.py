@@ -476,7 +476,7 @@ BAD = {
     ),
     "a batch size that is none": (
         lambda: aj.sweep(train, learning_rate=RATES, batch_size=[1, 2]),
-        r'batch_size=\[1, 2\] must be a whole number of runs.*table={"batch_size"',
+        r'batch_size=\[1, 2\] must be a whole number, 1 or more.*table={"batch_size"',
     ),
     "no memory": (lambda: aj.sweep(train, learning_rate=RATES, memory=0), "memory=0 must be"),
     "no function": (lambda: aj.sweep(3, learning_rate=RATES), "train=3 must be a function"),

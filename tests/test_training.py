@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import pickle
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 
@@ -728,7 +730,7 @@ def test_a_mistake_is_named_and_loses_nothing(loss, settings, message):
         ),
         (
             lambda: aj.TrainState.create(PARAMS, aj.sgd(1.0), loss_scale=aj.LossScale(factor=1.0)),
-            "factor must be above 1",
+            "factor=1.0 in .* must be above 1",
         ),
         (lambda: aj.train_step(mean_squared_error)(PARAMS, BATCH), "takes a TrainState, got"),
         (lambda: aj.TrainState.create({"w": jnp.arange(3)}, aj.sgd(1.0)), r"\['w'\] is int32\[3\]"),
@@ -761,15 +763,55 @@ def test_fit():
     assert history == {}
 
 
-def test_fit_ends_when_the_callback_says_so():
+FIT_STEP = aj.train_step(mean_squared_error)
+
+
+@pytest.mark.parametrize(
+    "answer", [bool, np.bool_, np.array, jnp.array], ids=["python", "numpy", "array", "jax"]
+)
+def test_fit_ends_when_the_callback_says_so(answer):
     seen = []
 
     def callback(state, metrics):
         seen.append(int(state.step))
-        return len(seen) == 2
+        return None if len(seen) == 1 else answer(len(seen) == 3)
 
-    _, history = aj.fit(create(), aj.train_step(mean_squared_error), [BATCH] * 9, callback=callback)
-    assert (seen, len(history["loss"])) == ([1, 2], 2)
+    state, history = aj.fit(create(), FIT_STEP, [BATCH] * 9, callback=callback)
+    assert (seen, len(history["loss"]), state.step) == ([1, 2, 3], 3, 3)
+    assert not history.interrupted
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda state: 1, r"returned int32\[\]: it must return True to stop the loop"),
+        (lambda state: "stop", "returned a str"),
+        (lambda state: np.array([True]), r"returned bool\[1\]"),
+        (lambda state: state.step, r"returned int32\[\]"),
+        (lambda state: {}, "returned a dict"),
+        (lambda state: state, r"returned a TrainState.*return change\(state\), metrics"),
+        (lambda state: (state, {}), "returned a TrainState"),
+    ],
+    ids=["one", "text", "vector", "number", "dict", "state", "pair"],
+)
+def test_a_callback_that_answers_something_else(answer, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        aj.fit(create(), FIT_STEP, [BATCH] * 9, callback=lambda state, metrics: answer(state))
+    assert caught.value.state.step == 1
+    state, _ = FIT_STEP(caught.value.state, BATCH)
+    assert state.step == 2
+
+
+def test_a_step_around_the_step_changes_the_state():
+    """As an error about a callback says."""
+
+    def changing(state, batch):
+        state, metrics = FIT_STEP(state, batch)
+        return state.replace(params=jax.tree.map(jnp.zeros_like, state.params)), metrics
+
+    state, history = aj.fit(create(), changing, [BATCH] * 3)
+    assert not np.any(state.params["hidden"])
+    assert len(history["loss"]) == 3
 
 
 def test_an_interrupt_returns_what_was_reached():
@@ -779,31 +821,116 @@ def test_an_interrupt_returns_what_was_reached():
         if state.step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    step = aj.train_step(mean_squared_error)
-    state, history = aj.fit(create(), step, [BATCH] * 9, callback=callback)
+    state, history = aj.fit(create(), FIT_STEP, [BATCH] * 9, callback=callback)
     assert (state.step, len(history["loss"])) == (3, 3)
+    assert history.interrupted
     assert signal.getsignal(signal.SIGINT) is usual
-    state, _ = step(state, BATCH)
+    state, history = aj.fit(state, FIT_STEP, [BATCH] * 2)
+    assert not history.interrupted
 
-    def twice(state, metrics):
-        signal.raise_signal(signal.SIGINT)
+
+def press(times):
+    for _ in range(times):
         signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        aj.fit(state, step, [BATCH] * 9, callback=twice)
+
+def failing(what):
+    """Two batches, and then something that ends the loop from outside."""
+    yield BATCH
+    yield BATCH
+    what()
+    yield BATCH
+
+
+def raise_(error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (KeyboardInterrupt, lambda: press(2)),
+        (SystemExit, lambda: sys.exit(3)),
+        (OSError, lambda: raise_(OSError("the file ends here"))),
+        (GeneratorExit, lambda: raise_(GeneratorExit())),
+    ],
+    ids=["two Ctrl-C", "sys.exit", "error", "other"],
+)
+@pytest.mark.parametrize("where", ["batches", "callback"])
+def test_whatever_ends_the_loop_brings_state_and_history_along(kind, what, where):
+    usual = signal.getsignal(signal.SIGINT)
+
+    def callback(state, metrics):
+        if state.step == 2:
+            what()
+
+    in_batches = where == "batches"
+    batches = failing(what) if in_batches else [BATCH] * 3
+    with pytest.raises(kind) as caught:
+        aj.fit(create(), FIT_STEP, batches, callback=None if in_batches else callback)
     assert signal.getsignal(signal.SIGINT) is usual
+    error = caught.value
+    assert (error.state.step, error.history["loss"].shape) == (2, (2,))
+    assert error.history.interrupted == (kind is KeyboardInterrupt)
+    assert "after 2 steps, is error.state" in error.__notes__[0]
+    state, _ = aj.fit(error.state, FIT_STEP, [BATCH])
+    expected, metrics = run(FIT_STEP, create(), [BATCH] * 3)
+    assert_close(state.params, expected.params, 0)
+    np.testing.assert_array_equal(error.history["loss"], [m["loss"] for m in metrics[:2]])
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_second_interrupt_waits_for_the_end_of_a_step_and_a_third_does_not(times):
+    ended = []
+
+    def step(state, batch):
+        state, metrics = FIT_STEP(state, batch)
+        if len(ended) == 1:
+            press(times)
+        ended.append(True)
+        return state, metrics
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        aj.fit(create(), step, [BATCH] * 9)
+    if times == 2:
+        assert (caught.value.state.step, len(ended)) == (2, 2)
+    else:  # The step had taken the state over, and has not given the new one back.
+        assert caught.value.state is None
+        assert "The state is lost, after 1 steps" in caught.value.__notes__[0]
+    assert caught.value.history["loss"].shape == (4 - times,)
+
+
+def test_a_step_that_fails_has_used_the_state_up(tmp_path):
+    """A failure of the runtime, at once or late: here an error in a host callback."""
+
+    def broken(weight):
+        if weight < 0.75:
+            raise OSError("the disk is full")
+        return np.float32(0)
+
+    def loss(params, batch):
+        seen = jax.pure_callback(
+            broken, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(params["w"])
+        )
+        return params["w"] * (1 + seen)
+
+    for metrics in (("loss",), ()):
+        state = aj.TrainState.create({"w": jnp.ones(())}, aj.sgd(0.1))
+        with pytest.raises(Exception, match="disk is full") as caught:
+            aj.fit(state, aj.train_step(loss, metrics=metrics), [0.0] * 5)
+        error = caught.value
+        assert error.state is None
+        assert "The state is lost" in error.__notes__[0]
+        assert len(error.history.get("loss", ())) <= 3
+    pytest.importorskip("orbax.checkpoint")
+    state = aj.TrainState.create({"w": jnp.ones(())}, aj.sgd(0.1))
+    aj.save_checkpoint(tmp_path, state)
+    with pytest.raises(Exception, match="disk is full") as caught:
+        aj.fit(state, aj.train_step(loss), [0.0] * 5)
+    assert f"Go on from the last checkpoint, {tmp_path / '0'}." in caught.value.__notes__[0]
 
 
 def test_an_error_in_the_loop_brings_the_state_along():
-    def batches():
-        yield BATCH
-        yield BATCH
-        raise OSError("the file ends here")
-
-    with pytest.raises(OSError, match="ends here") as caught:
-        aj.fit(create(), aj.train_step(mean_squared_error), batches())
-    assert caught.value.state.step == 2
-    assert "after 2 steps" in caught.value.__notes__[0]
     with pytest.raises(ValueError, match="ended after 2 of 5 steps"):
         aj.fit(create(), aj.train_step(mean_squared_error), [BATCH] * 2, steps=5)
     with pytest.raises(ValueError, match="steps=-1"):
@@ -811,8 +938,138 @@ def test_an_error_in_the_loop_brings_the_state_along():
 
 
 def test_fit_shows_a_bar(capsys):
-    aj.fit(create(), aj.train_step(mean_squared_error), [BATCH] * 70, progress=True)
+    aj.fit(create(), FIT_STEP, [BATCH] * 70, progress=True)
     assert "70step" in capsys.readouterr().err.replace(" ", "")
+
+
+def test_the_history_keeps_less_than_a_hundred_bytes_per_step():
+    """For three metrics: their numbers, and nothing of a device."""
+    seen = []
+
+    def callback(state, metrics):
+        if state.step % 1000 == 0:
+            seen.append((tracemalloc.get_traced_memory()[0], len(jax.live_arrays())))
+
+    tracemalloc.start()
+    try:
+        state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+        step = aj.train_step(lambda params, batch: jnp.sum(params * batch))
+        _, history = aj.fit(state, step, itertools.repeat(1.0), steps=3000, callback=callback)
+    finally:
+        tracemalloc.stop()
+    (before, arrays), _, (after, arrays_after) = seen
+    assert (after - before) / 2000 < 100
+    assert abs(arrays_after - arrays) < 100
+    assert {name: values.shape for name, values in history.items()} == dict.fromkeys(
+        ("loss", "learning_rate", "skipped"), (3000,)
+    )
+    assert all(values.base is None for values in history.values())
+
+
+def test_metrics_of_any_kind():
+    """Vectors, trees, numbers of Python, None, and what has another shape in every step."""
+
+    def step(state, batch):
+        return state + 1, {
+            "loss": jnp.full(3, state),
+            "aux": {"batch": jnp.zeros((batch, 2)), "none": None},
+            "number": float(state),
+            "name": "a" * state,
+        }
+
+    state, history = aj.fit(0, step, [2 + (i % 50 == 0) for i in range(100)])
+    assert state == 100
+    np.testing.assert_array_equal(history["loss"], np.arange(100)[:, None] * np.ones((1, 3)))
+    np.testing.assert_array_equal(history["number"], np.arange(100.0))
+    assert history["aux"]["none"] is None
+    assert [x.shape for x in history["aux"]["batch"][:2]] == [(3, 2), (2, 2)]
+    assert (history["aux"]["batch"].shape, history["name"][3]) == ((100,), "aaa")
+    assert history["loss"].dtype == np.int32
+    tree = jax.tree.map(len, history)
+    assert isinstance(tree, type(history))
+    assert tree["number"] == 100
+    assert pickle.loads(pickle.dumps(history)).interrupted is False
+
+
+def test_metrics_that_cannot_be_kept():
+    def sharing(state, batch):
+        state, metrics = FIT_STEP(state, batch)
+        return state, {**metrics, "step": state.step}
+
+    def changing(state, batch):
+        state, metrics = FIT_STEP(state, batch)
+        return state, metrics if batch is BATCH else {"loss": metrics["loss"]}
+
+    with pytest.raises(
+        ValueError, match=r"metrics\['step'\] is an array of the state.*jnp.copy"
+    ) as c:
+        aj.fit(create(), sharing, [BATCH] * 9)
+    assert c.value.state.step == 9
+    with pytest.raises(ValueError, match=r"\['skipped'\].*must be the same in every step") as c:
+        aj.fit(create(), changing, [BATCH] * 40 + [{**BATCH}] * 2)
+    assert (c.value.state.step, len(c.value.history["loss"])) == (42, 32)
+
+    def copying(state, batch):
+        state, metrics = FIT_STEP(state, batch)
+        return state, {**metrics, "step": jnp.copy(state.step)}
+
+    _, history = aj.fit(create(), copying, [BATCH] * 40)
+    np.testing.assert_array_equal(history["step"], np.arange(1, 41))
+
+
+def by_name(params, batch):
+    return jnp.sum(params["hidden"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda s: aj.fit(s, by_name, [BATCH]),
+            r"step=by_name .*object is not subs.*aj.train_step\(",
+        ),
+        (
+            lambda s: aj.fit(s, lambda p, b: jnp.sum(p), [BATCH]),
+            r"failed: .*aj.train_step\(loss_fn\)",
+        ),
+        (lambda s: aj.fit(s, lambda p, b: p.w.sum(), [BATCH]), "no attribute 'w'.*aj.train_step"),
+        (
+            lambda s: aj.fit(s, lambda p, b: jnp.ones(()), [BATCH]),
+            r"returned float32\[\]\. It must",
+        ),
+        (lambda s: aj.fit(s, lambda p, b: (1.0, {}), [BATCH]), r"returned \(float32\[\], a dict\)"),
+        (lambda s: aj.fit(s, lambda s, b: s, [BATCH]), "returned a TrainState. It must return"),
+        (lambda s: aj.fit(s, lambda s, b: (s, 1.0), [BATCH]), r"\(a TrainState, float32\[\]\)"),
+        (lambda s: aj.fit(FIT_STEP, s, [BATCH]), r"wrong order: call fit\(state, step, batches\)"),
+        (lambda s: aj.fit(FIT_STEP, by_name, [BATCH]), "wrong order"),
+        (
+            lambda s: aj.fit(s, FIT_STEP, BATCH),
+            "batches is a dict, which is one batch: give a list",
+        ),
+        (lambda s: aj.fit(s, FIT_STEP, "train.npz"), "batches is a str"),
+        (lambda s: aj.fit(s, FIT_STEP, [BATCH], callback=3), "callback=3 must be a function"),
+    ],
+    ids=range(12),
+)
+def test_what_fit_cannot_take(call, message):
+    state = create()
+    with pytest.raises(TypeError, match=message):
+        call(state)
+    assert FIT_STEP(state, BATCH)[0].step == 1
+
+
+def test_an_error_of_a_step_is_not_taken_for_that_of_a_loss():
+    def step(state, batch):
+        raise ValueError("TrainState.create has no rng")
+
+    with pytest.raises(ValueError, match="has no rng"):
+        aj.fit(create(), step, [BATCH])
+    state = create()
+    FIT_STEP(state, BATCH)
+    with pytest.raises(ValueError, match="used up by a step before") as caught:
+        aj.fit(state, FIT_STEP, [BATCH])
+    assert caught.value.state is None
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_a_state_is_a_pytree():
@@ -990,3 +1247,138 @@ def test_another_process_reads_what_was_exported(registered, tmp_path):
     for what in ("write", "read"):
         arguments = [sys.executable, "-c", EXPORT, registered, what, str(tmp_path / "step")]
         subprocess.run(arguments, check=True)
+
+
+KEEPING = {
+    "prodigy": lambda: optax.contrib.prodigy(),
+    "dog": lambda: optax.contrib.dog(),
+    "dowg": lambda: optax.contrib.dowg(),
+    "cocob": lambda: optax.contrib.cocob(),
+    "mechanize": lambda: optax.contrib.mechanize(optax.sgd(0.1)),
+    "schedule-free": lambda: optax.contrib.schedule_free_sgd(0.1),
+    "in a chain": lambda: aj.chain(optax.contrib.dog(), aj.scale_by_learning_rate(0.1)),
+    "twice": lambda: optax.GradientTransformation(
+        lambda params: (params, params, jnp.zeros(())),
+        lambda updates, state, params=None: (updates, (state[0], updates, state[2] + 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+@pytest.mark.parametrize("copy", [True, False])
+def test_an_optimizer_whose_state_holds_the_parameters(name, copy):
+    """A step writes over both: the state has copies."""
+    tx, step = KEEPING[name](), aj.train_step(mean_squared_error, rounding="nearest")
+    with jax.numpy_dtype_promotion("standard"):
+        params, opt_state, _ = by_hand(tx, mean_squared_error, PARAMS, [BATCH] * 3)
+        start = PARAMS if copy else jax.tree.map(jnp.copy, PARAMS)
+        state, _ = run(step, aj.TrainState.create(start, tx, copy=copy), [BATCH] * 3)
+    assert_close(state.params, params, 1e-5)
+    assert_close(state.opt_state, opt_state, 1e-5)
+    assert np.isfinite(PARAMS["bias"]).all()
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_state_that_holds_sharded_parameters(axis_type):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(jnp.arange(16.0), sharding)
+    tx = KEEPING["twice"]()
+    state = aj.TrainState.create(params, tx)
+    assert all(x.sharding == sharding for x in state.opt_state[:2])
+    state, _ = aj.train_step(lambda params, batch: jnp.sum(params**2))(state, 0.0)
+    np.testing.assert_array_equal(state.opt_state[0], np.arange(16.0))
+
+
+def test_a_number_that_an_optimizer_keeps_stays_the_users():
+    rate = jnp.array(0.1)
+    with jax.numpy_dtype_promotion("standard"):
+        tx = optax.inject_hyperparams(optax.sgd)(learning_rate=rate)
+        for _ in range(2):
+            state, _ = FIT_STEP(aj.TrainState.create(PARAMS, tx), BATCH)
+    assert rate == state.opt_state.hyperparams["learning_rate"]
+
+
+def mu_for_nu(state):
+    moments, rest = state.opt_state
+    return state.replace(opt_state=(moments._replace(mu=moments.nu), rest))
+
+
+def tied():
+    weight = jnp.ones((4, 4))
+    return aj.TrainState.create({"embed": weight, "out": weight}, aj.adam(0.1), copy=False)
+
+
+def weights(params, batch):
+    return sum(jnp.sum(x) for x in jax.tree.leaves((params, batch)))
+
+
+@pytest.mark.parametrize(
+    ("make", "paths"),
+    [
+        (
+            lambda state: (state.replace(model_state={"ema": state.params}), None),
+            r"state.params\['bias'\] and state.model_state\['ema'\]\['bias'\] are one",
+        ),
+        (
+            lambda state: (tied(), None),
+            r"\['embed'\] and state.params\['out'\] are .*float32\[4, 4\]",
+        ),
+        (
+            lambda state: (mu_for_nu(state), None),
+            r"opt_state\[0\].mu.* and state.opt_state\[0\].nu",
+        ),
+        (lambda state: (state, [state.params["bias"]]), r"state.params\['bias'\] and batch\[0\]"),
+        (
+            lambda state: (
+                state.replace(model_state=jax.device_put(state.step, jax.devices()[0])),
+                None,
+            ),
+            "state.step and state.model_state are one",
+        ),
+    ],
+    ids=["ema", "tied", "mu for nu", "batch", "another view"],
+)
+def test_an_array_that_is_in_the_state_twice(make, paths):
+    """Named before anything is donated, and mended by the copy that the error asks for."""
+    state, batch = make(create())
+    step = aj.train_step(weights)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=paths + r".*jnp.copy.*The state is as it was"):
+            step(state, batch)
+    arrays = dataclasses.replace(state, tx=None)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(arrays))
+    state = dataclasses.replace(jax.tree.map(jnp.copy, arrays), tx=state.tx)
+    assert step(state, batch)[0].step == 1
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_sharded_array_that_is_in_the_state_twice(axis_type):
+    """Where XLA would end the process: so it is not asked. Nor is a state that a step has made."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    params = jax.device_put(jnp.arange(16.0), NamedSharding(mesh, PartitionSpec("data")))
+    step = aj.train_step(weights)
+    state = aj.TrainState.create(params, aj.adam(0.1))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"state\.params and state\.model_state are one array"):
+            step(state.replace(model_state=state.params), None)
+        with pytest.raises(ValueError, match=r"state\.params and batch are one array"):
+            step(state.replace(step=state.step), state.params)
+        state, _ = step(state, None)
+    rate = jnp.array(0.1)  # The optimizer is only read: it may have an array twice.
+    state = state.replace(tx=aj.adam(rate, eps=rate))
+    state, _ = step(state.replace(rng=jax.random.key(0)), [rate, rate])
+    assert state.step == 3
+
+
+def test_shapes_in_the_place_of_arrays():
+    shapes = jax.eval_shape(lambda: PARAMS)
+    for arguments in ({"params": shapes}, {"params": PARAMS, "model_state": shapes}):
+        with pytest.raises(
+            TypeError, match=r"\['bias'\] is the shape of an array, float32\[1, 8\]"
+        ):
+            aj.TrainState.create(tx=aj.adam(0.1), **arguments)
+    # As the error says.
+    state = jax.eval_shape(lambda params: aj.TrainState.create(params, aj.adam(0.1)), shapes)
+    assert repr(state.opt_state) == repr(jax.eval_shape(lambda: create().opt_state))
+    FIT_STEP.lower(state.replace(tx=aj.adam(0.1)), BATCH)

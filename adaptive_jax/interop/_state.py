@@ -166,12 +166,13 @@ def listed(names: Iterable[str], *, sort: bool = True) -> str:
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     shape = getattr(value, "shape", value)
-    if not isinstance(shape, (tuple, list)) or not all(isinstance(size, int) for size in shape):
+    sizes = shape if isinstance(shape, (tuple, list)) else [None]
+    if not all(isinstance(size, (int, np.integer)) for size in sizes):
         raise TypeError(
             f"{name} is a {type(value).__name__}: expected an array or a shape. Is this the dict of a "
             "model's arrays, or one that holds it?"
         )
-    return tuple(shape)
+    return tuple(map(int, shape))
 
 
 def _trusted(there: Iterable[str], here: Iterable[str]) -> set[str]:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import rules
+from .. import _check, rules
 from .._rule import Rule, none_if_zero
 from .._transform import Lifted, Transformation, build
 from . import _state
@@ -604,6 +604,7 @@ def import_state(
       >>> aj.interop.torch.import_state(tx, [np.zeros(2)], saved)[0]
       TraceState(trace=[Array([1., 1.], dtype=float32)])
     """
+    step = None if step is None else _check.whole("step", step, 0)
     parameters = _parameters(state_dict)
     placed = _place(params, parameters, mapping, names)
     if not isinstance(tx, Mapping):

@@ -5,13 +5,16 @@
 Two networks, the digits' and a decoder; each step is compiled whole, with its state donated. Prints
 ratios, ours over the hand-written step: below 1, ours is faster or smaller. Rounds alternate which of
 the two comes first; a ratio is the median of the ratios of the rounds, with their quartiles. Times to
-build are processor time, of tracing and of compilation, in empty caches.
+build are processor time, of tracing and of compilation, in empty caches. `--loop` prints what Python
+costs in a step of one small array, by hand, in `train_step` and in `fit`, and what a history weighs.
 
 Then Python's share: steps of 1 and of 100 arrays with three numbers in each, and a small network, with
 nothing new and with a new optimizer in every step for another learning rate.
 """
 
 import argparse
+import itertools
+import resource
 import statistics
 import time
 
@@ -211,11 +214,61 @@ def share_of_python(rounds):
         print(f"{name:10} a new rate      {ratios(step_time, rounds, NewRate, Ours)}", flush=True)
 
 
+def loop_costs(rounds, steps=1000):
+    """What Python does in a step of a network of one array, by hand, in `train_step` and in `fit`.
+
+    Microseconds of this thread's processor per step, with the three metrics that are the default, and
+    the ratios to the first; and the bytes that the process grows by with each step of `fit`.
+    """
+
+    def loss(params, batch):
+        return jnp.sum(jnp.square(params - batch))
+
+    params, batch = jnp.ones(3), jnp.zeros(3)
+    by_hand, ours = ByHand(params, loss, batch), Ours(params, loss, batch)
+
+    def fitted(count=steps):
+        ours.state, _ = aj.fit(ours.state, ours.step, itertools.repeat(batch), steps=count)
+
+    def timed(run):
+        start = time.thread_time()
+        run()
+        return 1e6 * (time.thread_time() - start) / steps
+
+    runs = {
+        "by hand": lambda: seconds_per_step(by_hand, steps),
+        "train_step": lambda: seconds_per_step(ours, steps),
+        "fit": fitted,
+    }
+    for run in runs.values():
+        run()  # Compiles.
+    samples = [[timed(run) for run in runs.values()] for _ in range(rounds)]
+    for place, name in enumerate(runs):
+        middle = statistics.median(sample[place] for sample in samples)
+        ratio = statistics.median(sample[place] / sample[0] for sample in samples)
+        print(f"{name:12} one array       {ratio:6.2f}   {middle:9.1f} us", flush=True)
+    count = 50_000
+    before = resident_bytes()
+    _, history = aj.fit(ours.state, ours.step, itertools.repeat(batch), steps=count)
+    grown = (resident_bytes() - before) / count
+    kept = sum(values.nbytes for values in history.values()) / count
+    print(f"{'fit':12} bytes per step  {grown:6.1f}   {kept:9.1f} in its history", flush=True)
+
+
+def resident_bytes():
+    """How much memory this process has, on Linux."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40, help="pairs of timings of steps")
     parser.add_argument("--builds", type=int, default=6, help="pairs of timings of compilations")
+    parser.add_argument("--loop", action="store_true", help="only what Python costs in a tiny step")
     arguments = parser.parse_args()
+    if arguments.loop:
+        return loop_costs(arguments.rounds)
     for name, make, calls in (("digits", digits, 20), ("decoder", decoder, 4)):
         problem = make(jax.random.key(0))
         runs = {kind: kind(*problem) for kind in (Ours, ByHand)}
