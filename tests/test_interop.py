@@ -105,6 +105,11 @@ def test_mask_keeps_an_l2_penalty_off():
         (lambda: torch.adam(amsgrad="yes"), r"amsgrad='yes' is not known"),
         (lambda: torch.adam(learning_rate=1.0), "unexpected keyword argument 'learning_rate'"),
         (lambda: torch.sgd(nesterov=True), "nesterov=True needs a momentum and no dampening"),
+        (lambda: torch.adam(betas=(jnp.array([0.9]), 0.999)), r"betas\[0\] has shape \(1,\) in torch"),
+        (lambda: torch.adam(betas=np.array([0.9, 0.99, 0.999])), "betas=.* is out of place.*2 numbers"),
+        (lambda: torch.sgd(lr=lambda: 0.1), r"lr=<lambda> in torch\.sgd cannot be called with the number"),
+        (lambda: keras.adam(lambda: 0.1), r"learning_rate=<lambda> in keras\.adam .*lambda count: …"),
+        (lambda: keras.adam(beta_1=lambda: 0.9), r"beta_1=<lambda> in keras\.adam cannot be called"),
         (lambda: keras.adam(beta_1=-0.1), r"beta_1=-0.1 is out of range in keras\.adam"),
         (lambda: keras.adam(epsilon=None), r"epsilon=None is out of place in keras\.adam"),
         (lambda: keras.adam(clipnorm=1.0, clipvalue=1.0), "only one of clipnorm, clipvalue"),
@@ -116,6 +121,13 @@ def test_mask_keeps_an_l2_penalty_off():
 def test_bad_arguments_are_refused_by_the_name_that_they_were_given_under(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_two_betas_may_be_an_array():
+    expected = repr(torch.adam(betas=(0.5, 0.75)))
+    assert repr(torch.adam(betas=np.array([0.5, 0.75]))) == expected
+    assert repr(torch.adam(betas=[0.5, np.array(0.75)])) == expected
+    assert repr(torch.adam(betas=jnp.array([0.5, 0.75]))) == expected
 
 
 # ---------------------------------------------------------------------------- match
@@ -262,6 +274,16 @@ def test_import_params_transposes_and_copies():
         )
     with pytest.raises(ValueError, match="names every parameter once: out/bias is missing"):
         torch.import_params(params, named, {"out.weight": ("out/kernel", (1, 0))})
+
+
+def test_import_params_of_shape_zero():
+    """A temperature, the scale of logits."""
+    params = {"logit_scale": jnp.zeros((), jnp.bfloat16), "w": jnp.zeros(2)}
+    named = {"logit_scale": np.array(2.5), "w": np.ones(2)}
+    for mapping in (None, {"logit_scale": ("logit_scale", ()), "w": "w"}):
+        imported = torch.import_params(params, named, mapping)
+        assert imported["logit_scale"] == jnp.bfloat16(2.5)
+        assert imported["logit_scale"].shape == ()
 
 
 # ---------------------------------------------------------------------------- PyTorch's state
@@ -426,6 +448,29 @@ def test_a_state_that_does_not_fit_is_refused(tx, saved, message):
         torch.import_state(tx, PARAMS, saved, MAPPING)
 
 
+@pytest.mark.parametrize("name", ["betas", "momentum"])
+def test_what_a_scheduler_has_moved_is_imported_with_its_value(name):
+    """OneCycleLR moves the momentum and leaves in the group between what."""
+    saved = {"betas": (0.875, 0.999), "momentum": 0.875}[name]
+    moved = {name: saved, "max_momentum": 0.95, "base_momentum": 0.85, "max_lr": 1.0}
+    if name == "betas":
+        make, state = torch.adam, saved_adam(adam_group(**moved))
+    else:
+        group = {"lr": 0.1, "dampening": 0, "weight_decay": 0, "nesterov": False, "params": [0, 1]}
+        make = lambda **settings: torch.sgd(**{"momentum": 0.9, **settings})  # noqa: E731
+        buffers = {
+            index: {"momentum_buffer": np.ones(shape)} for index, shape in ((0, (2, 3)), (1, (2,)))
+        }
+        state = {"state": buffers, "param_groups": [{**group, **moved}]}
+    message = (
+        rf"{name}=.*OneCycleLR or CyclicLR moves it between 0\.85 and 0\.95\. Import with the saved"
+    )
+    with pytest.raises(ValueError, match=message):
+        torch.import_state(make(), PARAMS, state, MAPPING)
+    imported = torch.import_state(make(**{name: saved}), PARAMS, state, MAPPING)
+    make().update(PARAMS, imported, PARAMS)  # It goes on under any other.
+
+
 def test_sgd_does_not_know_its_step():
     group = {"lr": 0.1, "momentum": 0.9, "dampening": 0.5, "weight_decay": 0, "nesterov": False}
     saved = {
@@ -472,6 +517,18 @@ def test_keras_variables_come_with_or_without_a_learning_rate(rate):
     assert jax.tree.all(jax.tree.map(np.array_equal, state, again))
     back = keras.export_state(keras.adam(), PARAMS, state, KERAS_MAPPING)
     assert [value.shape for value in back] == [(), (), (3, 2), (3, 2), (2,), (2,)]
+
+
+def test_keras_variables_of_shape_zero_come_back_as_arrays():
+    params = {"scale": np.zeros((), np.float32), "w": np.zeros(2, np.float32)}
+    mapping = {"scale": ("scale", ()), "w": "w"}
+    saved = [np.array(7), np.array(0.1)]
+    saved += [np.array(0.25), np.array(0.5), np.full(2, 0.25), np.full(2, 0.5)]
+    state = keras.import_state(keras.adam(), params, saved, mapping)
+    assert (state[0].mu["scale"], state[0].nu["scale"]) == (0.25, 0.5)
+    back = keras.export_state(keras.adam(), params, state, mapping)
+    assert all(type(value) is np.ndarray for value in back)
+    assert [value.shape for value in back] == [value.shape for value in saved]
 
 
 class Variable(np.ndarray):

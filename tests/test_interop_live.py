@@ -233,6 +233,105 @@ def test_a_mask_becomes_two_groups():
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state, again))
 
 
+@pytest.mark.parametrize("name", trajectories.LIBRARIES["torch"][1])
+def test_parameters_of_shape_zero_there_and_back(name):
+    """A temperature, the scale of logits."""
+    named = {"scale": torch.nn.Parameter(torch.tensor(0.5)), "w": torch.nn.Parameter(torch.ones(3))}
+    settings = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {}
+    optimizer = theirs("torch", name)(list(named.items()), lr=0.1, **settings)
+    for tensor in named.values():
+        tensor.grad = torch.ones_like(tensor)
+    optimizer.step()
+    params = {"scale": np.zeros((), np.float32), "w": np.zeros(3, np.float32)}
+    tx = getattr(interop.torch, name)(lr=0.1, **settings)
+    state = interop.torch.import_state(tx, params, optimizer.state_dict())
+    for mapping in ({"scale": "scale", "w": "w"}, {"scale": ("scale", ()), "w": ("w", (0,))}):
+        exported = interop.torch.export_state(tx, params, state, mapping)
+        again = theirs("torch", name)(list(named.items()), lr=0.1, **settings)
+        again.load_state_dict(exported)
+        for tensor, entries in optimizer.state.items():
+            for entry, value in entries.items():
+                if value is not None:
+                    assert again.state[tensor][entry].shape == value.shape
+                    torch.testing.assert_close(again.state[tensor][entry], value)
+        back = interop.torch.export_params(
+            interop.torch.import_params(params, {n: t.detach() for n, t in named.items()}), mapping
+        )
+        assert {each: value.shape for each, value in back.items()} == {
+            each: tensor.shape for each, tensor in named.items()
+        }
+
+
+@pytest.mark.parametrize("name", trajectories.LIBRARIES["keras"][1])
+def test_keras_parameters_of_shape_zero_there_and_back(name):
+    keras.config.set_floatx("float32")
+    settings = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {}
+    with jax.numpy_dtype_promotion("standard"):
+        variables = [
+            keras.Variable(np.float32(0.5), name="scale"),
+            keras.Variable(np.ones(3, np.float32), name="w"),
+        ]
+        optimizer = theirs("keras", name)(learning_rate=0.1, **settings)
+        optimizer.apply([jnp.ones(()), jnp.ones(3)], variables)
+    params = {"scale": np.zeros((), np.float32), "w": np.zeros(3, np.float32)}
+    tx = getattr(interop.keras, name)(learning_rate=0.1, **settings)
+    state = interop.keras.import_state(tx, params, optimizer.variables)
+    exported = interop.keras.export_state(tx, params, state, {"scale": "scale", "w": "w"})
+    for variable, value in zip(optimizer.variables, exported, strict=True):
+        assert type(value) is np.ndarray
+        np.testing.assert_allclose(value, variable.value, rtol=1e-6)
+        variable.assign(value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_hyperparameters_may_be_tensors_and_variables(shape):
+    rate, b1 = torch.full(shape, 0.5), torch.full(shape, 0.75, requires_grad=True)
+    tx = interop.torch.adam(lr=rate, betas=(b1, 0.999))
+    assert repr(tx) == repr(interop.torch.adam(lr=0.5, betas=(0.75, 0.999)))
+    assert repr(interop.torch.adam(betas=torch.tensor([0.5, 0.75]))) == repr(
+        interop.torch.adam(betas=(0.5, 0.75))
+    )
+    with pytest.raises((TypeError, ValueError), match=r"lr has shape \(2,\) in torch\.adam"):
+        interop.torch.adam(lr=torch.ones(2))
+    assert repr(interop.keras.adam(keras.Variable(0.5))) == repr(interop.keras.adam(0.5))
+    # And in a saved run.
+    tensor = torch.nn.Parameter(torch.zeros(2))
+    tensor.grad = torch.ones(2)
+    optimizer = torch.optim.Adam([tensor], lr=rate, betas=(b1, torch.tensor(0.999)), foreach=False)
+    optimizer.step()
+    state = interop.torch.import_state(tx, [np.zeros(2)], optimizer.state_dict())
+    np.testing.assert_allclose(state[0].mu[0], 0.25)
+    with pytest.raises(
+        ValueError, match=r"betas=\(0\.75, .*, but the optimizer has \(0\.9, 0\.999\)"
+    ):
+        interop.torch.import_state(interop.torch.adam(), [np.zeros(2)], optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_one_cycle_run_goes_on(name):
+    """With the momentum that the scheduler has moved, and any rate."""
+    settings = {"momentum": 0.9} if name == "sgd" else {}
+    tensor = torch.nn.Parameter(torch.zeros(2))
+    optimizer = theirs("torch", name)([tensor], lr=0.1, **settings)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=20)
+    for _ in range(3):
+        tensor.grad = torch.ones(2)
+        optimizer.step()
+        scheduler.step()
+    saved = optimizer.state_dict()
+    make = getattr(interop.torch, name)
+    with pytest.raises(ValueError, match=r"OneCycleLR or CyclicLR moves it between 0\.85"):
+        interop.torch.import_state(make(**settings), [np.zeros(2)], saved)
+    key = "momentum" if name == "sgd" else "betas"
+    group = saved["param_groups"][0]
+    tx = make(lr=group["lr"], **{key: group[key]})
+    state = interop.torch.import_state(tx, [np.zeros(2)], saved)
+    before = tensor.detach().clone()
+    optimizer.step()
+    updates, _ = tx.update([np.ones(2, np.float32)], state)
+    np.testing.assert_allclose(updates[0], (tensor - before).detach(), rtol=1e-4)
+
+
 def test_nothing_was_done_yet():
     tensors = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]
     params = {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}

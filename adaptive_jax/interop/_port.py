@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import jax
+import numpy as np
+
 from .. import _check
 from .._documentation import documented
 from .._rule import none_if_zero
@@ -55,8 +58,11 @@ def port(library: str, arguments: Mapping[str, Argument]) -> Callable[[_Factory]
                 ) from None
             given.apply_defaults()
             for name, value in given.arguments.items():
-                _check_argument(label, name, value, arguments[name], signature.parameters[name])
-            return factory(*args, **kwargs)
+                argument, parameter = arguments[name], signature.parameters[name]
+                if argument.interval is not None:
+                    value = given.arguments[name] = plain(value, argument)
+                _check_argument(label, name, value, argument, parameter)
+            return factory(*given.args, **given.kwargs)
 
         checked.label = label  # type: ignore[attr-defined]
         checked.fields = {  # type: ignore[attr-defined]
@@ -66,6 +72,24 @@ def port(library: str, arguments: Mapping[str, Argument]) -> Callable[[_Factory]
         return documented(meanings)(checked)  # type: ignore[return-value]
 
     return decorate
+
+
+def plain(value: Any, argument: Argument | None = None) -> Any:
+    """A hyperparameter without the types of the other library, and a pair of them as a tuple.
+
+    PyTorch takes a tensor of one element, of whatever shape, for a number; Keras takes a variable.
+    """
+    if isinstance(value, (tuple, list)):
+        return type(value)(plain(each) for each in value)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.item() if value.numel() == 1 else np.asarray(value.tolist())
+    elif type(value).__module__.partition(".")[0] == "keras" and hasattr(value, "assign"):
+        value = np.asarray(value.value)
+    is_pair = argument is not None and isinstance(argument.field, tuple)
+    if is_pair and isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 1:
+        return tuple(value)
+    return value
 
 
 def _check_argument(
@@ -81,11 +105,30 @@ def _check_argument(
                 f"{name}={value!r} is out of place in {label}: it must be {len(argument.field)} numbers."
             )
         for index, each in enumerate(value):
+            _check_schedule(label, f"{name}[{index}]", each)
             _check.hyperparameter(label, f"{name}[{index}]", each, argument.interval)
     elif value is None and parameter.default is not None:
         raise TypeError(f"{name}=None is out of place in {label}: it must be {argument.interval}.")
     else:
+        _check_schedule(label, name, value)
         _check.hyperparameter(label, name, value, argument.interval)
+
+
+def _check_schedule(label: str, name: str, value: Any) -> None:
+    """Raises a TypeError for a function that takes no count: Keras calls those as well."""
+    if not callable(value):
+        return
+    try:
+        inspect.signature(value).bind(0)
+    except TypeError:
+        raise TypeError(
+            f"{name}={getattr(value, '__name__', value)} in {label} cannot be called with the number of "
+            "steps taken, as a schedule is: write lambda count: …. What a function without arguments "
+            "returns would be compiled into the step, once and for all; to change a number from outside, "
+            f"make the optimizer anew, state.replace(tx={label}({name.partition('[')[0]}=…))."
+        ) from None
+    except ValueError:  # A function of C has no signature.
+        return
 
 
 def is_absent(value: Any) -> bool:

@@ -297,7 +297,8 @@ def to_here(value: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
 
 def to_there(value: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     """An array here in the layout there."""
-    return value if axes is None else np.ascontiguousarray(np.transpose(value, np.argsort(axes)))
+    # Not np.ascontiguousarray, which gives a single number an axis.
+    return value if axes is None else np.array(np.transpose(value, np.argsort(axes)), order="C")
 
 
 # ---------------------------------------------------------------------------- which entry
@@ -449,7 +450,8 @@ def read(
             values = jax.tree.structure(params).flatten_up_to(getattr(old, name))
             for entries, value in zip(by_path.values(), values, strict=True):
                 word = words[name]
-                entries[word.name] = word.sign * array(storage.decode(value), word.name)
+                # Times a sign, an array of shape () would become a number.
+                entries[word.name] = np.asarray(word.sign * array(storage.decode(value), word.name))
     return by_path, scalars, count
 
 

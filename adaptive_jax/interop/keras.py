@@ -3,7 +3,8 @@
     keras.optimizers.Adam(learning_rate=1e-3, epsilon=1e-6, clipnorm=1.0)
     tx = aj.interop.keras.adam(learning_rate=1e-3, epsilon=1e-6, clipnorm=1.0)
 
-`learning_rate` may be a schedule, a function of the number of steps taken; so may one of Keras's.
+`learning_rate` may be a schedule, a function of the number of steps taken; so may one of Keras's. A
+function without arguments, which Keras calls in every step, is refused.
 Weight decay is decoupled and multiplied by the learning rate; `mask` does what Keras's method
 `exclude_from_weight_decay` does. What is not the optimizer's own arithmetic is refused by name:
 `use_ema`, `loss_scale_factor` and `gradient_accumulation_steps`.

@@ -5,7 +5,8 @@ An optimizer takes what its class in `torch.optim` takes, without the parameters
     torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     tx = aj.interop.torch.adamw(lr=1e-3, weight_decay=0.1)
 
-and `lr` may be a schedule, a function of the number of steps taken. `foreach`, `fused`, `capturable`
+and `lr` may be a schedule, a function of the number of steps taken. Tensors of one element are numbers.
+`foreach`, `fused`, `capturable`
 and `differentiable` choose among PyTorch's implementations: they are accepted and have no effect.
 
 `import_params` and `import_state` take over a model's weights and an optimizer's state;
@@ -29,7 +30,7 @@ from .. import _check, rules
 from .._rule import Rule, none_if_zero
 from .._transform import Lifted, Transformation, build
 from . import _state
-from ._port import COMMON, DECAY, FRACTION, NON_NEGATIVE, Argument, is_absent, port
+from ._port import COMMON, DECAY, FRACTION, NON_NEGATIVE, Argument, is_absent, plain, port
 
 _IMPLEMENTATION = Argument("chooses an implementation in PyTorch; no effect here.")
 _ARGUMENTS = {
@@ -703,7 +704,9 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
     decaying = _state.decaying(lifted, params)
     for path, (parameter, _) in placed.items():
         _check_options(lifted, parameter, decaying[path])
-    rates = {float(parameter.options["lr"]): parameter.name for parameter, _ in placed.values()}
+    rates = {
+        float(plain(parameter.options["lr"])): parameter.name for parameter, _ in placed.values()
+    }
     if max(rates, default=0) > 1.000001 * min(rates, default=0):
         slow, fast = min(rates), max(rates)
         raise ValueError(
@@ -780,6 +783,7 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
             f"{_CLASSES[lifted.factory.__name__]}, whose options are {sorted(expected)}."  # type: ignore[union-attr]
         )
     for name, value in group.items():
+        value = plain(value)  # An option may be a tensor.
         ours = np.asarray(expected[name], float)
         theirs = np.asarray(value, float)
         # A number that went through float32 is meant to be the same.
@@ -787,6 +791,12 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
             remedy = "Make the optimizer with the saved value."
             if not isinstance(expected[name], bool) and name != "momentum":
                 remedy = "Import with the saved value: the state then goes on under any other."
+            if name in ("betas", "momentum") and "max_momentum" in parameter.options:
+                low, high = (parameter.options[f"{each}_momentum"] for each in ("base", "max"))
+                remedy = (
+                    f"OneCycleLR or CyclicLR moves it between {low:g} and {high:g}. Import with the "
+                    "saved value: the state then goes on under any other."
+                )
             if "param_names" not in parameter.options:
                 remedy += " Or are the parameters in another order than the optimizer had them?"
             raise ValueError(
@@ -806,7 +816,10 @@ def _options(lifted: Lifted, decays: bool) -> dict[str, Any]:
         value = _state.setting(lifted, name, absent)
         parts = value if isinstance(value, tuple) else (value,)
         if any(callable(each) for each in parts):
-            raise ValueError(f"{name} of {lifted!r} is a schedule, which PyTorch does not have.")
+            raise ValueError(
+                f"{name} of {lifted!r} is a schedule, which PyTorch does not have: give it the "
+                "number that it has at this step."
+            )
         if isinstance(absent, bool):
             values[name] = bool(value)
         else:
