@@ -26,6 +26,13 @@ def test_licence_and_citation():
     assert "END OF TERMS AND CONDITIONS" in licence
 
 
+def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed():
+    pinned = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "oldest.txt").read_text(), re.M)
+    allowed = dict(each.split(">=") for each in PROJECT["dependencies"])
+    shortened = {name: re.sub(r"(\.0)+$", "", version) for name, version in pinned}
+    assert {name: shortened.get(name) for name in allowed} == allowed
+
+
 USER = """
 import adaptive_jax as aj
 import jax.numpy as jnp
