@@ -112,8 +112,9 @@ def draw(
     Args:
       count: how many settings.
       seed: other seeds draw others; the same one draws the same again.
-      method: "sobol" for points that fill the space evenly (scrambled Sobol, Owen 1998,
-        https://doi.org/10.1145/272991.273010), or "random" for independent ones.
+      method: "sobol" for points that fill the space evenly (Sobol's, scrambled by a random matrix and
+        a shift: Matoušek 1998, https://doi.org/10.1006/jcom.1998.0489), or "random" for independent
+        ones.
       **distributions: a `Uniform`, `LogUniform` or `Choice` per hyperparameter.
 
     Returns:

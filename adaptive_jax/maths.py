@@ -21,7 +21,9 @@ class DecayRate(NamedTuple):
     In arithmetic it is the number b, and `1 - b` is exact: b * mean + (1 - b) * value just works.
 
     In float32, 1 - 0.999 is wrong by 1.3e-5. The complement is therefore taken from the Python
-    number, in float64, before anything is rounded.
+    number, in float64, before anything is rounded. (An array, and a leaf of an optimizer that is an
+    argument of the user's own `jit`, has been rounded before: then 1 - b is that of the rounded b, in
+    the average and in its correction.)
 
     The correction, 1 - b(1)·b(2)···b(t), is one scalar per step: computed once, not once per array.
     It is None for a rule that does not count its steps.

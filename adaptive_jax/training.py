@@ -49,13 +49,13 @@ METRICS = (
 class LossScale:
     """A factor on the loss that keeps the gradients of a float16 network from underflowing.
 
-        s ← s/2 after a step whose gradients are not finite, which is skipped;
+        s ← s/2 after a step whose gradients are not finite, which is skipped, but not below 1;
         s ← 2s after 2000 good steps in a row
 
     Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740.
 
     Args:
-      scale: s at first, a power of two.
+      scale: s at first, a power of two. One below 1, for gradients that overflow, never shrinks.
       growth_interval: after so many good steps in a row s grows; None for a constant s.
       factor: by how much it grows and shrinks, above 1.
 
@@ -79,7 +79,7 @@ class LossScale:
         grows = good_steps >= self.growth_interval
         largest = jnp.finfo(jnp.float32).max / self.factor
         grown = jnp.where(grows, jnp.minimum(self.scale, largest) * self.factor, self.scale)
-        shrunk = jnp.maximum(self.scale / self.factor, 1.0)
+        shrunk = jnp.maximum(self.scale / self.factor, jnp.minimum(self.scale, 1.0))
         return dataclasses.replace(
             self,
             scale=jnp.where(finite, grown, shrunk),

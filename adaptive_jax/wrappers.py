@@ -184,17 +184,23 @@ def multi_steps(
     """Accumulates the gradients of k mini-steps, and runs the optimizer on their mean.
 
     The mean is kept in float32 at least, and handed on so: with k batches of equal size the step is
-    that of the whole batch, to rounding. The optimizer runs once per group, not in every mini-step;
-    the updates of all other mini-steps are -0.0, which leaves the parameters as they are (but for
-    subnormal ones on a CPU, as in `skip_nonfinite`). A mini-step whose gradients are not finite is left
-    out, and the group waits for another one.
+    that of the whole batch, to rounding. The optimizer runs once per group, not in every mini-step
+    (under `vmap` in every one, as `lax.cond` does, whose result is then chosen); the updates of all
+    other mini-steps are -0.0, which leaves the parameters as they are (but for subnormal ones on a CPU,
+    as in `skip_nonfinite`). A mini-step whose gradients are not finite is left out, and the group waits
+    for another one.
+
+    Updates have the dtype of the gradients. `compensate`, whose updates are float32, goes around:
+    `compensate(multi_steps(tx, k))`.
 
     Differs from `optax.MultiSteps`, which runs the optimizer in every mini-step and discards the
-    result, rounds the mean to the dtype of the gradients, and lets one NaN into all later steps.
+    result, rounds the mean to the dtype of the gradients, and, unless `should_skip_update_fn` says
+    otherwise, lets one NaN into all later steps.
 
     Args:
       inner: the transformation that gets the means.
-      every_k_schedule: k >= 1, or a function from the number of groups so far to k.
+      every_k_schedule: k >= 1, or a function from the number of groups so far to k; what is less than
+        1 counts as 1.
 
     Returns:
       The transformation. Its state is an `optax.MultiStepsState`; `skip_state.skipped` counts what

@@ -9,6 +9,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 import jax
 import pytest
 
+if not hasattr(jax, "enable_x64"):  # Before jax 0.8.
+    from jax.experimental import enable_x64
+
+    jax.enable_x64 = enable_x64
+
 MEMORY_MAP = pathlib.Path("/proc/self/maps")
 MOST_MAPPINGS = 20_000
 
@@ -44,4 +49,7 @@ def compiled():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names
-    jax.monitoring.unregister_event_duration_listener(listen)
+    if hasattr(jax.monitoring, "unregister_event_duration_listener"):
+        jax.monitoring.unregister_event_duration_listener(listen)
+    else:  # Before jax 0.8.
+        jax.monitoring.clear_event_listeners()

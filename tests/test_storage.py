@@ -414,6 +414,7 @@ def step_of(tx):
 SHAPES = {"w": (512, 1024), "v": (500, 300), "b": (4096,)}
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA made copies before jax 0.10")
 @pytest.mark.parametrize(
     "storage",
     [
@@ -442,6 +443,7 @@ def test_temporaries(storage):
     assert memory.temp_size_in_bytes / (4 * size) <= 0.25
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA made copies before jax 0.10")
 @pytest.mark.parametrize("storage", ["bfloat16", "int8", "int16"])
 def test_temporaries_of_a_training_step(storage):
     """No more than those of the float32 optimizer."""

@@ -236,6 +236,9 @@ def test_a_loss_scale_that_adapts():
     constant = aj.train_step(scaled_loss, loss_scale=1024.0)
     state, _ = constant(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), jnp.ones(2))
     np.testing.assert_allclose(state.params, 0.9, rtol=1e-6)
+    bad = jnp.bool_(False)
+    shrunk = [float(aj.LossScale(each).after(bad).scale) for each in (4.0, 1.5, 1.0, 0.25)]
+    assert shrunk == [2.0, 1.0, 1.0, 0.25]
     with pytest.raises(ValueError, match="give one"):
         constant(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), loss_scale=scale), jnp.ones(2))
 

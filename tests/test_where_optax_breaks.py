@@ -98,15 +98,16 @@ def test_5_centered_rmsprop_with_a_constant_gradient():
     assert finite_updates(aj) == 1.0
 
 
-@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "adagrad"])
 def test_6_a_zero_gradient_without_epsilon(name):
     zero = jnp.zeros(4)
+    first = {"initial_accumulator_value": 0.0} if name == "adagrad" else {}
 
     def updates_of(library):
-        tx = getattr(library, name)(1e-3, eps=0.0)
+        tx = getattr(library, name)(1e-3, eps=0.0, **first)
         return tx.update(zero, tx.init(zero))[0]
 
-    assert not finite(updates_of(optax))
+    assert finite(updates_of(optax)) == (name == "adagrad")
     np.testing.assert_array_equal(updates_of(aj), 0.0)
 
 
@@ -136,6 +137,21 @@ def test_one_gradient_without_a_square():
     moved, _ = steps(aj.rmsprop(0.1, 0.5), params, gradients)
     assert finite(moved)
     assert moved[0] == pytest.approx(-0.1 / np.sqrt(0.5), rel=1e-6)
+
+
+def test_such_a_gradient_is_remembered_and_clipping_is_the_cure():
+    def step_after(tx, count):
+        start = tx.update(jnp.array([1e20]), tx.init(jnp.zeros(1)))[1]
+        one = jnp.ones(1)
+        body = lambda _, state: tx.update(one, state)[1]  # noqa: E731
+        return -float(tx.update(one, jax.lax.fori_loop(0, count, body, start))[0][0])
+
+    assert step_after(aj.adam(1.0), 60_000) < 1e-3
+    assert step_after(aj.adam(1.0), 100_000) == pytest.approx(1.0, rel=1e-3)
+    for tx in (aj.adagrad(1.0), aj.amsgrad(1.0)):
+        assert step_after(tx, 100_000) < 1e-15
+    for tx in (aj.adam(1.0), aj.amsgrad(1.0)):
+        assert step_after(aj.chain(aj.clip_by_global_norm(1.0), tx), 100) > 0.5
 
 
 def test_8_the_global_norm_of_many_bfloat16_arrays():
@@ -197,6 +213,19 @@ def test_11_bias_correction():
 
     assert abs(first_moment(optax) - 1) > 1e-3
     assert first_moment(aj) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_11_bias_correction_where_jit_has_rounded_the_decay_rate():
+    """The average has the weights of the rounded one, and is divided by their sum."""
+    gradient = jnp.ones(1)
+    tx = aj.scale_by_adam(b1=0.999999, b2=0.5)
+    exact = tx.update(gradient, tx.init(gradient))
+    rounded = jax.jit(lambda tx, state: tx.update(gradient, state))(tx, tx.init(gradient))
+    assert float(exact[1].mu[0]) == pytest.approx(1e-6, rel=1e-6)
+    assert float(rounded[1].mu[0]) == pytest.approx(1.0 - np.float32(0.999999), rel=1e-6)
+    assert abs(float(rounded[1].mu[0]) / 1e-6 - 1) > 1e-2
+    for updates, _ in (exact, rounded):
+        assert float(updates[0]) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_12_what_optax_cannot_express():

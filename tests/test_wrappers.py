@@ -181,6 +181,33 @@ def test_a_schedule_of_group_sizes():
         updates, state = jax.jit(tx.update)(jnp.array(gradient), state)
         seen.append(float(updates))
     assert seen == [-1.0, 0.0, -3.0, 0.0, 0.0, -3.0]
+    tx = aj.multi_steps(aj.sgd(1.0), lambda step: step)  # 0 counts as 1.
+    state, seen = tx.init(jnp.zeros(())), []
+    for gradient in (1.0, 2.0, 4.0, 3.0):
+        updates, state = jax.jit(tx.update)(jnp.array(gradient), state)
+        seen.append(float(updates))
+    assert seen == [-1.0, -2.0, 0.0, -3.5]
+
+
+@pytest.mark.parametrize("correction", ["parameter", "int8"])
+def test_compensation_goes_around_accumulation(correction):
+    """Inside, its updates are rounded to the dtype of the gradients."""
+    start = jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.bfloat16)
+    gradient = jnp.ones_like(start)
+
+    def way(tx, params):
+        update = jax.jit(tx.update)
+        state = tx.init(params)
+        for _ in range(40):
+            updates, state = update(gradient, state, params)
+            params = aj.apply_updates(params, updates)
+        return aj.exact_params(params, state)
+
+    accumulating = aj.multi_steps(aj.sgd(2.0**-9), 2)  # Exact in bfloat16.
+    expected = way(accumulating, start.astype(jnp.float32))
+    margin = 2.0**-15 * jnp.abs(start.astype(jnp.float32)) + 1e-4
+    actual = way(aj.compensate(accumulating, correction), start)
+    assert (jnp.abs(actual - expected) <= margin).all()
 
 
 def test_the_optimizer_runs_once_per_group():
