@@ -709,22 +709,25 @@ class Foreign:
 
     def rates(self, state: Any) -> list[jax.Array]:
         """The learning rates that its state tells, as of the last update."""
-        rates = list(self._told(state))
+        told = list(self._told(state))
         module = getattr(self.emptied.update, "__module__", None) or ""
-        if not rates and module.partition(".")[0] == "optax" and repr(self) in _SCALING:
+        hides = module.partition(".")[0] == "optax" and repr(self) in _SCALING
+        # A factor does not tell what else is inside.
+        if hides and not any(is_injected for is_injected, _ in told):
             raise _unknown_rate(self)
-        return rates
+        return [jnp.asarray(rate, jnp.float32) for _, rate in told]
 
-    def _told(self, state: Any) -> Iterator[jax.Array]:
+    def _told(self, state: Any) -> Iterator[tuple[bool, Any]]:
+        """Each rate, after whether it is that of `inject_hyperparams`, which is the whole rate."""
         if isinstance(state, (optax.ScaleByScheduleState, optax.PartitionState)):
             raise _unknown_rate(self)
-        hyperparams = getattr(state, "hyperparams", None)  # Of `inject_hyperparams`.
+        hyperparams = getattr(state, "hyperparams", None)
         if isinstance(hyperparams, dict) and "learning_rate" in hyperparams:
-            yield jnp.asarray(hyperparams["learning_rate"], jnp.float32)
+            yield True, hyperparams["learning_rate"]
         elif isinstance(state, optax.contrib.ReduceLROnPlateauState):
-            yield jnp.asarray(state.scale, jnp.float32)
+            yield False, state.scale
         elif isinstance(state, _LINE_SEARCHES):
-            yield jnp.asarray(state.learning_rate, jnp.float32)
+            yield False, state.learning_rate
         elif isinstance(state, (tuple, dict)):
             for each in state.values() if isinstance(state, dict) else state:
                 yield from self._told(each)

@@ -341,9 +341,10 @@ def test_the_learning_rate_of_a_step_that_is_skipped():
         optax.masked(aj.adam(RAMP), {"hidden": True, "bias": False, "output": True}),
         optax.partition({"a": optax.inject_hyperparams(aj.sgd)(0.1), "b": aj.sgd(0.2)}, "a"),
         aj.chain(aj.sgd(0.1), optax.scale(0.5)),
+        optax.chain(optax.sgd(0.1), PLATEAU),
         aj.chain(aj.sgd(0.1), optax.scale_by_schedule(lambda count: 0.5)),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_a_learning_rate_that_cannot_be_known(tx):
     """Named, it is an error and loses nothing; else one warning, whatever compiles again."""
@@ -1156,6 +1157,39 @@ def test_nothing_goes_to_the_device_unasked():
         state, metrics = step(state.replace(tx=aj.adam(1e-3)), BATCH)
         state, metrics = step(state, BATCH)
     assert float(metrics["learning_rate"]) == pytest.approx(1e-3)
+
+
+def test_an_optimizer_on_the_device_is_not_sent_again():
+    @jax.jit
+    def step(tx, params, state):
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    tx = aj.adam(0.1)
+    state = tx.init(PARAMS)
+    expected = step(tx, PARAMS, state)
+    tx = jax.device_put(tx)
+    step(tx, PARAMS, state)
+    with jax.transfer_guard("disallow"):
+        got = step(tx, PARAMS, state)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_step_on_a_mesh_in_force(explicit):
+    """The optimizer's numbers go where the mesh is, and back to one device with the next state."""
+    kind = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    tx, step = aj.adam(0.1), aj.train_step(lambda p, batch: jnp.sum(jnp.square(p)) * batch)
+    alone, expected = run(step, aj.TrainState.create(jnp.ones((8, 4)), tx), [1.0] * 2)
+    with jax.set_mesh(mesh):
+        params = jax.device_put(jnp.ones((8, 4)), NamedSharding(mesh, PartitionSpec("data")))
+        state, metrics = run(step, aj.TrainState.create(params, tx), [1.0] * 2)
+    assert state.params.sharding.is_equivalent_to(params.sharding, 2)
+    jax.tree.map(np.testing.assert_array_equal, (state.params, metrics), (alone.params, expected))
+    again, _ = step(alone, 1.0)
+    state, _ = step(state, 1.0)
+    np.testing.assert_array_equal(state.params, again.params)
 
 
 def test_metrics_outlive_the_state():
