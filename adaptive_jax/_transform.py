@@ -852,8 +852,8 @@ class UnknownRate(Exception):
 
 def _unknown_rate(transformation: Any) -> UnknownRate:
     return UnknownRate(
-        f"none is known of {transformation!r:.200}: optax keeps its rates in functions. Take this "
-        "library's optimizer, or optax.inject_hyperparams(…), whose state tells it"
+        f"none is known of {transformation!r:.200}, which has none or, as optax does, keeps it in a "
+        "function: take this library's optimizer, or optax.inject_hyperparams(…), whose state tells it"
     )
 
 
