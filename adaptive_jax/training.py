@@ -317,7 +317,7 @@ def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set
 
 
 def _check_scale(name: str, value: Any) -> None:
-    if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+    if _check.is_number(value) and not 0 < value < float("inf"):
         raise ValueError(f"{name}={value!r} must be a finite number above 0.")
 
 
