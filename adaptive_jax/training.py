@@ -268,7 +268,7 @@ def _buffers(x: Any) -> set[Any]:
 
 def _explain(error: Exception, state: TrainState, batch: Any) -> None:
     """Raises an error in the user's words where a step failed because of what it was given."""
-    if "deleted" in str(error):
+    if "has been deleted" in str(error):  # Before: that is not what failed just now.
         _check_not_used_up(state)
     if isinstance(error, TypeError):
         for each in dataclasses.fields(state):

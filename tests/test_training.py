@@ -912,7 +912,7 @@ def test_a_step_that_fails_has_used_the_state_up(tmp_path):
 
     def broken(weight):
         if weight < 0.75:
-            raise OSError("the disk is full")
+            raise OSError("the disk is full, and a file was deleted")
         return np.float32(0)
 
     def loss(params, batch):
