@@ -309,7 +309,7 @@ def _check_options(
     if batch_size is not None:
         hint = f" None is as many as memory holds. {_in_table('batch_size')}"
         batch_size = _check.whole("batch_size", batch_size, 1, hint=hint)
-    if memory is not None and (not isinstance(memory, (int, float)) or not memory > 0):
+    if memory is not None and not (_check.is_number(memory) and memory > 0):
         raise ValueError(f"memory={memory!r} must be a number of bytes above 0, or None.")
     if not isinstance(maximize, bool):
         raise TypeError(f"maximize={maximize!r} must be True or False.")

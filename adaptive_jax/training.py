@@ -268,7 +268,7 @@ def _buffers(x: Any) -> set[Any]:
 
 def _explain(error: Exception, state: TrainState, batch: Any) -> None:
     """Raises an error in the user's words where a step failed because of what it was given."""
-    if "deleted" in str(error):
+    if "has been deleted" in str(error):  # Before: that is not what failed just now.
         _check_not_used_up(state)
     if isinstance(error, TypeError):
         for each in dataclasses.fields(state):
@@ -317,7 +317,7 @@ def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set
 
 
 def _check_scale(name: str, value: Any) -> None:
-    if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+    if _check.is_number(value) and not 0 < value < float("inf"):
         raise ValueError(f"{name}={value!r} must be a finite number above 0.")
 
 

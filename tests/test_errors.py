@@ -558,6 +558,16 @@ def swept(batch_size):
     return aj.sweep(train, learning_rate=[0.1, 0.2], batch_size=batch_size).objective.tolist()
 
 
+def test_numbers_of_bytes():
+    def swept(memory):
+        return aj.sweep(lambda rate: rate, rate=[0.1, 0.2], memory=memory).objective.tolist()
+
+    assert swept(np.int64(2**30)) == swept(2**30)
+    for wrong in (True, "1 GB", -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"memory=.* must be a number of bytes above 0"):
+            swept(wrong)
+
+
 def saved(tmp_path, **numbers):
     pytest.importorskip("orbax.checkpoint")
     aj.save_checkpoint(tmp_path, {"w": jnp.ones(2)}, **numbers)
