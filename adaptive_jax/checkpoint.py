@@ -266,9 +266,10 @@ def _placing(leaves: Iterable[Any], read: Callable[[], Any]) -> Callable[[str, A
         """A mesh of devices: shapes that were made under an explicit mesh know its axes alone."""
         if not isinstance(mesh, AbstractMesh):
             return mesh
-        here = jax.sharding.get_mesh()
-        if here.abstract_mesh == mesh:
-            return here
+        if hasattr(jax.sharding, "get_mesh"):  # Since jax 0.9.
+            here = jax.sharding.get_mesh()
+            if here.abstract_mesh == mesh:
+                return here
         return jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types)
 
     def whole() -> Any:

@@ -93,8 +93,9 @@ def diagnose(
 
     Args:
       inner: what to look at: a whole optimizer, or any part of a chain.
-      measures: the names of what to measure. Without any, inner comes back as it is and costs what it
-        did. "signal_to_noise" keeps one more float32 array per parameter.
+      measures: the names of what to measure, by default the first six. Without any, `()`, inner comes
+        back as it is and costs what it did. "signal_to_noise" keeps one more float32 array per
+        parameter.
       group_by: from the path of an array, such as "['layer']['kernel']", to the name of the group that
         it counts in; None for a group of its own, under its path.
       quantiles: those of "effective_learning_rate".

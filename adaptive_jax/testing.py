@@ -19,6 +19,11 @@ from ._storage import Storage
 from ._transform import Transformation, parts, transform
 from .rules import Adam, Rms
 
+if hasattr(jax, "enable_x64"):
+    enable_x64 = jax.enable_x64
+else:  # Before jax 0.8.
+    from jax.experimental import enable_x64
+
 _STEPS = 3
 
 
@@ -425,7 +430,7 @@ def _check_dtypes(tx: Any) -> None:
 
 
 def _check_float64(tx: Any) -> None:
-    with jax.enable_x64(True):
+    with enable_x64(True):
         params = _params(np.float64)
         updates, state = tx.update(_gradients(params, 0), tx.init(params), params)
         _require_dtypes(updates, params, "update")
