@@ -14,6 +14,7 @@ from catalogue import CASES, FIRST
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
+from adaptive_jax import testing
 from adaptive_jax.testing import BrokenPromise, check_rule, check_storage
 
 # Set so that small arrays are compressed too.
@@ -278,6 +279,89 @@ def test_rounding_is_right_on_average():
         mean = draws.astype(jnp.float32).mean(0)
         assert abs(float((mean / x).mean()) - 1) < 1e-3
         assert float(jnp.abs(mean / x - 1).max()) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["int8", "int16"])
+def test_changes_far_below_a_step_arrive(name):
+    """20,000 changes by 1e-4 of a code's step are two steps, up and down."""
+    testing._check_small_changes(STORAGES[name])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("nonnegative", [True, False])
+@pytest.mark.parametrize(
+    "noise",
+    [0, 2**32 - 1]
+    + [
+        pytest.param(noise, marks=pytest.mark.slow)
+        for noise in (2**28 - 1, 2**32 - 2**28, 2**22 - 1, 2**20 - 1)
+    ],
+)
+def test_every_code_comes_back_whatever_the_noise(bits, nonnegative, noise, monkeypatch):
+    storage = aj.Blocks(min_size=0, bits=bits)
+    dtype = np.dtype(f"{'u' if nonnegative else ''}int{bits}")
+    codes = np.arange(np.iinfo(dtype).max + 1).astype(dtype)
+    codes = np.resize(codes, (-(-len(codes) // 255), 255)) * (1 if nonnegative else -1)
+    codes = np.concatenate([np.full((len(codes), 1), np.iinfo(dtype).max, dtype), codes], axis=1)
+    powers = np.random.default_rng(0).uniform(-50, 50, (len(codes), 1))
+    first = storage.init(0.0, jnp.ones(codes.shape), real=nonnegative)
+    first = storage.encode(
+        jnp.asarray(2.0**powers * np.ones(256), jnp.float32), first, jnp.uint32(0)
+    )
+    stored = first._replace(codes=jnp.asarray(codes.astype(dtype)))
+    monkeypatch.setattr(
+        aj.maths, "random_bits", lambda shape, key: jnp.full(shape, noise, "uint32")
+    )
+    value = storage.decode(stored)
+    for again in (
+        storage.encode(value, stored, jnp.uint32(0)),
+        jax.jit(lambda x: storage.encode(storage.decode(x), x, jnp.uint32(0)))(stored),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, again, stored)
+    # Nor does the largest number of a block fall from the top, whatever it is.
+    largest = jnp.asarray(2.0**powers * np.random.default_rng(1).uniform(1, 2, powers.shape))
+    block = jnp.full(codes.shape, 0.5).at[:, 3].set(1.0) * largest.astype(jnp.float32)
+    top = storage.encode(block, first, jnp.uint32(0)).codes[:, 3]
+    assert (top == np.iinfo(dtype).max).all()
+
+
+def test_a_small_second_moment_follows_its_gradients():
+    """With b2 = 0.9999, beside others that are 1e4 to 1e6 times larger: no dead zone."""
+
+    def ratio(before, after):
+        def moments(storage):
+            tx = aj.scale_by_rms(decay=0.9999, storage=storage)
+
+            def body(state, step):
+                size = jnp.sqrt(jnp.where(step < 500, before, after))
+                gradient = jnp.full((4, 256), size).at[:, :8].set(1.0)
+                return tx.update(gradient, state)[1], None
+
+            first = tx.init(jnp.zeros((4, 256)))
+            return jax.jit(lambda: jax.lax.scan(body, first, jnp.arange(40_000))[0])().nu
+
+        nu = STORAGES["int16"].decode(moments(STORAGES["int16"]))
+        return (nu / moments(None))[:, 8:]
+
+    for before, after in ((1e-4, 1e-6), (1e-6, 1e-5)):
+        assert abs(float(jnp.mean(ratio(before, after))) - 1) < 0.03
+        assert abs(float(jnp.mean(ratio(before, after) ** -0.5)) - 1) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codes", "values"),
+    [
+        ("int8", [127, -64, 1], [3.0, -0.18218624591827393, 0.0007591093308292329]),
+        ("uint8", [255, 128, 1], [3.000000238418579, 0.012049712240695953, 2.953360763058299e-06]),
+        ("int16", [32767, -9000, 1], [3.000000238418579, -0.0009758620290085673, 2.23575433722e-08]),
+        ("uint16", [65535, 9000, 2], [3.000000238418579, 0.014086342416703701, 2.87241891783e-06]),
+    ],
+)  # fmt: skip
+def test_what_version_0_1_0_stored_reads_the_same(dtype, codes, values):
+    storage = aj.Blocks(min_size=0, bits=8 if dtype.endswith("8") else 16)
+    first = storage.init(0.0, jnp.ones(3), real=dtype[0] == "u")
+    stored = first._replace(codes=jnp.asarray(codes, dtype), scales=jnp.asarray([3.0], jnp.float32))
+    np.testing.assert_array_equal(storage.decode(stored), np.float32(values))
 
 
 @pytest.mark.slow
