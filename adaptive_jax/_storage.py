@@ -412,8 +412,9 @@ def _spread(scales: jax.Array, shape: tuple[int, ...], block: int) -> jax.Array:
 
 def _sharding_of(param: Any, shape: tuple[int, ...]) -> Any:
     """The sharding for an array with the axes of param, split where it is if their lengths allow."""
-    sharding = None if isinstance(param, Tracer) else getattr(param, "sharding", None)
-    if not isinstance(sharding, NamedSharding):
+    traced = isinstance(param, Tracer)
+    sharding = jax.typeof(param).sharding if traced else getattr(param, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return None
     spec = (*sharding.spec, *[None] * len(shape))[: len(shape)]
     split = []

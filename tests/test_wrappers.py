@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -337,6 +339,52 @@ def test_stochastic_rounding_is_unbiased(dtype):
     np.testing.assert_allclose(
         rounded.mean(axis=0), numbers, atol=5 * 0.5 / np.sqrt(4000) * spacing.max(), rtol=1e-3
     )
+
+
+FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float8_e4m3fnuz"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", *FLOAT8, "float4_e2m1fn"])
+def test_an_update_of_zero_changes_no_bit(dtype):
+    """Every number of the dtype, in many steps; and what is too large becomes the largest."""
+    dtype = jnp.dtype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    numbers = jnp.asarray(np.linspace(-largest, largest, 50_000), jnp.float32).astype(dtype)
+    small = jnp.asarray(np.random.default_rng(0).normal(size=50_000), jnp.float32).astype(dtype)
+    apply = jax.jit(functools.partial(aj.apply_updates, rounding="stochastic"))
+    for params in (numbers, small):
+        for step in range(10):
+            new = apply(params, jnp.full(params.shape, -0.0), step=step)
+            assert bits(new.astype(jnp.float32)) == bits(params.astype(jnp.float32))
+    over = apply(numbers[-1:], jnp.full(1, largest * 2.0**-10), step=0)
+    assert float(over[0]) == largest
+
+
+@pytest.mark.parametrize("dtype", [*FLOAT8, "float4_e2m1fn"])
+def test_rounding_to_8_bits_is_unbiased(dtype):
+    dtype, size = jnp.dtype(dtype), 200_000
+    for number in (0.3, -1.3, 2.9, float(jnp.finfo(dtype).smallest_subnormal) * 0.3):
+        params, updates = jnp.zeros(size, dtype), jnp.full(size, number)
+        new = aj.apply_updates(params, updates, rounding="stochastic", step=1).astype(jnp.float32)
+        spacing = float(new.max() - new.min())
+        assert len(np.unique(new)) == 2
+        assert abs(float(new.mean()) - number) < 5 * 0.5 * spacing / np.sqrt(size)
+
+
+def test_parameters_of_8_bits_follow_float32_with_a_correction():
+    tx, exact = aj.compensate(aj.sgd(1e-3)), 1.0 - 300 * 1e-3
+    for dtype in FLOAT8:
+        params = jnp.ones(4, dtype)
+        state = tx.init(params)
+        for _ in range(300):
+            updates, state = tx.update(jnp.ones(4), state, params)
+            params = aj.apply_updates(params, updates)
+        np.testing.assert_allclose(aj.exact_params(params, state), exact, rtol=5e-3)
+
+
+def test_integer_parameters_are_refused():
+    with pytest.raises(TypeError, match=r"params\['n'\] is int32\[2\].*floating-point"):
+        aj.apply_updates({"n": jnp.arange(2)}, {"n": jnp.full(2, 0.7)})
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
