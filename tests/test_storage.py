@@ -484,6 +484,46 @@ def test_the_derivative_of_what_is_read_back_is_that_of_what_was_stored():
         np.testing.assert_allclose(jax.grad(update)(jnp.ones(5), storage), -1.0)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int16"])
+@pytest.mark.parametrize("factory", [aj.scale_by_adam, aj.scale_by_rms, aj.trace])
+def test_rounding_goes_on_when_the_count_is_full(name, factory):
+    """At 2^31 - 1 steps the rule's count stands still, as in optax; its random bits do not."""
+    decay = {"decay": 0.9} if factory is aj.trace else {}
+    tx = factory(**decay, storage=STORAGES[name])
+    gradient = jax.random.normal(jax.random.key(0), (4, 256))
+    step = jax.jit(tx.update)
+    for last in (2**31 - 1, -1):
+        state = step(gradient, tx.init(gradient))[1]._replace(count=jnp.int32(last))
+        seen, updates = [], []
+        for _ in range(3):
+            update, new = step(gradient, state)
+            slot = jax.tree.leaves(new._replace(count=None))[-1 if name == "bfloat16" else -2]
+            seen.append(np.asarray(slot).tobytes())
+            updates.append(np.asarray(update))
+            state = state._replace(count=new.count)
+        assert len(set(seen)) == 3
+        assert new.count == -(2**31) + 2
+        # Bias correction, where there is one, is that of the last step, and not of the first.
+        full, _ = step(gradient, state._replace(count=jnp.int32(2**31 - 2)))
+        np.testing.assert_allclose(np.mean(updates), np.mean(full), rtol=0.1)
+    # Without rounding a count stays where optax has it.
+    exact = factory(**decay)
+    converted = aj.convert_storage(tx, exact, gradient, state)
+    assert converted._asdict().get("count", 2**31 - 1) == 2**31 - 1
+
+
+def test_a_schedule_stands_still_with_the_count():
+    tx = aj.adam(optax.linear_schedule(1.0, 0.5, 10), storage=STORAGES["int8"])
+    state = tx.init(jnp.ones((2, 64)))
+    counts = [
+        part._replace(count=jnp.int32(-5)) if "count" in part._fields else part for part in state
+    ]
+    updates, _ = tx.update(jnp.ones((2, 64)), tuple(counts), jnp.ones((2, 64)))
+    others = [x._replace(count=jnp.int32(2**31 - 1)) if "count" in x._fields else x for x in state]
+    expected, _ = tx.update(jnp.ones((2, 64)), tuple(others), jnp.ones((2, 64)))
+    np.testing.assert_allclose(updates, expected, rtol=0.1)
+
+
 # Memory
 
 
