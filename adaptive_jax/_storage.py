@@ -373,6 +373,12 @@ def _largest(magnitude: jax.Array, block: int) -> jax.Array:
     ragged = [
         (0, n * b - size, 0) for n, b, size in zip(counts, lengths, magnitude.shape, strict=True)
     ]
+    sharding = explicit_sharding(bits, counts)
+    if sharding is not None:  # Blocks that lie across devices are brought together.
+        ends = zip(sharding.spec, ragged, strict=True)
+        spec = PartitionSpec(*(None if high else axes for axes, (_, high, _) in ends))
+        if spec != jax.typeof(bits).sharding.spec:
+            bits = _resharded(bits, spec)
     if any(high for _, high, _ in ragged):
         bits = lax.pad(bits, np.uint32(0), ragged)
     shape, _, inner = _split(counts, lengths)
@@ -412,8 +418,30 @@ def _spread(scales: jax.Array, shape: tuple[int, ...], block: int) -> jax.Array:
 
 def _sharding_of(param: Any, shape: tuple[int, ...]) -> Any:
     """The sharding for an array with the axes of param, split where it is if their lengths allow."""
-    traced = isinstance(param, Tracer)
-    sharding = jax.typeof(param).sharding if traced else getattr(param, "sharding", None)
+    if isinstance(param, Tracer):
+        return explicit_sharding(param, shape)
+    return _split_like(getattr(param, "sharding", None), shape)
+
+
+def explicit_sharding(x: Any, shape: tuple[int, ...]) -> Any:
+    """The same for an array that is traced, if its type is sharded, on an explicit mesh; or None."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if not any(axes is not None for axes in getattr(sharding, "spec", ())):
+        return None
+    return _split_like(sharding, shape)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """An array on every device, if its type is sharded: to be sorted, or joined with others."""
+    return x if explicit_sharding(x, x.shape) is None else _resharded(x, PartitionSpec())
+
+
+def _resharded(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    sharding: Any = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
+    return jax.sharding.reshard(x, sharding.update(spec=spec))
+
+
+def _split_like(sharding: Any, shape: tuple[int, ...]) -> Any:
     if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
         return None
     spec = (*sharding.spec, *[None] * len(shape))[: len(shape)]
@@ -494,7 +522,9 @@ class Factored(Compressed):
 def _sum(x: jax.Array, axis: int) -> jax.Array:
     """The sum along an axis: of 64 at a time, which stay in the processor's cache, then of these."""
     length = 64
-    if axis == x.ndim - 1 or x.shape[axis] <= length:
+    sharding = explicit_sharding(x, x.shape)
+    is_split = sharding is not None and sharding.spec[axis] is not None
+    if axis == x.ndim - 1 or x.shape[axis] <= length or is_split:
         return _reduced(x, lax.add, [axis]) / 2
     ragged = [(0, -size % length if i == axis else 0, 0) for i, size in enumerate(x.shape)]
     x = lax.pad(x, x.dtype.type(0), ragged)

@@ -416,16 +416,49 @@ def test_steps_and_arrays_have_bits_of_their_own():
     np.testing.assert_array_equal(up(0)[0], first[0])  # The same step, the same parameters.
 
 
-def test_rounding_is_the_same_whatever_the_sharding():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("x",))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_rounding_is_the_same_whatever_the_sharding(make_mesh, dtype):
+    mesh = make_mesh(4)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    params = jnp.ones((8, 33), jnp.bfloat16)
+    params = jnp.ones((8, 33), jnp.dtype(dtype))
     updates = jnp.full((8, 33), 1e-3)
     apply = jax.jit(
         lambda params, updates: aj.apply_updates(params, updates, rounding="stochastic", step=7)
     )
     here, there = apply(params, updates), apply(*jax.device_put((params, updates), split))
     assert bits(here) == bits(there)
+    assert there.sharding.is_equivalent_to(split, 2)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: aj.skip_nonfinite(tx),
+        lambda tx: aj.multi_steps(tx, 2),
+        lambda tx: aj.compensate(tx),
+        lambda tx: aj.compensate(tx, "int8"),
+        lambda tx: aj.chain(aj.monitor({"norm": aj.global_norm}), aj.clip_by_global_norm(1.0), tx),
+    ],
+    ids=["skip_nonfinite", "multi_steps", "compensate", "compensate int8", "monitor and clip"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_wrappers_on_a_mesh(make_mesh, wrap, dtype):
+    mesh = make_mesh(4)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    tx = wrap(aj.adam(0.1, storage=aj.Blocks(min_size=0, block=16)))
+    here = {"w": jax.random.normal(jax.random.key(0), (8, 64)).astype(jnp.dtype(dtype))}
+    there = jax.device_put(here, split)
+    step = jax.jit(tx.update)
+    states = tx.init(here), tx.init(there)
+    for _ in range(2):
+        (one, first), (other, second) = (
+            step(params, state, params) for params, state in zip((here, there), states, strict=True)
+        )
+        states = first, second
+    np.testing.assert_allclose(
+        one["w"].astype(jnp.float32), other["w"].astype(jnp.float32), rtol=1e-5
+    )
+    assert other["w"].sharding.is_equivalent_to(split, 2)
 
 
 def test_parameters_of_32_bits_are_left_alone():
