@@ -292,7 +292,8 @@ def _update_tree(
         selected = _selected(lifted, gradients, params)
     if indices is None:
         indices = [np.uint32(i) for i in range(len(gradients.leaves))]
-    steps = [_Step(*each) for each in zip(rules, lifted.layout(), states, strict=True)]
+    rounds = [any(storage.stochastic for storage in each) for each in lifted.storages]
+    steps = [_Step(*each) for each in zip(rules, lifted.layout(), states, rounds, strict=True)]
 
     directions = list(gradients.leaves)
     for start, stop in _stretches(rules):
@@ -308,7 +309,7 @@ def _update_tree(
             stochastic = any(codec.stochastic for each in lifted.storages[part] for codec in each)
             directions[i], new = _update_array(
                 tuple(step.rule_in(dtype) for step in steps[part]),
-                tuple(step.step for step in steps[part]),
+                tuple(step.count for step in steps[part]),
                 tuple(step.scalars for step in steps[part]),
                 statistic,
                 direction,
@@ -456,12 +457,17 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
 class _Step:
     """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
 
-    def __init__(self, rule: Rule, layout: _rule.Layout, old: Any) -> None:
+    def __init__(self, rule: Rule, layout: _rule.Layout, old: Any, rounds: bool) -> None:
         self._rule = rule
         self._layout = layout
         self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in layout.fields else None
-        self.step: Any = None if count is None else maths.incremented(count)
+        if rounds:
+            self.count = _next_count(count)
+            count, self.step = reached(count), reached(self.count)
+        else:
+            self.step: Any = None if count is None else maths.incremented(count)
+            self.count = self.step
         self._values = {}
         for name in _rule.fields(type(rule))[0]:
             value = getattr(rule, name)
@@ -527,11 +533,26 @@ class _Step:
         if not self._layout.fields:
             return old
         return self._layout.make(
-            **({"count": self.step} if "count" in self._layout.fields else {}),
+            **({"count": self.count} if "count" in self._layout.fields else {}),
             **self._corrections,
             **self.scalars,
             **slots,
         )
+
+
+def _next_count(count: Any) -> jax.Array:
+    """The count of a state that rounds at random, of which its keys are made: it never stands still.
+
+    After the largest number it goes on through the negative ones, again and again.
+    """
+    return jax.lax.select(count == -1, jnp.full_like(count, jnp.iinfo(count.dtype).min), count + 1)
+
+
+def reached(count: Any) -> Any:
+    """The number of steps that a count stands for: the largest one from there on, as in optax."""
+    if count is None:
+        return None
+    return jnp.where(count < 0, jnp.full_like(count, jnp.iinfo(count.dtype).max), count)
 
 
 def _cast(value: Any, dtype: Any) -> jax.Array:
@@ -552,7 +573,7 @@ def _compute_dtype(x: Any, stored: Any = ()) -> Any:
 @functools.partial(jax.jit, static_argnames=("storages", "selected", "dtypes"))
 def _update_array(
     rules: tuple[Rule, ...],
-    steps: tuple[jax.Array | None, ...],
+    counts: tuple[jax.Array | None, ...],
     scalars: tuple[dict[str, jax.Array], ...],
     statistic: Any,
     gradient: jax.Array,
@@ -571,12 +592,12 @@ def _update_array(
     if param is not None:
         param = _cast(param, maths.compute_dtype(jnp.result_type(param), dtype))
     new = []
-    for rule, step, numbers, old, codecs, select in zip(
-        rules, steps, scalars, stored, storages, selected, strict=True
+    for rule, count, numbers, old, codecs, select in zip(
+        rules, counts, scalars, stored, storages, selected, strict=True
     ):
-        slots = _Slots(rule, old, codecs, dtype, step, index)
+        slots = _Slots(rule, old, codecs, dtype, count, index)
         context = Context(
-            step=step,
+            step=reached(count) if any(codec.stochastic for codec in codecs) else count,
             scalars={k: _cast(number, jnp.finfo(dtype).dtype) for k, number in numbers.items()},
             statistic=statistic,
             selected=select,
@@ -602,10 +623,10 @@ class _Slots:
         stored: dict[str, Any],
         storages: Sequence[_storage.Storage],
         dtype: Any,
-        step: Any,
+        count: Any,
         index: Any,
     ) -> None:
-        self._stored, self._step, self._index = stored, step, index
+        self._stored, self._count, self._index = stored, count, index
         self._storages = dict(zip(rule.slots, storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -624,7 +645,7 @@ class _Slots:
         _check.slot_name(name, self._stored)
         storage, key = self._storages[name], None
         if storage.stochastic:
-            key = maths.random_key(self._step, self._index, zlib.crc32(name.encode()))
+            key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
         code = storage.encode(value, self._stored[name], key)
         decoded = self._decode(name, code)
         if storage.stochastic:
@@ -879,7 +900,7 @@ def _rate(rule: Rule, state: Any) -> jax.Array | None:
     rate = None if field is None else getattr(rule, field, None)
     if rate is None:
         return None
-    count = getattr(state, "count", None)
+    count = reached(state.count) if "count" in getattr(state, "_fields", ()) else None
     if callable(rate):
         rate = _check.scheduled(type(rule).__name__, "learning_rate", rate, count)
     rate = jnp.asarray(rate, jnp.float32)

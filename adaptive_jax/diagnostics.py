@@ -13,6 +13,7 @@ import optax
 from jax.tree_util import Partial, keystr
 
 from . import _check, _export, maths
+from ._storage import whole
 from ._transform import Transformation, member
 
 MEASURES = (
@@ -87,9 +88,10 @@ def diagnose(
         effective_learning_rate   quantiles of |u|/|g| over the elements whose g is not 0
         signal_to_noise           ‖E g‖²/E‖g - E g‖², from moving averages over some twenty steps
 
-    In float32, 0 where there is nothing to measure. They stay on the device, in a state whose structure
-    never changes: `optax.tree.get(state, "cosine")` finds them. (`optax.tree.map_params` asks for a
-    state without parameters, which has no groups: it cannot be used on this one.)
+    The first six are measured by default. In float32, 0 where there is nothing to measure. They
+    stay on the device, in a state whose structure never changes: `optax.tree.get(state, "cosine")`
+    finds them. (`optax.tree.map_params` asks for a state without parameters, which has no groups:
+    it cannot be used on this one.)
 
     Args:
       inner: what to look at: a whole optimizer, or any part of a chain.
@@ -245,7 +247,7 @@ def _measure(
         return maths.ratio(_sum(changed), jnp.float32(sum(p.size for p in params)))
     if measure == "effective_learning_rate":
         sizes = [
-            (jnp.abs(_wide(g)).ravel(), jnp.abs(_wide(u)).ravel())
+            (jnp.abs(_wide(whole(g))).ravel(), jnp.abs(_wide(whole(u))).ravel())
             for g, u in zip(gradients, updates, strict=True)
         ]
         ratios = [jnp.where(g > 0, u / jnp.where(g > 0, g, 1), jnp.nan) for g, u in sizes]

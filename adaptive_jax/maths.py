@@ -303,7 +303,8 @@ def rounded_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
     """
     number = lax.bitcast_convert_type(x, jnp.uint32)
     largest = jnp.float32(jnp.finfo(jnp.bfloat16).max)
-    up = lax.select(lax.abs(x) <= largest, bits >> 16, jnp.zeros_like(bits))
+    # A product, for the bits of a sharded array are not sharded before they meet it.
+    up = (bits >> 16) * (lax.abs(x) <= largest).astype(jnp.uint32)
     rounded = lax.bitcast_convert_type((number + up) & jnp.uint32(0xFFFF0000), jnp.float32)
     # In float32 already, so that the cast is exact, and it does not matter where XLA leaves it out. It
     # ends in a cast, and not in a change of type bit by bit, which XLA would compute once more for

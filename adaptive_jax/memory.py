@@ -14,7 +14,7 @@ import optax
 
 from . import _check, _storage, _versions
 from ._rule import Rule
-from ._transform import Chained, Foreign, Lifted, inner_entry, member, parts, shared
+from ._transform import Chained, Foreign, Lifted, inner_entry, member, parts, reached, shared
 from .rules import Identity, WeightDecay
 from .wrappers import Monitor
 
@@ -265,6 +265,8 @@ def _convert_rules(
         _, part, old_storages = next(lasting) if _lasts(rule) else next(passing, no_rule)
         # A count that is there for the storage or a schedule alone may be new.
         had = part._asdict()
+        if "count" in had:
+            had["count"] = reached(had["count"])
         entries = {
             name: had.get(name, jnp.zeros(entry.shape, entry.dtype))
             for name, entry in like._asdict().items()

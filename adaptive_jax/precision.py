@@ -1,4 +1,4 @@
-"""Parameters in bfloat16 and float16 that learn: how updates are added to them."""
+"""Parameters below 32 bits that learn: how updates are added to them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ROUNDINGS = ("nearest", "stochastic")
 def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step: Any = None) -> Any:
     """θ + u, computed in float32 at least and rounded to the parameters' dtype once.
 
-    Rounded to nearest, a bfloat16 parameter loses every update below a 256th of it: it stays where
-    it is. Rounded stochastically, up or down with the probabilities that make the mean exact, it
-    follows a float32 run on average, at no cost in memory. The random bits are a hash of the step, the
-    array and the element: no key, and the same step gives the same parameters again. `compensate`
-    is the third way.
+    Rounded to nearest, a bfloat16 parameter loses every update below a 512th of it, and some below a
+    256th: it stays where it is. Rounded stochastically, up or down with the probabilities that make
+    the mean exact, it follows a float32 run on average, at no cost in memory. The random bits are a
+    hash of the step, the array and the element: no key, and the same step gives the same parameters
+    again. `compensate` is the third way.
 
     Args:
       params: the parameters, a tree.
@@ -36,11 +36,12 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
       step: the number of the step, an integer or an array of shape (); for "stochastic" only.
 
     Returns:
-      The new parameters, with the structure and the dtypes of params.
+      The new parameters, with the structure and the dtypes of params. What is too large for a dtype
+      becomes its largest number; what is not finite stays so, but in float4, which has no NaN.
 
     Raises:
-      TypeError, ValueError: for structures or shapes that do not match, by the path of the leaf, an
-        unknown rounding, or a step that is missing.
+      TypeError, ValueError: for integer parameters, structures or shapes that do not match, by the path
+        of the leaf, an unknown rounding, or a step that is missing.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -80,7 +81,8 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
 class CompensateState(NamedTuple):
     """What rounding has left out of each low-precision parameter, and the inner state.
 
-    correction: of the parameter's dtype, to be added to it; or an int8, the next 8 bits of a bfloat16.
+    correction: of the parameter's dtype, to be added to it, or float16 for one of 8 bits or less; or an
+      int8, the next 8 bits of a bfloat16.
     """
 
     correction: Any
@@ -106,6 +108,8 @@ class Compensate:
         """The dtype of the correction of a parameter; None for one without."""
         if not _is_low(dtype):
             return None
+        if jnp.finfo(dtype).bits < 16:
+            return jnp.float16
         return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
 
 
@@ -120,11 +124,12 @@ def compensate(
         θ' = round(θ + c + u),   c ← θ + c + u - θ'
 
     c has the dtype of the parameter and makes it twice as precise (Kahan 1965,
-    https://doi.org/10.1145/363707.363723). As an int8 it is the next 8 bits of the number, rounded to
-    nearest: weights of 24 bits. The updates for such parameters are θ' - θ in float32, exactly,
-    whatever the dtype of the gradients: `apply_updates`, or optax's, then gives θ'. Parameters of 32
-    bits and more are left alone. `exact_params` adds both up. To go on with the state of a run without
-    it: `compensate(tx).init(params)._replace(inner_state=state)`.
+    https://doi.org/10.1145/363707.363723); for parameters of 8 bits and less it is a float16. As an
+    int8 it is the next 8 bits of the number, rounded to nearest: weights of 24 bits. The updates
+    for such parameters are θ' - θ in float32, exactly, whatever the dtype of the gradients:
+    `apply_updates`, or optax's, then gives θ'. Parameters of 32 bits and more are left alone.
+    `exact_params` adds both up. To go on with the state of a run without it:
+    `compensate(tx).init(params)._replace(inner_state=state)`.
 
     Args:
       inner: the optimizer, complete: nothing may change its updates afterwards.
@@ -213,7 +218,8 @@ def _compensate_update(
             )
         total = _sum(_exact(param, old), update)
         split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
-        rounded, corrections[index] = split(total, param.dtype)
+        rounded, left = split(total, param.dtype)
+        corrections[index] = left.astype(old.dtype)
         gradients.leaves[index] = rounded - param.astype(jnp.float32)
     unflatten = gradients.treedef.unflatten
     return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
@@ -223,11 +229,14 @@ def _split_sum(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """A number rounded to a dtype, in float32 still, and what that leaves out."""
     limits = jnp.finfo(dtype)
     largest = total.dtype.type(limits.max)
+    total = lax.add(lax.clamp(-largest, total, largest), 0 * total)
     # Not a cast there and back, which XLA may leave out.
-    rounded = lax.reduce_precision(
-        lax.add(lax.clamp(-largest, total, largest), 0 * total), limits.nexp, limits.nmant
-    )
-    return rounded, (total - rounded).astype(dtype)
+    if limits.bits == 16:
+        rounded = lax.reduce_precision(total, limits.nexp, limits.nmant)
+    else:  # Dtypes of 8 bits and less have exponents of their own.
+        spacing = _spacing(total, dtype)
+        rounded = lax.round(total / spacing, lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
+    return rounded, total - rounded
 
 
 def _split_24_bits(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -328,15 +337,25 @@ def is_finite_after(param: jax.Array, update: jax.Array) -> jax.Array:
 def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int) -> jax.Array:
     """x on the grid of dtype, above or below it, so that the mean over all steps is x."""
     bits = maths.random_bits(x.shape, maths.random_key(step, index, salt=0))
+    x = maths.saturating_cast(x, jnp.dtype(jnp.float32))
     if dtype == jnp.bfloat16:
-        return maths.rounded_to_bfloat16(maths.saturating_cast(x, jnp.dtype(jnp.float32)), bits)
-    limits = jnp.finfo(dtype)
-    # The distance of the grid's numbers: that of the power of two below |x|, and for subnormal
-    # numbers the smallest one. (A grid finer than 2^-126 would be subnormal in float32 itself.)
-    exponent = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) & jnp.uint32(0x7F800000)
-    power = lax.bitcast_convert_type(exponent, jnp.float32) * 2.0**-limits.nmant
-    spacing = jnp.maximum(power, max(float(limits.smallest_subnormal), 2.0**-126))
-    spacing = spacing.astype(x.dtype)
-    uniform = (bits >> 16).astype(jnp.float32) * 2.0**-16
-    rounded = jnp.floor(x / spacing + uniform.astype(x.dtype)) * spacing
+        return maths.rounded_to_bfloat16(x, bits)
+    spacing = _spacing(x, dtype)
+    quotient = x / spacing
+    below = jnp.floor(quotient)
+    # Not the floor of a sum, which float32 would round: what is on the grid stays there.
+    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    rounded = jnp.where(uniform >= 1 - (quotient - below), below + 1, below) * spacing
     return jnp.where(jnp.isfinite(x), rounded, x)
+
+
+def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
+    """How far the numbers of dtype are from each other around a float32.
+
+    As far as in that of the power of two below |x|, and as the smallest ones at least. (A grid finer
+    than 2^-126 would be subnormal in float32 itself.)
+    """
+    limits = jnp.finfo(dtype)
+    exponent = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    power = lax.bitcast_convert_type(exponent, jnp.float32) * 2.0**-limits.nmant
+    return jnp.maximum(power, max(float(limits.smallest_subnormal), 2.0**-126))

@@ -267,36 +267,43 @@ def sweep(
       {'learning_rate': 1.0}
     """
     batch_size = _check_options(batch_size, memory, maximize, step, batches)
-    stacked = None if batches is None else _stack(batches)
-    seed_values = _seeds(seeds)
-    columns, is_static = _columns(table, axes, static)
-    takes_seed = _check_arguments(train, columns, len(seed_values))
-    plans = list(_plans(train, step, objective, takes_seed, columns, is_static, seed_values))
-    traced = [_runs.trace(plan, stacked) for plan in plans]
-    _runs.check_outlines([each.outline for each in traced], plans)
-    settings, count = sum(len(plan.rows) for plan in plans), len(seed_values)
-    flat_outline, treedef = jax.tree.flatten(traced[0].outline)
-    _runs.check_results(flat_outline, settings * count)
-    programs = [
-        _runs.program(each, plan, stacked, batch_size, memory)
-        for each, plan in zip(traced, plans, strict=True)
-    ]
+    # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
+    with jax.set_mesh(None):
+        stacked = None if batches is None else _stack(batches)
+        seed_values = _seeds(seeds)
+        columns, is_static = _columns(table, axes, static)
+        takes_seed = _check_arguments(train, columns, len(seed_values))
+        plans = list(_plans(train, step, objective, takes_seed, columns, is_static, seed_values))
+        traced = [_runs.trace(plan, stacked) for plan in plans]
+        _runs.check_outlines([each.outline for each in traced], plans)
+        settings, count = sum(len(plan.rows) for plan in plans), len(seed_values)
+        flat_outline, treedef = jax.tree.flatten(traced[0].outline)
+        _runs.check_results(flat_outline, settings * count)
+        programs = [
+            _runs.program(each, plan, stacked, batch_size, memory)
+            for each, plan in zip(traced, plans, strict=True)
+        ]
 
-    results = [np.empty((settings * count, *each.shape), each.dtype) for each in flat_outline]
-    with training.progress_bar(progress, settings * count, unit="run") as bar:
-        for plan, program in zip(plans, programs, strict=True):
-            places = np.add.outer(np.array(plan.rows) * count, np.arange(count)).ravel()
-            for piece in program.pieces(plan, stacked):
-                leaves = jax.tree.leaves(piece)
-                here, places = np.split(places, [len(leaves[0])])
-                for result, leaf in zip(results, leaves, strict=True):
-                    result[here] = leaf
-                bar.update(len(here))
-    results = [result.reshape(settings, count, *result.shape[1:]) for result in results]
-    judged, outputs = jax.tree.unflatten(treedef, results)
-    return Sweep(
-        columns, seed_values, judged, outputs, maximize, _runs.objective_name(objective, outputs)
-    )
+        results = [np.empty((settings * count, *each.shape), each.dtype) for each in flat_outline]
+        with training.progress_bar(progress, settings * count, unit="run") as bar:
+            for plan, program in zip(plans, programs, strict=True):
+                places = np.add.outer(np.array(plan.rows) * count, np.arange(count)).ravel()
+                for piece in program.pieces(plan, stacked):
+                    leaves = jax.tree.leaves(piece)
+                    here, places = np.split(places, [len(leaves[0])])
+                    for result, leaf in zip(results, leaves, strict=True):
+                        result[here] = leaf
+                    bar.update(len(here))
+        results = [result.reshape(settings, count, *result.shape[1:]) for result in results]
+        judged, outputs = jax.tree.unflatten(treedef, results)
+        return Sweep(
+            columns,
+            seed_values,
+            judged,
+            outputs,
+            maximize,
+            _runs.objective_name(objective, outputs),
+        )
 
 
 _OPTIONS = frozenset(inspect.signature(sweep).parameters) - {"axes"}

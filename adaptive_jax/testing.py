@@ -192,6 +192,47 @@ def _scan(add: Any, zeros: jax.Array, keys: jax.Array) -> Any:
     return jax.lax.scan(add, (zeros, zeros), keys)[0]
 
 
+def _check_small_changes(storage: Storage) -> None:
+    if not storage.stochastic or not storage.elementwise:
+        return
+    steps, part = 20_000, 1e-4
+    generator = np.random.default_rng(1)
+    values = 10.0 ** generator.uniform(-8, 0, size=(50, 64))
+    keys = jax.vmap(lambda step: maths.random_key(step, 0, 7))(jnp.arange(steps))
+    for real in (True,) if storage.nonnegative_only else (True, False):
+        array = jnp.asarray(values if real else values * generator.choice([-1, 1], values.shape))
+        array = array.astype(jnp.float32)
+        first = storage.init(0.0, array, real=real)
+
+        def decoded(stored: Any) -> jax.Array:
+            return maths.saturating_cast(storage.decode(stored), jnp.dtype(jnp.float32))
+
+        def draw(key: Any, array: Any = array, first: Any = first) -> jax.Array:
+            return decoded(storage.encode(array, first, key))
+
+        draws = jax.jit(jax.vmap(draw))(keys[:64])
+        step = draws.max(0) - draws.min(0)
+        stored = _encode(storage)(array, first, keys[0])
+        start = decoded(stored)
+        for sign in (1, -1):
+            change = sign * part * step
+            # Not what float32 nearly loses, nor what is on the edge of a step or would change its sign.
+            counted = (abs(change) > 2.0**-18 * abs(start)) & (abs(start) > 5 * step)
+
+            def advance(stored: Any, key: Any, change: Any = change) -> Any:
+                return storage.encode(decoded(stored) + change, stored, key), None
+
+            moved = jax.jit(lambda s, advance=advance: jax.lax.scan(advance, s, keys)[0])(stored)
+            if np.sum(counted) < 100:  # Steps as fine as those of float32.
+                continue
+            share = float(np.mean(((decoded(moved) - start) / (steps * change))[counted]))
+            _require(
+                abs(share - 1) < 0.25,
+                f"Of {steps} changes by {sign * part:g} of the distance of what can be stored, {share:.2f} "
+                "arrive: round with finer random bits, and with no part of the distance left out.",
+            )
+
+
 def _check_small_and_large(storage: Storage) -> None:
     for array, first, real in _stored_samples(storage):
         if not array.size:
@@ -248,6 +289,7 @@ STORAGE_PROMISES: dict[str, Callable[[Storage], None]] = {
     "what is read back is stored as the same again": _check_round_trip,
     "it can be traced": _check_storage_traced,
     "rounding at random is right on average": _check_unbiased,
+    "changes that are far smaller than its steps arrive on average": _check_small_changes,
     "zero stays zero, what is above stays above, what is not finite stays visible": _check_small_and_large,
 }
 """What `check_storage` checks, in order."""

@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from . import _check, _export, checkpoint, maths, precision
+from ._storage import explicit_sharding
 from ._transform import Text, UnknownRate, are_decays, learning_rate, member
 from .wrappers import all_finite, finite_after
 
@@ -891,7 +893,17 @@ def _split(batch: Any, parts: int) -> Any:
                 f"accumulate={parts} the first axis of every array is split into {parts} parts of "
                 "one size."
             )
-    return jax.tree.map(lambda x: jnp.reshape(x, (-1, parts, *x.shape[1:])), batch)
+
+    def cut(x: Any) -> Any:
+        shape = x.shape[0] // parts, *x.shape[1:]
+        # Fewer rows than devices cannot be split between these: all have them.
+        sharding = explicit_sharding(x, shape)
+        if sharding is not None:
+            first, *rest = sharding.spec
+            sharding = sharding.update(spec=PartitionSpec(first, None, *rest))
+        return lax.reshape(x, (shape[0], parts, *shape[1:]), out_sharding=sharding)
+
+    return jax.tree.map(cut, batch)
 
 
 def _metrics(

@@ -38,6 +38,18 @@ def room_for_programs():
         gc.collect()
 
 
+@pytest.fixture(params=list(jax.sharding.AxisType)[:2], ids=lambda kind: kind.name)
+def make_mesh(request):
+    """A mesh of so many devices along one axis, of each kind: Auto, and Explicit as in `jax.make_mesh`."""
+
+    def make(devices, name="x"):
+        return jax.make_mesh(
+            (devices,), (name,), axis_types=(request.param,), devices=jax.devices()[:devices]
+        )
+
+    return make
+
+
 @pytest.fixture
 def compiled():
     """The names of what XLA compiles during a test, in order."""

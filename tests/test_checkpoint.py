@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 import saved_runs
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from test_state import unpacked
 
 import adaptive_jax as aj
@@ -468,11 +468,11 @@ def test_shapes_come_back_as_they_were_saved(tmp_path):
 
 
 @pytest.mark.parametrize("storage", [None, aj.Blocks(min_size=0)])
-def test_onto_another_sharding_and_from_shapes_alone(tmp_path, storage):
+def test_onto_another_sharding_and_from_shapes_alone(tmp_path, storage, make_mesh):
     tx = aj.adam(0.1, storage=storage)
     state, _ = aj.train_step(loss)(create(tx), 0.1)
     aj.save_checkpoint(tmp_path, state)
-    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    mesh = make_mesh(4)
     rows = NamedSharding(mesh, PartitionSpec("x"))
     split = {**PARAMS, "w": jax.device_put(PARAMS["w"], rows)}
     again = aj.restore_checkpoint(tmp_path, create(tx, split))

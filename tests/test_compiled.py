@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from catalogue import CASES
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 
@@ -84,10 +84,10 @@ def test_a_second_trace_of_an_update_reuses_the_first():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_state_is_sharded_like_its_parameters(case):
+def test_the_state_is_sharded_like_its_parameters(case, make_mesh):
     factory, settings = CASES[case]
     tx = factory(**settings)
-    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    mesh = make_mesh(4)
     split = NamedSharding(mesh, PartitionSpec("x"))
     everywhere = NamedSharding(mesh, PartitionSpec())
     params = {
@@ -108,9 +108,9 @@ def test_the_state_is_sharded_like_its_parameters(case):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop"])
-def test_inside_shard_map(name):
+def test_inside_shard_map(name, make_mesh):
     tx = getattr(aj, name)(0.1)
-    mesh = Mesh(np.array(jax.devices()[:4]), ("x",))
+    mesh = make_mesh(4)
     params = jnp.arange(1.0, 9.0)
     update = jax.shard_map(
         lambda params: tx.update(params, tx.init(params))[0],

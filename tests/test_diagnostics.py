@@ -141,3 +141,12 @@ def test_off_costs_nothing():
 def test_mistakes_are_named(make, message):
     with pytest.raises((TypeError, ValueError), match=message):
         make()
+
+
+def test_every_measure_on_a_mesh(make_mesh):
+    split = jax.sharding.NamedSharding(make_mesh(4), jax.sharding.PartitionSpec(None, "x"))
+    here = {"w": jax.random.normal(jax.random.key(0), (8, 16)), "b": jnp.ones(3)}
+    there = {"w": jax.device_put(here["w"], split), "b": here["b"]}
+    tx = aj.diagnose(aj.adam(0.1), MEASURES[:-1])  # The noise of one step is a rounding error.
+    states = [jax.jit(tx.update)(x, tx.init(x), x)[1].measured for x in (here, there)]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *states)

@@ -11,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 from catalogue import CASES, FIRST
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
+from adaptive_jax import testing
 from adaptive_jax.testing import BrokenPromise, check_rule, check_storage
 
 # Set so that small arrays are compressed too.
@@ -280,6 +281,89 @@ def test_rounding_is_right_on_average():
         assert float(jnp.abs(mean / x - 1).max()) < 1e-2
 
 
+@pytest.mark.parametrize("name", ["int8", "int16"])
+def test_changes_far_below_a_step_arrive(name):
+    """20,000 changes by 1e-4 of a code's step are two steps, up and down."""
+    testing._check_small_changes(STORAGES[name])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("nonnegative", [True, False])
+@pytest.mark.parametrize(
+    "noise",
+    [0, 2**32 - 1]
+    + [
+        pytest.param(noise, marks=pytest.mark.slow)
+        for noise in (2**28 - 1, 2**32 - 2**28, 2**22 - 1, 2**20 - 1)
+    ],
+)
+def test_every_code_comes_back_whatever_the_noise(bits, nonnegative, noise, monkeypatch):
+    storage = aj.Blocks(min_size=0, bits=bits)
+    dtype = np.dtype(f"{'u' if nonnegative else ''}int{bits}")
+    codes = np.arange(np.iinfo(dtype).max + 1).astype(dtype)
+    codes = np.resize(codes, (-(-len(codes) // 255), 255)) * (1 if nonnegative else -1)
+    codes = np.concatenate([np.full((len(codes), 1), np.iinfo(dtype).max, dtype), codes], axis=1)
+    powers = np.random.default_rng(0).uniform(-50, 50, (len(codes), 1))
+    first = storage.init(0.0, jnp.ones(codes.shape), real=nonnegative)
+    first = storage.encode(
+        jnp.asarray(2.0**powers * np.ones(256), jnp.float32), first, jnp.uint32(0)
+    )
+    stored = first._replace(codes=jnp.asarray(codes.astype(dtype)))
+    monkeypatch.setattr(
+        aj.maths, "random_bits", lambda shape, key: jnp.full(shape, noise, "uint32")
+    )
+    value = storage.decode(stored)
+    for again in (
+        storage.encode(value, stored, jnp.uint32(0)),
+        jax.jit(lambda x: storage.encode(storage.decode(x), x, jnp.uint32(0)))(stored),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, again, stored)
+    # Nor does the largest number of a block fall from the top, whatever it is.
+    largest = jnp.asarray(2.0**powers * np.random.default_rng(1).uniform(1, 2, powers.shape))
+    block = jnp.full(codes.shape, 0.5).at[:, 3].set(1.0) * largest.astype(jnp.float32)
+    top = storage.encode(block, first, jnp.uint32(0)).codes[:, 3]
+    assert (top == np.iinfo(dtype).max).all()
+
+
+def test_a_small_second_moment_follows_its_gradients():
+    """With b2 = 0.9999, beside others that are 1e4 to 1e6 times larger: no dead zone."""
+
+    def ratio(before, after):
+        def moments(storage):
+            tx = aj.scale_by_rms(decay=0.9999, storage=storage)
+
+            def body(state, step):
+                size = jnp.sqrt(jnp.where(step < 500, before, after))
+                gradient = jnp.full((4, 256), size).at[:, :8].set(1.0)
+                return tx.update(gradient, state)[1], None
+
+            first = tx.init(jnp.zeros((4, 256)))
+            return jax.jit(lambda: jax.lax.scan(body, first, jnp.arange(40_000))[0])().nu
+
+        nu = STORAGES["int16"].decode(moments(STORAGES["int16"]))
+        return (nu / moments(None))[:, 8:]
+
+    for before, after in ((1e-4, 1e-6), (1e-6, 1e-5)):
+        assert abs(float(jnp.mean(ratio(before, after))) - 1) < 0.03
+        assert abs(float(jnp.mean(ratio(before, after) ** -0.5)) - 1) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codes", "values"),
+    [
+        ("int8", [127, -64, 1], [3.0, -0.18218624591827393, 0.0007591093308292329]),
+        ("uint8", [255, 128, 1], [3.000000238418579, 0.012049712240695953, 2.953360763058299e-06]),
+        ("int16", [32767, -9000, 1], [3.000000238418579, -0.0009758620290085673, 2.23575433722e-08]),
+        ("uint16", [65535, 9000, 2], [3.000000238418579, 0.014086342416703701, 2.87241891783e-06]),
+    ],
+)  # fmt: skip
+def test_what_version_0_1_0_stored_reads_the_same(dtype, codes, values):
+    storage = aj.Blocks(min_size=0, bits=8 if dtype.endswith("8") else 16)
+    first = storage.init(0.0, jnp.ones(3), real=dtype[0] == "u")
+    stored = first._replace(codes=jnp.asarray(codes, dtype), scales=jnp.asarray([3.0], jnp.float32))
+    np.testing.assert_array_equal(storage.decode(stored), np.float32(values))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["uniformly", "half of each block"])
 def test_a_second_moment_decays(half):
@@ -398,6 +482,45 @@ def test_the_derivative_of_what_is_read_back_is_that_of_what_was_stored():
 
     for storage in (None, *list(STORAGES.values())[:3]):
         np.testing.assert_allclose(jax.grad(update)(jnp.ones(5), storage), -1.0)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8", "int16"])
+@pytest.mark.parametrize("factory", [aj.scale_by_adam, aj.scale_by_rms, aj.trace])
+def test_rounding_goes_on_when_the_count_is_full(name, factory):
+    """At 2^31 - 1 steps the rule's count stands still, as in optax; its random bits do not."""
+    decay = {"decay": 0.9} if factory is aj.trace else {}
+    tx = factory(**decay, storage=STORAGES[name])
+    gradient = jax.random.normal(jax.random.key(0), (4, 256))
+    step = jax.jit(tx.update)
+    for last in (2**31 - 1, -1):
+        state = step(gradient, tx.init(gradient))[1]._replace(count=jnp.int32(last))
+        seen, updates = [], []
+        for _ in range(3):
+            update, new = step(gradient, state)
+            slot = jax.tree.leaves(new._replace(count=None))[-1 if name == "bfloat16" else -2]
+            seen.append(np.asarray(slot).tobytes())
+            updates.append(np.asarray(update))
+            state = state._replace(count=new.count)
+        assert len(set(seen)) == 3
+        assert new.count == -(2**31) + 2
+        # Bias correction, where there is one, is that of the last step, and not of the first.
+        full, _ = step(gradient, state._replace(count=jnp.int32(2**31 - 2)))
+        np.testing.assert_allclose(np.mean(updates), np.mean(full), rtol=0.1)
+    # Without rounding a count stays where optax has it.
+    exact = factory(**decay)
+    converted = aj.convert_storage(tx, exact, gradient, state)
+    assert converted._asdict().get("count", 2**31 - 1) == 2**31 - 1
+
+
+def test_a_schedule_stands_still_with_the_count():
+    tx = aj.scale_by_adam(b1=optax.linear_schedule(0.9, 0.1, 100), storage=STORAGES["int8"])
+    state = tx.init(jnp.ones((2, 64)))
+    means = [
+        float(jnp.mean(tx.update(jnp.ones((2, 64)), state._replace(count=jnp.int32(count)))[0]))
+        for count in (-5, 2**31 - 1, 0)
+    ]
+    assert means[0] == pytest.approx(means[1], rel=0.02)
+    assert means[0] != pytest.approx(means[2], rel=0.2)
 
 
 # Memory
@@ -535,8 +658,8 @@ def test_a_count_that_only_the_storage_needs():
 
 @pytest.mark.parametrize("shape", [(64, 1024), (16, 300), (8, 24), (5000,), (3, 40, 40)])
 @pytest.mark.parametrize("name", ["bfloat16", "int8", "int16"])
-def test_eight_devices_are_bit_identical_to_one(shape, name):
-    mesh = Mesh(np.array(jax.devices()), ("x",))
+def test_eight_devices_are_bit_identical_to_one(shape, name, make_mesh):
+    mesh = make_mesh(8)
     axis = max(range(len(shape)), key=lambda i: (shape[i] % 8 == 0, i))
     spec = [None] * len(shape)
     if shape[axis] % 8 == 0:
@@ -568,8 +691,37 @@ def test_eight_devices_are_bit_identical_to_one(shape, name):
     assert codes.sharding.is_equivalent_to(sharding, len(shape))
 
 
-def test_the_size_that_decides_is_that_of_the_whole_array():
-    mesh = Mesh(np.array(jax.devices()), ("x",))
+@pytest.mark.parametrize("spec", [("x",), (None, "x")])
+@pytest.mark.parametrize("shape", [(256, 512), (4, 136, 136)])
+@pytest.mark.parametrize("storage", ["int8", {"nu": "factored"}], ids=str)
+def test_axes_that_are_split_between_devices(make_mesh, storage, shape, spec):
+    """Blocks across the edge of a device, and sums along a split axis."""
+    sharding = NamedSharding(make_mesh(4), PartitionSpec(*spec))
+    tx = aj.adam(0.1, storage=storage)
+    here = jax.random.normal(jax.random.key(0), shape)
+    there = jax.device_put(here, sharding)
+    state, other = tx.init(here), tx.init(there)
+    for _ in range(2):
+        updates, state = jax.jit(tx.update)(here, state, here)
+        others, other = jax.jit(tx.update)(there, other, there)
+    np.testing.assert_allclose(updates, others, rtol=1e-4)
+    assert others.sharding.is_equivalent_to(sharding, len(shape))
+
+
+@pytest.mark.parametrize("storage", [None, "bfloat16", "int8", {"nu": "factored"}], ids=str)
+def test_a_state_made_under_jit_is_sharded_like_its_parameters(storage):
+    """Where the type of a tracer has the sharding: on an explicit mesh."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    there = jax.device_put(jnp.ones((256, 512)), NamedSharding(mesh, PartitionSpec("x")))
+    tx = aj.adam(0.1, storage=storage)
+    with jax.set_mesh(mesh):
+        state = jax.jit(tx.init)(there)
+    for leaf, expected in zip(jax.tree.leaves(state), jax.tree.leaves(tx.init(there)), strict=True):
+        assert leaf.ndim == 0 or leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
+
+
+def test_the_size_that_decides_is_that_of_the_whole_array(make_mesh):
+    mesh = make_mesh(8)
     there = jax.device_put(jnp.ones((8, 1024)), NamedSharding(mesh, PartitionSpec("x")))
     state = aj.adam(0.1, storage="int8").init(there)  # 1,024 on each device
     assert state[0].mu.codes.dtype == jnp.int8

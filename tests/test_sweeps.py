@@ -107,6 +107,16 @@ def test_arrays_of_one_device_are_used_on_every_device():
 
 
 @pytest.mark.usefixtures("devices")
+def test_a_mesh_that_is_set_is_not_that_of_the_runs(make_mesh):
+    def final(learning_rate, seed):
+        return train(learning_rate, seed=seed)[-1]
+
+    expected = aj.sweep(final, learning_rate=[0.1, 0.5, 0.9], seeds=2)
+    with jax.set_mesh(make_mesh(4)):
+        found = aj.sweep(final, learning_rate=[0.1, 0.5, 0.9], seeds=2)
+    np.testing.assert_array_equal(found.outputs, expected.outputs)
+
+
 def test_pieces_give_what_the_whole_gives():
     whole = aj.sweep(train, learning_rate=RATES, seeds=5)
     pieces = aj.sweep(train, learning_rate=RATES, seeds=5, batch_size=3)

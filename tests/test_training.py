@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 
@@ -612,8 +612,11 @@ PLACEMENTS = {
 }
 
 
-def on_eight_devices(placement):
-    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+def on_eight_devices(placement, mesh):
+    if "sharded" in placement and jax.sharding.AxisType.Explicit in mesh.axis_types:
+        pytest.skip(
+            "On an explicit mesh the network itself must say where its weights are gathered."
+        )
     shardings = {
         name: NamedSharding(mesh, PartitionSpec(*axes))
         for name, axes in PLACEMENTS[placement].items()
@@ -624,9 +627,9 @@ def on_eight_devices(placement):
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_data_parallel(placement, parts):
+def test_data_parallel(placement, parts, make_mesh):
     """As on one device; the optimizer's state lies where its parameters do, and stays there."""
-    shardings, params, batch = on_eight_devices(placement)
+    shardings, params, batch = on_eight_devices(placement, make_mesh(8, "data"))
     step = aj.train_step(mean_squared_error, accumulate=parts)
     alone, _ = run(
         aj.train_step(mean_squared_error),
@@ -645,11 +648,27 @@ def test_data_parallel(placement, parts):
     assert step._jitted._cache_size() == 1
 
 
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_parts_with_fewer_rows_than_devices(parts, make_mesh):
+    mesh = make_mesh(4, "data")
+    batch = jnp.arange(64.0).reshape(8, 8) / 64
+    step = aj.train_step(lambda w, rows: jnp.mean((rows @ w) ** 2), accumulate=parts)
+    results = []
+    for spec, place in ((None, None), ((), ("data",))):
+        params, given = jnp.ones((8, 16)), batch
+        if spec is not None:
+            params = jax.device_put(params, NamedSharding(mesh, PartitionSpec(*spec)))
+            given = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*place)))
+        state, metrics = step(aj.TrainState.create(params, aj.sgd(0.1)), given)
+        results.append((state.params, metrics["loss"]))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *results)
+
+
 @jax.numpy_dtype_promotion("standard")  # For optax.
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_no_communication_beside_that_of_the_gradient(placement):
+def test_no_communication_beside_that_of_the_gradient(placement, make_mesh):
     """The optimizer, the scalars and the loss add none to the step written by hand."""
-    _, params, batch = on_eight_devices(placement)
+    _, params, batch = on_eight_devices(placement, make_mesh(8, "data"))
     tx = optax.adam(0.01)
 
     def by_hand(params, opt_state, batch):

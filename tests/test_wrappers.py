@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -339,6 +341,52 @@ def test_stochastic_rounding_is_unbiased(dtype):
     )
 
 
+FLOAT8 = ["float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz", "float8_e4m3fnuz"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", *FLOAT8, "float4_e2m1fn"])
+def test_an_update_of_zero_changes_no_bit(dtype):
+    """Every number of the dtype, in many steps; and what is too large becomes the largest."""
+    dtype = jnp.dtype(dtype)
+    largest = float(jnp.finfo(dtype).max)
+    numbers = jnp.asarray(np.linspace(-largest, largest, 50_000), jnp.float32).astype(dtype)
+    small = jnp.asarray(np.random.default_rng(0).normal(size=50_000), jnp.float32).astype(dtype)
+    apply = jax.jit(functools.partial(aj.apply_updates, rounding="stochastic"))
+    for params in (numbers, small):
+        for step in range(10):
+            new = apply(params, jnp.full(params.shape, -0.0), step=step)
+            assert bits(new.astype(jnp.float32)) == bits(params.astype(jnp.float32))
+    over = apply(numbers[-1:], jnp.full(1, largest * 2.0**-10), step=0)
+    assert float(over[0]) == largest
+
+
+@pytest.mark.parametrize("dtype", [*FLOAT8, "float4_e2m1fn"])
+def test_rounding_to_8_bits_is_unbiased(dtype):
+    dtype, size = jnp.dtype(dtype), 200_000
+    for number in (0.3, -1.3, 2.9, float(jnp.finfo(dtype).smallest_subnormal) * 0.3):
+        params, updates = jnp.zeros(size, dtype), jnp.full(size, number)
+        new = aj.apply_updates(params, updates, rounding="stochastic", step=1).astype(jnp.float32)
+        spacing = float(new.max() - new.min())
+        assert len(np.unique(new)) == 2
+        assert abs(float(new.mean()) - number) < 5 * 0.5 * spacing / np.sqrt(size)
+
+
+def test_parameters_of_8_bits_follow_float32_with_a_correction():
+    tx, exact = aj.compensate(aj.sgd(1e-3)), 1.0 - 300 * 1e-3
+    for dtype in FLOAT8:
+        params = jnp.ones(4, dtype)
+        state = tx.init(params)
+        for _ in range(300):
+            updates, state = tx.update(jnp.ones(4), state, params)
+            params = aj.apply_updates(params, updates)
+        np.testing.assert_allclose(aj.exact_params(params, state), exact, rtol=5e-3)
+
+
+def test_integer_parameters_are_refused():
+    with pytest.raises(TypeError, match=r"params\['n'\] is int32\[2\].*floating-point"):
+        aj.apply_updates({"n": jnp.arange(2)}, {"n": jnp.full(2, 0.7)})
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_stochastic_rounding_leaves_the_grid_alone(dtype):
     """What the dtype can hold stays as it is; what is not finite stays that."""
@@ -368,16 +416,49 @@ def test_steps_and_arrays_have_bits_of_their_own():
     np.testing.assert_array_equal(up(0)[0], first[0])  # The same step, the same parameters.
 
 
-def test_rounding_is_the_same_whatever_the_sharding():
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("x",))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e4m3fn"])
+def test_rounding_is_the_same_whatever_the_sharding(make_mesh, dtype):
+    mesh = make_mesh(4)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    params = jnp.ones((8, 33), jnp.bfloat16)
+    params = jnp.ones((8, 33), jnp.dtype(dtype))
     updates = jnp.full((8, 33), 1e-3)
     apply = jax.jit(
         lambda params, updates: aj.apply_updates(params, updates, rounding="stochastic", step=7)
     )
     here, there = apply(params, updates), apply(*jax.device_put((params, updates), split))
     assert bits(here) == bits(there)
+    assert there.sharding.is_equivalent_to(split, 2)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: aj.skip_nonfinite(tx),
+        lambda tx: aj.multi_steps(tx, 2),
+        lambda tx: aj.compensate(tx),
+        lambda tx: aj.compensate(tx, "int8"),
+        lambda tx: aj.chain(aj.monitor({"norm": aj.global_norm}), aj.clip_by_global_norm(1.0), tx),
+    ],
+    ids=["skip_nonfinite", "multi_steps", "compensate", "compensate int8", "monitor and clip"],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_wrappers_on_a_mesh(make_mesh, wrap, dtype):
+    mesh = make_mesh(4)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    tx = wrap(aj.adam(0.1, storage=aj.Blocks(min_size=0, block=16)))
+    here = {"w": jax.random.normal(jax.random.key(0), (8, 64)).astype(jnp.dtype(dtype))}
+    there = jax.device_put(here, split)
+    step = jax.jit(tx.update)
+    states = tx.init(here), tx.init(there)
+    for _ in range(2):
+        (one, first), (other, second) = (
+            step(params, state, params) for params, state in zip((here, there), states, strict=True)
+        )
+        states = first, second
+    np.testing.assert_allclose(
+        one["w"].astype(jnp.float32), other["w"].astype(jnp.float32), rtol=1e-5
+    )
+    assert other["w"].sharding.is_equivalent_to(split, 2)
 
 
 def test_parameters_of_32_bits_are_left_alone():

@@ -18,7 +18,7 @@ Takes four minutes on two CPU cores, seven on busy ones, most of it for the text
 
 How to read it:
 
-* "parameters bfloat16, nearest" is expected to fail: updates below a 256th of a parameter are lost.
+* "parameters bfloat16, nearest" is expected to fail: updates below a 512th of a parameter are lost.
 * "state bfloat16, nearest" trains, and is broken: its second moment never decays, so its steps get too
   small. Paired differences tell, but of the loss on the text it is a quarter of a per cent: a final loss
   does not prove a storage sound. Its decay, its extremes and its bias are tested by themselves.
