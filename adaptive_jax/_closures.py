@@ -78,6 +78,7 @@ class _Copy:
         self._kind, self._swap = kind, swap
         self._made: dict[int, Any] = {}
         self._known: dict[int, bool] = {}
+        self._alive: list[Any] = []  # What was seen, or its id would be given to something else.
 
     def __call__(self, x: Any) -> Any:
         if isinstance(x, self._kind):
@@ -91,15 +92,17 @@ class _Copy:
     def _holds(self, x: Any) -> bool:
         """Whether a value of the type can be reached from x."""
         if id(x) not in self._known:
-            seen, stack, self._known[id(x)] = {id(x)}, [x], False
-            while stack:
+            seen, stack, found = {id(x)}, [x], False
+            self._alive.append(x)
+            while stack and not found:
                 each = stack.pop()
-                if isinstance(each, self._kind):
-                    self._known[id(x)] = True
-                    break
-                new = [part for part in _parts(each) if id(part) not in seen]
-                seen.update(map(id, new))
-                stack += new
+                found = isinstance(each, self._kind)
+                for part in _parts(each):
+                    if id(part) not in seen:
+                        seen.add(id(part))
+                        stack.append(part)
+                        self._alive.append(part)
+            self._known[id(x)] = found
         return self._known[id(x)]
 
     def _copy(self, x: Any) -> Any:
@@ -110,8 +113,6 @@ class _Copy:
         if isinstance(x, functools.partial):
             keywords = {name: self(value) for name, value in x.keywords.items()}
             return type(x)(self(x.func), *map(self, x.args), **keywords)
-        if isinstance(x, types.CellType):
-            return self._cell(x)
         if isinstance(x, dict):
             return self._filled(x, {key: self(value) for key, value in x.items()})
         if isinstance(x, list):
@@ -150,12 +151,9 @@ class _Copy:
 
     def _cell(self, x: types.CellType) -> types.CellType:
         """An empty cell for one whose contents will be others: functions may share it."""
-        if not any(map(self._reaches, _contents(x))):
+        if not any(map(self._holds, _contents(x))):
             return x
         return self._made.setdefault(id(x), types.CellType())
-
-    def _reaches(self, x: Any) -> bool:
-        return isinstance(x, self._kind) or self._holds(x)
 
 
 def _contents(cell: types.CellType) -> tuple[Any, ...]:
