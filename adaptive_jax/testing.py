@@ -22,7 +22,7 @@ from .rules import Adam, Rms
 if hasattr(jax, "enable_x64"):
     enable_x64 = jax.enable_x64
 else:  # Before jax 0.8.
-    from jax.experimental import enable_x64
+    from jax.experimental import enable_x64  # type: ignore[attr-defined]
 
 _STEPS = 3
 
