@@ -1130,7 +1130,8 @@ def test_an_optimizer_that_was_not_called():
 
 def test_a_state_shows_shapes_and_its_optimizer():
     state = aj.TrainState.create({"w": jnp.ones((2, 3))}, aj.sgd(0.1), rng=jax.random.key(0))
-    shown = "TrainState(step=int32[], params={'w': float32[2, 3]}, opt_state=EmptyState(), "
+    shown = "TrainState(step=int32[], params={'w': float32[2, 3]}, "
+    shown += "opt_state=(EmptyState(), EmptyState()), "
     assert repr(state).startswith(shown + "tx=sgd(learning_rate=0.1), rng=key<fry>[]")
     assert repr(jax.tree.map(lambda x: None, state)).startswith("TrainState(")
 
