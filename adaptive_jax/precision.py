@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.tree_util import Partial, keystr
+from jax.tree_util import Partial
 
 from . import _check, _export, maths
 from ._transform import Transformation, member
@@ -140,7 +140,7 @@ def compensate(
       The transformation. `update` needs the parameters. Its state is a `CompensateState`.
 
     Raises:
-      TypeError: for something that is not a transformation; in `init`, for parameters of 8 bits or less.
+      TypeError: for something that is not a transformation.
       ValueError: for an unknown correction.
 
     Example:
@@ -181,14 +181,6 @@ def is_coarse(dtype: Any) -> bool:
 
 
 def _compensate_init(wrapper: Compensate, params: Any) -> CompensateState:
-    for path, param in jax.tree_util.tree_leaves_with_path(params):
-        if is_coarse(jnp.result_type(param)):
-            raise TypeError(
-                f"the parameter at {keystr(path)} is {_check.describe(param)}: a correction of 8 bits "
-                "loses small updates, as the parameter does. Take stochastic rounding, of apply_updates or "
-                "train_step, without compensate."
-            )
-
     def first(param: Any) -> Any:
         dtype = wrapper.kept_in(jnp.result_type(param))
         return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)
