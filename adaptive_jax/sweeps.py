@@ -268,7 +268,7 @@ def sweep(
     """
     batch_size = _check_options(batch_size, memory, maximize, step, batches)
     # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
-    with jax.set_mesh(None):
+    with jax.set_mesh(_NO_MESH):
         stacked = None if batches is None else _stack(batches)
         seed_values = _seeds(seeds)
         columns, is_static = _columns(table, axes, static)
@@ -306,6 +306,7 @@ def sweep(
         )
 
 
+_NO_MESH = jax.sharding.Mesh(np.empty((), object), ())  # None is one only since jax 0.10.
 _OPTIONS = frozenset(inspect.signature(sweep).parameters) - {"axes"}
 
 
