@@ -566,7 +566,8 @@ def whole(argument: str, value: Any, least: int, where: str = "", hint: str = ""
     So that what is static hashes, compares and prints as one kind of number. True is none.
     """
     try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
+        is_bool = isinstance(value, (bool, np.bool_))  # NumPy 2.0 has an index for its own.
+        number = least - 1 if is_bool else operator.index(value)
     except TypeError:
         number = least - 1
     if number < least:

@@ -267,12 +267,12 @@ def sweep(
       {'learning_rate': 1.0}
     """
     batch_size = _check_options(batch_size, memory, maximize, step, batches)
+    seed_values = _seeds(seeds)
+    columns, is_static = _columns(table, axes, static)
+    takes_seed = _check_arguments(train, columns, len(seed_values))
     # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
-    with jax.set_mesh(None):
+    with jax.set_mesh(_NO_MESH):
         stacked = None if batches is None else _stack(batches)
-        seed_values = _seeds(seeds)
-        columns, is_static = _columns(table, axes, static)
-        takes_seed = _check_arguments(train, columns, len(seed_values))
         plans = list(_plans(train, step, objective, takes_seed, columns, is_static, seed_values))
         traced = [_runs.trace(plan, stacked) for plan in plans]
         _runs.check_outlines([each.outline for each in traced], plans)
@@ -306,6 +306,7 @@ def sweep(
         )
 
 
+_NO_MESH = jax.sharding.Mesh(np.empty((), object), ())  # None is one only since jax 0.10.
 _OPTIONS = frozenset(inspect.signature(sweep).parameters) - {"axes"}
 
 
