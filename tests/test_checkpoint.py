@@ -104,7 +104,7 @@ def small_loss(params, batch):
     return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(params))
 
 
-SMALL_STEP = aj.train_step(small_loss)
+SMALL_STEP = aj.train_step(small_loss, metrics=("loss",))
 
 
 def resumed(directory, old, new, steps=STEPS, **settings):

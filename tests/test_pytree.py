@@ -223,7 +223,7 @@ def test_sweeps_over_what_is_not_ours():
     def loss(params, batch):
         return jnp.sum(jnp.sin(params["w"])) + jnp.sum(params["b"] ** 2) + 0 * batch
 
-    step, rates = aj.train_step(loss), jnp.array([0.1, 0.03])
+    step, rates = aj.train_step(loss, metrics=("loss",)), jnp.array([0.1, 0.03])
     make = lambda rate: aj.TrainState.create(PARAMS, optax.lion(rate))  # noqa: E731
     states = jax.vmap(make)(rates)
     for _ in range(3):

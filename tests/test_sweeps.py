@@ -16,7 +16,7 @@ import adaptive_jax as aj
 from adaptive_jax import _runs
 
 STEPS = 20
-RATES = np.array([0.01, 0.1, 0.5, 1.5])
+RATES = np.array([0.01, 0.1, 0.5, 1.0])
 
 
 def start(seed):
