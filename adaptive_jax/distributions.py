@@ -143,8 +143,9 @@ def draw(
     if method == "sobol":
         from scipy.stats import qmc  # jax needs scipy, so it is there.
 
-        # A Sobol sequence is even in its first 2^k points.
-        sobol = qmc.Sobol(len(distributions), rng=seed)
+        # A Sobol sequence is even in its first 2^k points. (`seed` is `rng`, too, since SciPy 1.15.)
+        generator = np.random.default_rng(seed)
+        sobol = qmc.Sobol(len(distributions), seed=generator)  # type: ignore[call-arg]
         points = sobol.random_base2(math.ceil(math.log2(count)))[:count]
     else:
         points = np.random.default_rng(seed).random((count, len(distributions)))
