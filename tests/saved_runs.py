@@ -118,7 +118,7 @@ def create(name: str) -> aj.TrainState:
 
 def go_on(state: aj.TrainState, until: int) -> tuple[aj.TrainState, Any]:
     """The state after so many steps, and the last loss."""
-    step, metrics = aj.train_step(_loss), {}
+    step, metrics = aj.train_step(_loss, metrics=("loss",)), {}
     # What optax makes mixes dtypes.
     with jax.numpy_dtype_promotion("standard"):
         while state.step < until:

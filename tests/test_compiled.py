@@ -111,7 +111,7 @@ def test_the_state_is_sharded_like_its_parameters(case, make_mesh):
 def test_inside_shard_map(name, make_mesh):
     tx = getattr(aj, name)(0.1)
     mesh = make_mesh(4)
-    params = jnp.arange(1.0, 9.0)
+    params = jax.device_put(jnp.arange(1.0, 9.0), NamedSharding(mesh, PartitionSpec("x")))
     update = jax.shard_map(
         lambda params: tx.update(params, tx.init(params))[0],
         mesh=mesh,
