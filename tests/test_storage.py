@@ -657,7 +657,9 @@ def test_a_count_that_only_the_storage_needs():
 
 
 @pytest.mark.parametrize("shape", [(64, 1024), (16, 300), (8, 24), (5000,), (3, 40, 40)])
-@pytest.mark.parametrize("name", ["bfloat16", "int8", "int16"])
+@pytest.mark.parametrize(
+    "name", ["bfloat16", "int8", pytest.param("int16", marks=pytest.mark.slow)]
+)
 def test_eight_devices_are_bit_identical_to_one(shape, name, make_mesh):
     mesh = make_mesh(8)
     axis = max(range(len(shape)), key=lambda i: (shape[i] % 8 == 0, i))

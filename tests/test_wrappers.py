@@ -441,7 +441,7 @@ def test_rounding_is_the_same_whatever_the_sharding(make_mesh, dtype):
     ],
     ids=["skip_nonfinite", "multi_steps", "compensate", "compensate int8", "monitor and clip"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_wrappers_on_a_mesh(make_mesh, wrap, dtype):
     mesh = make_mesh(4)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
