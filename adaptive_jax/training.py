@@ -570,10 +570,10 @@ class _Outline:
     def numbers(self, leaves: Sequence[Any]) -> tuple[jax.Array, ...]:
         """Its numbers as arrays: those of Python in one, with 1 minus each, which is exact so."""
         pairs = list(zip(leaves, self._is_float, strict=True))
-        floats = np.array([leaf for leaf, is_float in pairs if is_float], np.float64)
+        floats = [leaf for leaf, is_float in pairs if is_float]
         dtype = jax.dtypes.canonicalize_dtype(np.float64)
-        both = _put(np.stack([floats, 1 - floats]).astype(dtype))
-        return both, *(jnp.asarray(leaf) for leaf, is_float in pairs if not is_float)
+        both = _put(np.array([floats, [1.0 - each for each in floats]], dtype))
+        return both, *[jnp.asarray(leaf) for leaf, is_float in pairs if not is_float]
 
     def optimizer(self, numbers: Sequence[jax.Array]) -> Any:
         """The optimizer with these numbers."""
