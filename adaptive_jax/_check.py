@@ -120,8 +120,20 @@ def one_of(argument: str, value: Any, allowed: Sequence[Any]) -> None:
         )
 
 
+def floating(argument: str, dtype: Any) -> Any:
+    """The dtype; a ValueError if it is not a real floating-point one."""
+    try:
+        if jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
+            return jnp.dtype(dtype)
+    except TypeError:
+        pass
+    raise ValueError(f"{argument}={dtype!r} must be a floating-point dtype, such as jnp.bfloat16.")
+
+
 def describe(leaf: Any) -> str:
     """A leaf's dtype and shape, or its type if it is no array."""
+    if leaf is None:
+        return "None"
     try:
         dtype = jax.dtypes.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype
         name = np.dtype(dtype).name if not _extended(dtype) else dtype
@@ -166,7 +178,8 @@ def leaves(what: str, tree: Any) -> None:
             raise TypeError(
                 f"{what}{keystr(path)} is {describe(leaf)}: an optimizer works on floating-point "
                 "arrays. Leave it out: put None in its place in the tree (with Equinox, "
-                "eqx.filter(model, eqx.is_inexact_array)), or wrap the optimizer in optax.masked."
+                "params, rest = eqx.partition(model, eqx.is_inexact_array), and in the loss "
+                "eqx.combine(params, rest))."
                 f"{f' {_ORDER}' if what == 'gradients' else ''}"
             )
 

@@ -230,7 +230,8 @@ def trace(plan: Plan, batches: Any) -> Traced:
             instead = ", or write jnp where it is np: what NumPy computes is no part of a compiled program"
         raise ValueError(
             f"train needs the value of {values} while it is traced, to choose a shape by or to branch "
-            f"on: give sweep static=({values},), which compiles once per value{instead}. {because}"
+            f"on: give sweep static=({values},), beside what it may have, which compiles once per value"
+            f"{instead}. {because}"
         ) from error
     return Traced(*traced)
 

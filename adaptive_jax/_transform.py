@@ -799,14 +799,16 @@ def member(transformation: Any, what: str) -> Any:
                 "jit out of it, or hand the number over as a hyperparameter in the state, "
                 "optax.inject_hyperparams(factory)(learning_rate=…)."
             ) from None
-    hint = "Rules are put together by aj.transform."
-    if inspect.isfunction(transformation):
-        hint = f"Call it: {transformation.__name__}(…)."
-    elif isinstance(transformation, (list, tuple)):
-        hint = "Give the members one by one, with a star: aj.chain(*members)."
+    hint = ""
+    if isinstance(transformation, Rule):
+        hint = " Rules are put together by aj.transform."
+    elif inspect.isfunction(transformation):
+        hint = f" Call it: {transformation.__name__}(…)."
+    elif what == "chain" and isinstance(transformation, (list, tuple)):
+        hint = " Give the members one by one, with a star: aj.chain(*members)."
     raise TypeError(
         f"{what} takes optax gradient transformations, got {transformation!r:.200} of type "
-        f"{type(transformation).__name__}. {hint}"
+        f"{type(transformation).__name__}.{hint}"
     )
 
 
@@ -874,7 +876,8 @@ class UnknownRate(Exception):
 def _unknown_rate(transformation: Any) -> UnknownRate:
     return UnknownRate(
         f"none is known of {transformation!r:.200}, which has none or, as optax does, keeps it in a "
-        "function: take this library's optimizer, or optax.inject_hyperparams(…), whose state tells it"
+        "function: take this library's optimizer, put together by aj.chain and not by optax.chain, or "
+        "optax.inject_hyperparams(…), whose state tells it"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,13 +49,20 @@ def save_checkpoint(
       [1. 1. 1.] adam(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0)
     """
     orbax = _orbax()
+    _check_order("save_checkpoint", directory)
     if step is None:
         if not hasattr(state, "step"):
             raise ValueError("step is missing: only a TrainState knows its own.")
         step = state.step
+        if np.ndim(state.step):
+            raise ValueError(
+                "step is missing: the state is one of many runs, whose steps are "
+                f"{state.step!r:.80}. Give one, step=…."
+            )
     step = _check.whole("step", step, 0)
     keep = None if keep is None else _check.whole("keep", keep, 1)
     entries = _entries(state)
+    _check_at_hand(entries)
     origin = _origin.of(state)
     layout = {
         "entries": {name: _kind(leaf) for name, leaf in entries.items()},
@@ -66,9 +74,17 @@ def save_checkpoint(
     # Orbax saves no arrays without elements, and needs none.
     arrays = {name: _plain(leaf) for name, leaf in entries.items() if np.size(leaf)}
     with _manager(orbax, directory, keep) as manager:
-        if step in manager.all_steps():
+        steps = manager.all_steps()
+        if step in steps:
             raise ValueError(
-                f"{Path(directory) / str(step)} is there already: it is not overwritten."
+                f"{Path(directory) / str(step)} is there already: it is not overwritten. Give another "
+                "step, or each run a folder of its own."
+            )
+        newer = sorted(each for each in steps if each > step)
+        if keep is not None and len(newer) >= keep:
+            raise ValueError(
+                f"{directory} has the later steps {newer}, and keep={keep} would delete step {step} at "
+                "once. Are they of another run? Give each run a folder of its own."
             )
         manager.save(
             step,
@@ -101,8 +117,8 @@ def restore_checkpoint(
       hyperparameters: whose learning rate, weight decay and so on to go on with, where the checkpoint
         and the state differ: "saved", or "given" for those of the state. None is "saved" with a
         warning that names both. With "given" a number may have become a schedule, which goes on at
-        the count of its optimizer, or a schedule a number, and a weight decay or a clipping may be
-        there or not. Numbers in the functions of optax's optimizers, and schedules, are code and in
+        the count of its optimizer, or a schedule a number, and a weight decay or a clipping of an
+        optimizer may be there or not (a member of `aj.chain` may not). Numbers in the functions of optax's optimizers, and schedules, are code and in
         no checkpoint: those of the state are in force, and "saved" is refused where they differ.
 
     Returns:
@@ -115,6 +131,7 @@ def restore_checkpoint(
         the entries that differ.
     """
     orbax = _orbax()
+    _check_order("restore_checkpoint", directory)
     if hyperparameters is not None:
         _check.one_of("hyperparameters", hyperparameters, ("saved", "given"))
     step = None if step is None else _check.whole("step", step, 0)
@@ -211,6 +228,22 @@ def _entries(state: Any) -> dict[str, Any]:
     entries = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
     assert len(entries) == len(leaves)
     return entries
+
+
+def _check_order(name: str, directory: Any) -> None:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(
+            f"directory={directory!r:.80} is no path: the order is {name}(directory, state)."
+        )
+
+
+def _check_at_hand(entries: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a state that a training step has used up."""
+    for name, leaf in entries.items():
+        if isinstance(leaf, jax.Array) and leaf.is_deleted():
+            raise ValueError(
+                f"{name} is deleted: a step wrote over this state. Save the one that it returned."
+            )
 
 
 def _is_key(leaf: Any) -> bool:

@@ -142,7 +142,9 @@ def _unknown(name: str, names: list[str], argument: str) -> str:
     """What to write in place of an argument that an optimizer does not have."""
     here = [each for each in _ELSEWHERE.get(argument, ()) if each in names]
     here = (
-        here if argument == "betas" else here[:1] or difflib.get_close_matches(argument, names, 1)
+        here
+        if argument == "betas"
+        else here[:1] or difflib.get_close_matches(argument, names, 1, cutoff=0.75)
     )
     said = f"here it is {' and '.join(here)}" if here else f"it takes {', '.join(names)}"
     said = _OTHERWISE.get(argument, said)

@@ -167,6 +167,11 @@ class TrainState:
             )
             tx = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tx)
         if loss_scale is not None:
+            if not isinstance(loss_scale, LossScale):
+                raise TypeError(
+                    f"loss_scale={loss_scale!r:.80} must be an aj.LossScale, such as aj.LossScale(128.0). "
+                    "A constant number is an argument of train_step."
+                )
             _check_scale("scale", loss_scale.scale)
             interval = loss_scale.growth_interval
             if loss_scale.factor <= 1:
@@ -215,6 +220,12 @@ class TrainState:
                 new = object.__new__(type(self))
                 new.__dict__.update(self.__dict__, **changes)
                 return new
+        names = [each.name for each in dataclasses.fields(self)]
+        if unknown := [name for name in changes if name not in names]:
+            raise TypeError(
+                f"a TrainState has no {unknown[0]!r}: it has {', '.join(names)}. A new learning rate is a "
+                "new optimizer, replace(tx=aj.adam(3e-4))."
+            )
         return dataclasses.replace(self, **changes)
 
 
@@ -416,6 +427,8 @@ def train_step(
     _check_scale("loss_scale", loss_scale)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
+    if compute_dtype is not None:
+        compute_dtype = _check.floating("compute_dtype", compute_dtype)
     loss = _Loss(loss_fn, has_aux, compute_dtype)
     if len(needed := loss.needs) > 2:
         raise TypeError(
@@ -982,7 +995,7 @@ def fit(
     The device is never waited for: metrics are fetched many steps at a time, some steps later.
 
     Ctrl-C, or an interrupted notebook cell, ends the loop after the step at hand, and what was reached
-    is returned; `history.interrupted` tells a script with more to do. A second one interrupts at once,
+    is returned (unless the process has a handler for it of its own, or ignores it); `history.interrupted` tells a script with more to do. A second one interrupts at once,
     or after the step at hand if there is one, a third one always. Whatever ends the loop otherwise, an
     error in the batches or the callback, `sys.exit` or that second Ctrl-C, has the state that was
     reached as its attribute `state`, and its history as `history`: the state that came in is used up.
@@ -1056,16 +1069,19 @@ def fit(
         # Who presses Ctrl-C twice does not wait for a device that hangs.
         wait = not isinstance(error, KeyboardInterrupt) or _has_arrived(record.metrics(), 1.0)
         lost = _is_lost(state, wait)
-        error.state = None if lost else state  # type: ignore[attr-defined]
-        error.history = history = record.rescued(wait)  # type: ignore[attr-defined]
+        history = record.rescued(wait)
+        # Not by assignment, which an exception that is a frozen dataclass refuses.
+        vars(error).update(state=None if lost else state, history=history)
         history.interrupted = interrupts.count > 0
-        if not lost:
-            error.add_note(
-                f"The state that was reached, after {done} steps, is error.state; the metrics are in "
-                "error.history."
-            )
-        elif not was_used_up:
-            error.add_note(_lost_note(done))
+        note = (
+            _lost_note(done)
+            if lost
+            else f"The state that was reached, after {done} steps, is error.state; the metrics are in "
+            "error.history."
+        )
+        if not (lost and was_used_up):
+            with contextlib.suppress(AttributeError):
+                error.add_note(note)
         raise
     history.interrupted = interrupts.count > 0
     return state, history
@@ -1382,15 +1398,15 @@ class _Interrupts:
         self._usual: Any = None
 
     def __enter__(self) -> _Interrupts:
-        # Signals come to the main thread; a handler that Python did not set cannot be put back.
+        # Signals come to the main thread.
         if threading.current_thread() is threading.main_thread():
             self._usual = signal.getsignal(signal.SIGINT)
-            if self._usual is not None:
+            if self._usual is signal.default_int_handler:  # Somebody's own is left to do its work.
                 signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._usual is not None:
+        if self._usual is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._usual)
 
     def _interrupt(self, number: int, frame: Any) -> None:

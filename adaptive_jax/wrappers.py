@@ -219,9 +219,10 @@ def multi_steps(
       [-0. -0.]
       [-2. -3.]
     """
+    inner = member(inner, "multi_steps")
     if not callable(every_k_schedule):
         every_k_schedule = _check.whole("every_k_schedule", every_k_schedule, 1)
-    wrapper = MultiSteps(member(inner, "multi_steps"), every_k_schedule)
+    wrapper = MultiSteps(inner, every_k_schedule)
     return Transformation(Partial(_multi_init, wrapper), Partial(_multi_update, wrapper))
 
 
@@ -363,6 +364,11 @@ def monitor(measures: Mapping[str, Any]) -> Transformation:
       >>> print(f"{optax.tree.get(state, 'norm'):.1f}")
       5.0
     """
+    if not isinstance(measures, Mapping):
+        raise TypeError(
+            f"measures={measures!r:.80} must be a mapping from names to functions of the updates, such as "
+            '{"norm": aj.global_norm}.'
+        )
     wrapper = Monitor(tuple(measures), tuple(_measure(*each) for each in measures.items()))
     return Transformation(Partial(_monitor_init, wrapper), Partial(_monitor_update, wrapper))
 

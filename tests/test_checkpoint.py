@@ -586,3 +586,28 @@ def test_twenty_times_killed(tmp_path):
     assert began_at == sorted(began_at)
     assert began_at[-1] > began_at[0]
     np.testing.assert_array_equal(finish(disturbed), finish(alone))
+
+
+def test_a_checkpoint_that_would_not_be_kept_is_refused(tmp_path):
+    """A second run in the folder of a longer one."""
+    state = aj.TrainState.create(SMALL, aj.adam(0.1))
+    for step in (15, 20):
+        aj.save_checkpoint(tmp_path, state, step=step, keep=2)
+    with pytest.raises(ValueError, match=r"later steps \[15, 20\], and keep=2 would delete step 5"):
+        aj.save_checkpoint(tmp_path, state, step=5, keep=2)
+    aj.save_checkpoint(tmp_path, state, step=5, keep=3)
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    state = aj.TrainState.create(SMALL, aj.adam(0.1))
+    with pytest.raises(TypeError, match=r"the order is save_checkpoint\(directory, state\)"):
+        aj.save_checkpoint(state, tmp_path)
+    with pytest.raises(TypeError, match=r"the order is restore_checkpoint\(directory, state\)"):
+        aj.restore_checkpoint(state, tmp_path)
+    many = jax.vmap(lambda rate: aj.TrainState.create(SMALL, aj.adam(rate)))(jnp.ones(2))
+    with pytest.raises(ValueError, match="one of many runs, whose steps are"):
+        aj.save_checkpoint(tmp_path, many)
+    aj.save_checkpoint(tmp_path, many, step=4)
+    SMALL_STEP(state, None)
+    with pytest.raises(ValueError, match="is deleted: a step wrote over this state"):
+        aj.save_checkpoint(tmp_path, state, step=5)

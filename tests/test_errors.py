@@ -140,7 +140,7 @@ def test_a_rule_that_is_no_frozen_dataclass():
         (jnp.ones(2, bool), r"params\['w'\] is bool\[2\]"),
         ("relu", r"params\['w'\] is 'relu' of type str"),
         (jax.random.key(0), r"params\['w'\] is key<fry>\[\]"),
-        (jax.nn.relu, r"params\['w'\] is .* optax.masked"),
+        (jax.nn.relu, r"params\['w'\] is .* eqx.combine"),
     ],
 )
 @pytest.mark.parametrize("factory", [aj.adam, aj.sgd])

@@ -1441,3 +1441,67 @@ def test_shapes_in_the_place_of_arrays():
     state = jax.eval_shape(lambda params: aj.TrainState.create(params, aj.adam(0.1)), shapes)
     assert repr(state.opt_state) == repr(jax.eval_shape(lambda: create().opt_state))
     FIT_STEP.lower(state.replace(tx=aj.adam(0.1)), BATCH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    reason: str
+
+
+def test_an_exception_that_takes_no_attributes_keeps_the_state():
+    def callback(state, metrics):
+        raise Frozen("stop")
+
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    step = aj.train_step(lambda params, batch: jnp.sum(params**2))
+    with pytest.raises(Frozen) as caught:
+        aj.fit(state, step, [None] * 3, callback=callback)
+    assert caught.value.state.step == 1
+    assert len(caught.value.history["loss"]) == 1
+
+
+def test_a_handler_of_the_users_own_gets_its_signals():
+    got = []
+    usual = signal.signal(signal.SIGINT, lambda *_: got.append(1))
+    try:
+
+        def batches():
+            for number in range(3):
+                if number == 1:
+                    signal.raise_signal(signal.SIGINT)
+                yield None
+
+        state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+        step = aj.train_step(lambda params, batch: jnp.sum(params**2))
+        state, history = aj.fit(state, step, batches())
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    assert got == [1]
+    assert state.step == 3
+    assert not history.interrupted
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: aj.train_step(lambda p, b: 0.0, compute_dtype=int), "compute_dtype=<class 'int'>"),
+        (lambda: aj.train_step(lambda p, b: 0.0, compute_dtype="bf16"), "such as jnp.bfloat16"),
+        (
+            lambda: aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), loss_scale=128.0),
+            r"aj.LossScale\(128.0\)",
+        ),
+        (
+            lambda: aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)).replace(lr=0.1),
+            r"no 'lr': it has step, .*replace\(tx=",
+        ),
+        (
+            lambda: aj.TrainState.create(jnp.ones(2), (optax.EmptyState(),)),
+            r"got \(EmptyState\(\),\) of type tuple\.$",
+        ),
+        (lambda: aj.monitor(aj.global_norm), r'\{"norm": aj.global_norm\}'),
+        (lambda: aj.multi_steps(8, aj.sgd(0.1)), "multi_steps takes optax .* got 8"),
+    ],
+)
+def test_options_that_are_none_are_named(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
