@@ -118,8 +118,9 @@ def restore_checkpoint(
         and the state differ: "saved", or "given" for those of the state. None is "saved" with a
         warning that names both. With "given" a number may have become a schedule, which goes on at
         the count of its optimizer, or a schedule a number, and a weight decay or a clipping of an
-        optimizer may be there or not (a member of `aj.chain` may not). Numbers in the functions of optax's optimizers, and schedules, are code and in
-        no checkpoint: those of the state are in force, and "saved" is refused where they differ.
+        optimizer may be there or not (a member of `aj.chain` may not). Numbers in the functions of
+        optax's optimizers, and schedules, are code and in no checkpoint: those of the state are in
+        force, and "saved" is refused where they differ.
 
     Returns:
       The state of that step. A Python number comes back as one.

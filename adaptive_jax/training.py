@@ -995,10 +995,11 @@ def fit(
     The device is never waited for: metrics are fetched many steps at a time, some steps later.
 
     Ctrl-C, or an interrupted notebook cell, ends the loop after the step at hand, and what was reached
-    is returned (unless the process has a handler for it of its own, or ignores it); `history.interrupted` tells a script with more to do. A second one interrupts at once,
-    or after the step at hand if there is one, a third one always. Whatever ends the loop otherwise, an
-    error in the batches or the callback, `sys.exit` or that second Ctrl-C, has the state that was
-    reached as its attribute `state`, and its history as `history`: the state that came in is used up.
+    is returned (unless the process ignores it, or has a handler of its own for it);
+    `history.interrupted` tells a script with more to do. A second one interrupts at once, or after the
+    step at hand if there is one, a third one always. Whatever ends the loop otherwise, an error in the
+    batches or the callback, `sys.exit` or that second Ctrl-C, has the state that was reached as its
+    attribute `state`, and its history as `history`: the state that came in is used up.
     A failure within a step, as where memory is out, leaves no state: `state` is None, and a note says
     which checkpoint was the last one.
 
