@@ -52,7 +52,12 @@ def put_back(x: Any, values: Sequence[Any]) -> Any:
 
 def as_partial(function: Callable[..., Any]) -> Partial:
     """A function as a pytree whose leaves are the traced numbers that it closes over."""
-    emptied, values = take_out(function)
+    try:
+        emptied, values = take_out(function)
+    except (
+        Unreachable
+    ):  # It is static, and works as long as the numbers do: within the vmap or jit.
+        return Partial(function)
     return Partial(_Filled(emptied), *values) if values else Partial(function)
 
 
@@ -174,6 +179,9 @@ _SKIPPED = (
 )  # fmt: skip
 
 
+_LONGEST = 1000  # What is longer is data, and not looked through.
+
+
 def _parts(x: Any) -> Iterator[Any]:
     """What an object holds, as far as a copy of it can hold something else, or must be refused."""
     if isinstance(x, (Tracer, *_SKIPPED)):
@@ -187,10 +195,9 @@ def _parts(x: Any) -> Iterator[Any]:
         yield from (x.__func__, x.__self__)
     elif isinstance(x, functools.partial):
         yield from (x.func, *x.args, *x.keywords.values())
-    elif isinstance(x, dict):
-        yield from x.values()
-    elif isinstance(x, (list, tuple)):
-        yield from x
+    elif isinstance(x, (dict, list, tuple)):
+        if len(x) <= _LONGEST:
+            yield from x.values() if isinstance(x, dict) else x
     elif _is_node(x):
         yield from jax.tree_util.tree_leaves(x, is_leaf=lambda y: y is not x)
     else:

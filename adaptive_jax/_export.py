@@ -53,6 +53,13 @@ def states_of_optax() -> None:
         optax.MultiStepsState,
     ):
         state(cls)
+    with contextlib.suppress(ValueError):  # A schedule is one.
+        export.register_pytree_node_serialization(
+            jax.tree_util.Partial,
+            serialized_name="jax.tree_util.Partial",
+            serialize_auxdata=lambda aux: json.dumps(_plain(aux)).encode(),
+            deserialize_auxdata=lambda data: _restored(json.loads(data)),
+        )
 
 
 # Options and functions, as JSON. It is not pickled: whoever reads a file must not run what is in it.

@@ -370,3 +370,10 @@ def shown(value: Any) -> str:
         if isinstance(each, (int, float)) and not isinstance(each, bool)
     ]
     return f"the schedule {name}({', '.join(numbers)})" if numbers else f"the schedule {name}"
+
+
+def names_of_optax(tx: Any) -> set[str]:
+    """What of optax is in a transformation, and in the factories of those that it injects numbers into."""
+    parts = [part for part in _parts(tx, None) if part["library"] == "optax"]
+    factories = [part["values"].get("inner_factory") for part in parts]
+    return {part["name"] for part in parts} | {each["function"] for each in factories if each}

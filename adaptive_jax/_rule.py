@@ -203,7 +203,7 @@ class Mask:
 
     def __repr__(self) -> str:
         if self.function is not None:
-            return getattr(self.function, "__name__", repr(self.function))
+            return getattr(self.function, "__name__", type(self.function).__name__)
         return repr(jax.tree_util.tree_unflatten(self.treedef, self.leaves))
 
 

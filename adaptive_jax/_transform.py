@@ -251,11 +251,19 @@ def exact(tree: Any) -> Any:
 
     Before jit rounds b. tree: a `Lifted`, or anything with such in it.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten(
-        maths.DecayRate(leaf, 1.0 - leaf) if is_decay and isinstance(leaf, float) else leaf  # type: ignore[arg-type]
-        for leaf, is_decay in zip(leaves, are_decays(tree), strict=True)
-    )
+
+    def with_complements(rule: Any) -> Any:
+        if not isinstance(rule, Rule):
+            return rule
+        values = {name: getattr(rule, name) for name in _rule.decay_names(type(rule))}
+        exact = {
+            name: maths.DecayRate(value, 1.0 - value)  # type: ignore[arg-type]
+            for name, value in values.items()
+            if isinstance(value, float)
+        }
+        return _rule.replace(rule, **exact) if exact else rule
+
+    return jax.tree.map(with_complements, tree, is_leaf=lambda x: isinstance(x, Rule))
 
 
 def are_decays(tree: Any) -> list[bool]:
@@ -384,11 +392,11 @@ def _update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
     """One update of very many arrays, outside of `jit`: in programs for some equal ones at a time."""
     leaves, structure = jax.tree.flatten(trees)
     key = jax.tree.structure(lifted), structure, tuple([(x.shape, x.dtype) for x in leaves])
-    if key not in _cuts:
+    pieces = _cuts.get(key, False)
+    if pieces is False:
         while len(_cuts) >= _MOST_CUTS:
-            _cuts.pop(next(iter(_cuts)))
-        _cuts[key] = _cut(lifted, *trees)
-    pieces = _cuts[key]
+            _cuts.pop(next(iter(_cuts)), None)
+        pieces = _cuts[key] = _cut(lifted, *trees)
     if pieces is None:
         return _update_tree(lifted, *trees)
     new_leaves = list(leaves)
@@ -728,46 +736,8 @@ class Foreign:
             extra_args = {k: x for k, x in extra_args.items() if taken is None or k in taken}
         return transformation.update(updates, state, params, **extra_args)
 
-    def rates(self, state: Any) -> list[jax.Array]:
-        """The learning rates that its state tells, as of the last update."""
-        told = list(self._told(state))
-        module = getattr(self.emptied.update, "__module__", None) or ""
-        hides = module.partition(".")[0] == "optax" and repr(self) in _SCALING
-        # A factor does not tell what else is inside.
-        if hides and not any(is_injected for is_injected, _ in told):
-            raise _unknown_rate(self)
-        return [jnp.asarray(rate, jnp.float32) for _, rate in told]
-
-    def _told(self, state: Any) -> Iterator[tuple[bool, Any]]:
-        """Each rate, after whether it is that of `inject_hyperparams`, which is the whole rate."""
-        if isinstance(state, (optax.ScaleByScheduleState, optax.PartitionState)):
-            raise _unknown_rate(self)
-        hyperparams = getattr(state, "hyperparams", None)
-        if isinstance(hyperparams, dict) and "learning_rate" in hyperparams:
-            yield True, hyperparams["learning_rate"]
-        elif isinstance(state, optax.contrib.ReduceLROnPlateauState):
-            yield False, state.scale
-        elif isinstance(state, _LINE_SEARCHES):
-            yield False, state.learning_rate
-        elif isinstance(state, (tuple, dict)):
-            for each in state.values() if isinstance(state, dict) else state:
-                yield from self._told(each)
-
     def __repr__(self) -> str:
         return getattr(self.emptied.update, "__qualname__", "…").partition(".")[0]
-
-
-_SCALING = frozenset(
-    (
-        "scale", "scale_by_schedule", "scale_by_polyak", "scale_by_distance_over_gradients", "prodigy",
-        "dadapt_adamw", "momo", "momo_adam", "sam", "schedule_free", "mechanize", "chain", "named_chain",
-        "partition", "apply_if_finite", "flatten", "lookahead", "conditionally_mask", "MultiSteps",
-        "conditionally_transform", "with_extra_args_support",
-    )
-)  # fmt: skip
-"""What of optax scales all updates by a rate of its own, or may have in it what does."""
-
-_LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
 
 
 def _extra_args(transformation: optax.GradientTransformation) -> Collection[str] | None:
@@ -852,60 +822,3 @@ def parts(
 def inner_entry(state: Any) -> str:
     """The entry of a wrapper's state that is the state of what it wraps."""
     return next(name for name in state._fields if name.startswith("inner"))
-
-
-def learning_rate(transformation: Any, state: Any, new_state: Any) -> jax.Array:
-    """The learning rate of an update, from its states before and after: the product of all factors.
-
-    A member of another library counts as 1, but for those that are known to scale the update and those
-    that hide what they are made of. These are asked for what they keep in their state.
-
-    Raises:
-      UnknownRate: if there is none, or one that cannot be known.
-    """
-    rates = list(_rates(transformation, state, new_state))
-    if not rates:
-        raise _unknown_rate(transformation)
-    return functools.reduce(jax.lax.mul, rates)
-
-
-class UnknownRate(Exception):
-    """There is no learning rate, or one that cannot be known."""
-
-
-def _unknown_rate(transformation: Any) -> UnknownRate:
-    return UnknownRate(
-        f"none is known of {transformation!r:.200}, which has none or, as optax does, keeps it in a "
-        "function: take this library's optimizer, put together by aj.chain and not by optax.chain, or "
-        "optax.inject_hyperparams(…), whose state tells it"
-    )
-
-
-def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
-    data = shared(transformation)
-    if isinstance(data, Chained):
-        for each in zip(data.members, state, new_state, strict=True):
-            yield from _rates(*each)
-    elif hasattr(data, "inner"):
-        entry = inner_entry(state)
-        yield from _rates(data.inner, getattr(state, entry), getattr(new_state, entry))
-    elif isinstance(data, Foreign):
-        yield from data.rates(new_state)
-    else:
-        for rule, _, part in parts(transformation, state):
-            rate = _rate(rule, part)
-            if rate is not None:
-                yield rate
-
-
-def _rate(rule: Rule, state: Any) -> jax.Array | None:
-    field = rule.learning_rate_field
-    rate = None if field is None else getattr(rule, field, None)
-    if rate is None:
-        return None
-    count = reached(state.count) if "count" in getattr(state, "_fields", ()) else None
-    if callable(rate):
-        rate = _check.scheduled(type(rule).__name__, "learning_rate", rate, count)
-    rate = jnp.asarray(rate, jnp.float32)
-    decay = getattr(rule, "learning_rate_decay", None)
-    return rate if decay is None else rate / (1 + decay * jnp.asarray(count, jnp.float32))

@@ -184,7 +184,10 @@ def restore_checkpoint(
         hyperparameters,
     )
     if hyperparameters == "given":
-        values |= {name: entries[name] for name in changed}
+        values |= {
+            name: _fresh(x, x) if isinstance(x := entries[name], jax.Array) else x
+            for name in changed
+        }
     run = jax.tree.unflatten(jax.tree.structure(run), [values[name] for name in entries])
     return _versions.newer(saved.version, state, run)
 
@@ -239,8 +242,13 @@ def _check_order(name: str, directory: Any) -> None:
 
 
 def _check_at_hand(entries: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a state that a training step has used up."""
+    """Raises a ValueError, with the path, for what is not saved, and what a step has used up."""
     for name, leaf in entries.items():
+        if not (_is_number(leaf) or hasattr(leaf, "dtype")):
+            raise ValueError(
+                f"{name} is {leaf!r:.80} of type {type(leaf).__name__}: arrays and real numbers are saved. "
+                "Leave it out."
+            )
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
                 f"{name} is deleted: a step wrote over this state. Save the one that it returned."

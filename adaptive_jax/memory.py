@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import _check, _storage, _versions
+from . import _check, _storage, _versions, maths
 from ._rule import Rule
 from ._transform import Chained, Foreign, Lifted, inner_entry, member, parts, reached, shared
 from .rules import Identity, WeightDecay
@@ -262,13 +262,13 @@ def _convert_rules(
     every = zip(after.rules, after.split(template), after.storages, strict=True)
     for rule, like, new_storages in every:
         no_rule = None, optax.EmptyState(), ()
-        _, part, old_storages = next(lasting) if _lasts(rule) else next(passing, no_rule)
+        old_rule, part, old_storages = next(lasting) if _lasts(rule) else next(passing, no_rule)
         # A count that is there for the storage or a schedule alone may be new.
         had = part._asdict()
         if "count" in had:
             had["count"] = reached(had["count"])
         entries = {
-            name: had.get(name, jnp.zeros(entry.shape, entry.dtype))
+            name: had[name] if name in had else _first(name, entry, old_rule, had.get("count"))
             for name, entry in like._asdict().items()
             if name not in rule.slots
         }
@@ -286,6 +286,17 @@ def _convert_rules(
             )
         new_parts.append(type(like)(**entries))
     return after.join(new_parts)
+
+
+def _first(name: str, entry: Any, old: Any, count: Any) -> jax.Array:
+    """An entry that the old state has not: a count from 0, a correction as that of the number so far."""
+    field = name.removesuffix("_correction")
+    if field == name or count is None:
+        return jnp.zeros(entry.shape, entry.dtype)
+    b = getattr(old, field)
+    decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
+    decay = jax.tree.map(lambda x: jnp.asarray(x, entry.dtype), decay)
+    return maths.power_complement(decay, count).astype(entry.dtype)
 
 
 class _Static:

@@ -192,7 +192,11 @@ def _compensate_update(
     wrapper: Compensate, updates: Any, state: Any, params: Any = None, **extra_args: Any
 ) -> tuple[Any, CompensateState]:
     _check.wrapper_state(state, CompensateState)
-    updates = _check.gradients(updates)
+    # Updates have the dtype of their gradients: of 8 bits, small ones would be lost before they are added.
+    updates = jax.tree.map(
+        lambda g: g.astype(jnp.float32) if is_coarse(jnp.result_type(g)) else g,
+        _check.gradients(updates),
+    )
     if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
         raise ValueError("compensate needs the parameters: call update(gradients, state, params).")
     updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)

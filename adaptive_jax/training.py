@@ -25,8 +25,9 @@ from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from . import _check, _export, checkpoint, maths, precision
+from ._rates import UnknownRate, learning_rate
 from ._storage import explicit_sharding
-from ._transform import Text, UnknownRate, are_decays, learning_rate, member
+from ._transform import Text, are_decays, member
 from .wrappers import all_finite, finite_after
 
 METRICS = (
@@ -181,8 +182,8 @@ class TrainState:
                 growth_interval=None
                 if interval is None
                 else _check.whole("growth_interval", interval, 1),
-                scale=jnp.asarray(loss_scale.scale, jnp.float32),
-                good_steps=jnp.asarray(loss_scale.good_steps, jnp.int32),
+                scale=jnp.array(loss_scale.scale, jnp.float32),
+                good_steps=jnp.array(loss_scale.good_steps, jnp.int32),
             )
         rest = {
             "step": jnp.zeros((), jnp.int32),
@@ -291,6 +292,12 @@ def _explain(error: Exception, state: TrainState, batch: Any) -> None:
         _refuse_repeated(state, batch, _buffers)
 
 
+def _is_spread(x: Any) -> bool:
+    """Whether it is on several devices."""
+    sharding = None if isinstance(x, Tracer) else getattr(x, "sharding", None)
+    return sharding is not None and sharding.num_devices > 1
+
+
 def _check_repeated(state: TrainState, batch: Any) -> None:
     """Raises a ValueError, with both paths, for an array that a step would have to write over twice.
 
@@ -299,15 +306,20 @@ def _check_repeated(state: TrainState, batch: Any) -> None:
     """
     if isinstance(state.step, Tracer):
         return
-    arrays = list(map(id, _arrays(dataclasses.replace(state, tx=None))))
-    others = map(id, _arrays((state.tx, batch)))
+    arrays = list(map(id, _arrays(_written(state))))
+    others = map(id, _arrays((state.tx, state.rng, batch)))
     if len(set(arrays)) < len(arrays) or not set(arrays).isdisjoint(others):
         _refuse_repeated(state, batch, lambda x: {id(x)})
 
 
+def _written(state: TrainState) -> TrainState:
+    """What a step writes over."""
+    return dataclasses.replace(state, tx=None, rng=None, skipped=None)
+
+
 def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set[Any]]) -> None:
     owners: dict[Any, str] = {}
-    written, tx = dataclasses.replace(state, tx=None), state.tx
+    written, tx = _written(state), state.tx
 
     def refuse(x: Any, first: str, second: str) -> None:
         raise ValueError(
@@ -322,7 +334,7 @@ def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set
             if owners.setdefault(buffer, name) != name:
                 refuse(x, owners[buffer], name)
     # These are only read, and may have an array twice.
-    for root, tree in (("state.tx", tx), ("batch", batch)):
+    for root, tree in (("state.tx", tx), ("state.rng", state.rng), ("batch", batch)):
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             for buffer in buffers(x) if _arrays(x) else ():
                 if buffer in owners:
@@ -332,6 +344,12 @@ def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set
 def _check_scale(name: str, value: Any) -> None:
     if _check.is_number(value) and not 0 < value < float("inf"):
         raise ValueError(f"{name}={value!r} must be a finite number above 0.")
+    if isinstance(value, LossScale):
+        raise TypeError(
+            f"{name}={value!r} adapts, and is in the state: TrainState.create(…, loss_scale=…)."
+        )
+    if isinstance(value, (str, bool)):
+        raise TypeError(f"{name}={value!r} must be a number above 0.")
 
 
 def _on_the_mesh_of(params: Any, rest: Any) -> Any:
@@ -460,7 +478,7 @@ class _TrainStep:
         self._jitted = jax.jit(
             functools.partial(_train_step, settings), static_argnums=0, donate_argnums=2
         )
-        self._sent: tuple[Any, Any, Any] = None, None, None
+        self._sent: tuple[Any, Any, Any, Any] = None, None, None, None
         self._outlines: dict[Any, _Outline] = {}
         self._skipped: tuple[Any, Any] = None, None
 
@@ -498,9 +516,10 @@ class _TrainStep:
                 f"a training step takes a TrainState, got {state!r:.200} of type "
                 f"{type(state).__name__}: make one with TrainState.create(params, tx)."
             )
-        tx, outline, numbers = self._sent
-        if tx is not state.tx:
-            outline, numbers = self._send(state.tx)
+        tx, mesh, outline, numbers = self._sent
+        sharding = getattr(state.step, "sharding", None)
+        if tx is not state.tx or sharding != mesh:
+            outline, numbers = self._send(state.tx, sharding)
         scale = state.loss_scale
         skipped = state.skipped if self._skips or scale is not None else None
         written = state.step, state.params, state.opt_state, state.model_state, scale, skipped
@@ -510,7 +529,7 @@ class _TrainStep:
         self, function: Callable[..., Any], arguments: Sequence[Any], state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Any]]:
         """The jitted or the compiled function's step."""
-        if "_has_each_once" not in state.__dict__:
+        if "_has_each_once" not in state.__dict__ or _is_spread(state.step):
             _check_repeated(state, batch)
         try:
             written, metrics = function(*arguments, batch)
@@ -539,10 +558,14 @@ class _TrainStep:
         """A copy of a number that is the same in every step, for whoever donates the state."""
         if isinstance(skipped, Tracer):
             return skipped
-        self._skipped = skipped, jnp.copy(skipped)
-        return self._skipped[1]
+        copy = jnp.copy(skipped)
+        if not isinstance(
+            copy, Tracer
+        ):  # As within the user's own jit, which closes over the state.
+            self._skipped = skipped, copy
+        return copy
 
-    def _send(self, tx: Any) -> tuple[_Outline, Any]:
+    def _send(self, tx: Any, sharding: Any) -> tuple[_Outline, Any]:
         """The optimizer's numbers on the device: those of Python in one array, sent once."""
         leaves, treedef = jax.tree.flatten(tx)
         is_float = tuple([isinstance(leaf, float) for leaf in leaves])
@@ -552,7 +575,11 @@ class _TrainStep:
         with jax.transfer_guard_host_to_device("allow"):  # It is asked for.
             numbers = outline.numbers(leaves)
         if not any(isinstance(number, Tracer) for number in numbers):
-            self._sent = tx, outline, numbers
+            if (
+                sharding is not None and sharding.num_devices > 1
+            ):  # Else each step would send them on.
+                numbers = jax.device_put(numbers, sharding)
+            self._sent = tx, sharding, outline, numbers
         return outline, numbers
 
 
@@ -756,9 +783,13 @@ def _train_step(
     def value_fn(params: Any) -> Any:
         return _value(settings, params, state.model_state, batch, rng)
 
-    updates, updated = tx.update(
-        gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=value_fn
-    )
+    try:
+        updates, updated = tx.update(
+            gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=value_fn
+        )
+    except jax.dtypes.TypePromotionError as error:
+        _explain_promotion(error, state)
+        raise
     params = precision.apply_updates(
         state.params,
         updates,
@@ -793,6 +824,17 @@ def _train_step(
     return (
         new.step, new.params, new.opt_state, new.model_state, new.loss_scale, new.skipped,
     ), measured  # fmt: skip
+
+
+def _explain_promotion(error: Exception, state: TrainState) -> None:
+    """Raises an error by name where another library meets float32 gradients of 8-bit parameters."""
+    for path, param in jax.tree_util.tree_leaves_with_path(state.params):
+        if precision.is_coarse(jnp.result_type(param)):
+            raise TypeError(
+                f"the parameter at {jax.tree_util.keystr(path) or 'the root'} is {_check.describe(param)}, "
+                f"and its gradient float32, which {state.tx!r:.200} does not take together: take one of "
+                f"this library's optimizers. ({error})"
+            ) from error
 
 
 def _scale(settings: _Settings, state: TrainState) -> jax.Array:
@@ -1103,13 +1145,11 @@ class History(dict[str, Any]):
 def _flatten_history(history: History) -> Any:
     names = tuple(sorted(history))
     children = [(jax.tree_util.DictKey(name), history[name]) for name in names]
-    return children, (names, history.interrupted)
+    return children, names  # Not whether it was interrupted: two histories are mapped together.
 
 
 def _unflatten_history(aux: Any, values: Iterable[Any]) -> History:
-    history = History(zip(aux[0], values, strict=True))
-    history.interrupted = aux[1]
-    return history
+    return History(zip(aux, values, strict=True))
 
 
 # A subclass of dict would be a leaf of a tree.
@@ -1211,11 +1251,16 @@ def _is_used_up(tree: Any) -> bool:
     return any(x.is_deleted() for x in _arrays(tree))
 
 
+def _is_ready(x: Any) -> bool:
+    """Whether an array has been computed. Random keys do not tell, and the step has them from others."""
+    return not hasattr(x, "is_ready") or x.is_ready()
+
+
 def _has_arrived(tree: Any, seconds: float) -> bool:
     """Whether all arrays have been computed within so many seconds, or have failed."""
     end = time.monotonic() + seconds
     for x in _arrays(tree):
-        while not (x.is_deleted() or x.is_ready()):
+        while not (x.is_deleted() or _is_ready(x)):
             if time.monotonic() > end:
                 return False
             time.sleep(0.001)
@@ -1226,7 +1271,7 @@ def _is_there(tree: Any, wait: bool) -> bool:
     """Whether all arrays have been computed, without an error: in the end, or by now."""
     try:
         arrays = _arrays(tree)
-        if _is_used_up(arrays) or not (wait or all(x.is_ready() for x in arrays)):
+        if _is_used_up(arrays) or not (wait or all(map(_is_ready, arrays))):
             return False
         jax.block_until_ready(arrays)
     except Exception:
@@ -1236,12 +1281,11 @@ def _is_there(tree: Any, wait: bool) -> bool:
 
 def _is_lost(state: Any, wait: bool) -> bool:
     """Whether the state was written over by a step that failed, as far as is known by now."""
+    arrays = _arrays(state)
+    if _is_used_up(arrays):
+        return True
     try:
-        for x in _arrays(state):
-            if x.is_deleted():
-                return True
-            if wait or x.is_ready():
-                x.block_until_ready()
+        jax.block_until_ready([x for x in arrays if wait or _is_ready(x)])
     except Exception:
         return True
     return False

@@ -286,3 +286,32 @@ def test_closures_that_know_themselves():
     ones = jnp.ones(2)
     found = jax.vmap(lambda tx: tx.update(ones, tx.init(ones))[0])(many)
     np.testing.assert_allclose(found[:, 0], [2 * 0.5**3, 2 * 2.0**3])
+
+
+def test_a_schedule_that_cannot_be_opened_works_within_its_trace():
+    make = lambda rate: aj.adam(jax.jit(lambda n: rate / (1.0 + n.astype(rate.dtype))))  # noqa: E731
+
+    def first(rate):
+        tx = make(rate)
+        return tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0]
+
+    found = jax.vmap(first)(jnp.array([0.1, 0.2]))
+    np.testing.assert_allclose(found[:, 0], [-0.1, -0.2], rtol=1e-6)
+
+
+class Trainer:
+    """It has a schedule, and much else."""
+
+    def __init__(self):
+        self.rows = [object() for _ in range(10_000)]
+
+    def schedule(self, count):
+        return 0.1
+
+
+def test_data_beside_a_schedule_is_not_looked_through(monkeypatch):
+    looked = []
+    parts = aj._closures._parts
+    monkeypatch.setattr(aj._closures, "_parts", lambda x: looked.append(x) or parts(x))
+    aj.adam(Trainer().schedule)
+    assert len(looked) < 100

@@ -897,3 +897,16 @@ def test_map_params_of_optax():
         }
     # Without parameters there is nothing to measure, and no entry.
     assert jax.tree.leaves(tx.init({}).measured) == []
+
+
+def test_a_decay_rate_that_becomes_a_schedule_keeps_its_correction():
+    number, schedule = aj.adam(0.1), aj.adam(0.1, b1=lambda count: 0.9 + 0.0 * count)
+    params = jnp.ones(2)
+    state = number.init(params)
+    for _ in range(3):
+        expected, state = number.update(params, state, params)
+    with jax.numpy_dtype_promotion("standard"):  # For the schedule.
+        updates, _ = schedule.update(
+            params, aj.convert_storage(number, schedule, params, state), params
+        )
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)

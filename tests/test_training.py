@@ -1505,3 +1505,104 @@ def test_a_handler_of_the_users_own_gets_its_signals():
 def test_options_that_are_none_are_named(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+def test_two_interrupts_of_a_slow_step_keep_a_state_with_a_key(monkeypatch):
+    """Keys do not tell whether they are ready; the metrics of a slow step are not, by then."""
+    monkeypatch.setattr(aj.training, "_has_arrived", lambda tree, seconds: False)
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), rng=jax.random.key(0))
+    step = aj.train_step(lambda params, batch, rng: jnp.sum(params**2))
+
+    def callback(state, metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        aj.fit(state, step, [None] * 3, callback=callback)
+    assert caught.value.state.step == 1
+
+
+def test_a_step_within_a_jit_that_closes_over_the_state_leaks_nothing():
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch))
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    jax.make_jaxpr(lambda batch: step(state, batch))(jnp.zeros(2))
+    state, metrics = step(state, jnp.zeros(2))
+    assert metrics["skipped"] == 0
+
+
+def test_on_several_devices_an_array_of_the_batch_is_looked_for_in_every_step(make_mesh):
+    """XLA would end the process. A key of the state is only read: the batch may have it too."""
+    everywhere = NamedSharding(make_mesh(8), PartitionSpec())
+    params = jax.device_put(jnp.ones(8), everywhere)
+    state = aj.TrainState.create(params, aj.adam(0.1), rng=jax.random.key(0))
+    step = aj.train_step(lambda params, batch: jnp.sum((params - batch[0]) ** 2))
+    for _ in range(2):
+        state, _ = step(state, (params, state.rng))
+    with pytest.raises(ValueError, match=r"state.params and batch\[0\] are one array"):
+        step(state, (state.params, None))
+
+
+def test_on_several_devices_the_numbers_of_the_optimizer_are_sent_once(make_mesh):
+    everywhere = NamedSharding(make_mesh(8), PartitionSpec())
+    state = aj.TrainState.create(jax.device_put(jnp.ones(8), everywhere), aj.adam(0.1))
+    step = aj.train_step(lambda params, batch: jnp.sum(params**2))
+    state, _ = step(state, None)
+    with jax.transfer_guard("disallow"):
+        state, _ = step(state, None)
+
+
+def test_a_loss_scale_belongs_to_its_user():
+    scale = aj.LossScale(jnp.array(8.0), good_steps=jnp.array(0))
+    step = aj.train_step(lambda params, batch: jnp.sum(params**2))
+    states = [aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), loss_scale=scale) for _ in range(2)]
+    for state in states:
+        step(state, None)
+    with pytest.raises(TypeError, match=r"adapts, and is in the state"):
+        aj.train_step(lambda params, batch: 0.0, loss_scale=aj.LossScale())
+
+
+def test_histories_of_a_run_and_of_its_continuation_are_put_together():
+    first, second = aj.training.History(loss=np.ones(2)), aj.training.History(loss=np.zeros(3))
+    first.interrupted = True
+    both = jax.tree.map(lambda *parts: np.concatenate(parts), first, second)
+    assert both["loss"].shape == (5,)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda: optax.inject_hyperparams(optax.scale)(step_size=0.01),
+        lambda: optax.masked(optax.scale(0.01), True),
+        lambda: optax.contrib.split_real_and_imaginary(optax.scale(0.01)),
+    ],
+    ids=["inject", "masked", "split"],
+)
+def test_a_factor_inside_of_what_is_optax_s_is_not_overlooked(factor):
+    step = aj.train_step(
+        lambda params, batch: jnp.sum(params["w"] ** 2), metrics=("learning_rate",)
+    )
+    state = aj.TrainState.create({"w": jnp.ones(2)}, aj.chain(aj.sgd(0.1), factor()))
+    with pytest.raises(ValueError, match="none is known of"):
+        step(state, None)
+
+
+def test_another_library_that_does_not_take_8_bits_is_named():
+    params = {"w": jnp.ones(2, jnp.float8_e4m3fn)}
+    state = aj.TrainState.create(params, optax.adamw(0.1))
+    step = aj.train_step(lambda p, b: jnp.sum(p["w"].astype(jnp.float32)), metrics=("loss",))
+    with pytest.raises(TypeError, match=r"\['w'\] is float8_e4m3fn.*one of this library's"):
+        step(state, None)
+
+
+def test_a_step_with_a_schedule_is_exported():
+    pytest.importorskip("flatbuffers")
+    tx = aj.adam(module_level_schedule)
+    params = jnp.ones(2)
+    update = jax.jit(lambda tx, params, state: tx.update(params, state, params))
+    exported = jax.export.export(update)(tx, params, tx.init(params))
+    again = jax.export.deserialize(exported.serialize())
+    updates, _ = again.call(tx, params, tx.init(params))
+    np.testing.assert_allclose(updates, -0.1, rtol=1e-6)
+
+
+def module_level_schedule(count):
+    return 0.1 / (1 + count.astype(jnp.float32))

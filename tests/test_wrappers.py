@@ -575,3 +575,14 @@ def test_scales_without_a_sign_are_no_parameters():
     params = {"w": jnp.ones(3, jnp.float8_e8m0fnu)}
     with pytest.raises(TypeError, match=r"\['w'\] is float8_e8m0fnu, which has neither 0 nor"):
         aj.apply_updates(params, {"w": jnp.ones(3)}, rounding="stochastic", step=0)
+
+
+def test_gradients_of_8_bits_lose_nothing_where_they_are_compensated():
+    tx = aj.compensate(aj.adam(5e-4))
+    params = jnp.ones(3, jnp.float8_e4m3fn)
+    state = tx.init(params)
+    step = jax.jit(tx.update)
+    for _ in range(200):
+        updates, state = step(jnp.ones_like(params), state, params)
+        params = aj.apply_updates(params, updates)
+    np.testing.assert_allclose(aj.exact_params(params, state), 0.9, rtol=2e-3)
