@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,15 +98,16 @@ class _Copy:
     def _holds(self, x: Any) -> bool:
         """Whether a value of the type can be reached from x."""
         if id(x) not in self._known:
-            seen, stack, found = {id(x)}, [x], False
+            seen, queue, found = {id(x)}, deque([x]), False
             self._alive.append(x)
-            while stack and not found:
-                each = stack.pop()
+            # The nearest first, and not for ever: some objects make new ones whenever they are asked.
+            while queue and not found and len(seen) <= _MOST_SEEN:
+                each = queue.popleft()
                 found = isinstance(each, self._kind)
                 for part in _parts(each):
                     if id(part) not in seen:
                         seen.add(id(part))
-                        stack.append(part)
+                        queue.append(part)
                         self._alive.append(part)
             self._known[id(x)] = found
         return self._known[id(x)]
@@ -180,6 +182,9 @@ _SKIPPED = (
 
 
 _LONGEST = 1000  # What is longer is data, and not looked through.
+_MOST_SEEN = (
+    5000  # An optimizer is not made of more: whatever holds these holds half of the program.
+)
 
 
 def _parts(x: Any) -> Iterator[Any]:

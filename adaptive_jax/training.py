@@ -787,8 +787,9 @@ def _train_step(
         updates, updated = tx.update(
             gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=value_fn
         )
-    except jax.dtypes.TypePromotionError as error:
-        _explain_promotion(error, state)
+    except ValueError as error:
+        if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
+            _explain_promotion(error, state)
         raise
     params = precision.apply_updates(
         state.params,

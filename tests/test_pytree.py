@@ -315,3 +315,21 @@ def test_data_beside_a_schedule_is_not_looked_through(monkeypatch):
     monkeypatch.setattr(aj._closures, "_parts", lambda x: looked.append(x) or parts(x))
     aj.adam(Trainer().schedule)
     assert len(looked) < 100
+
+
+class Endless:
+    """Whenever it is looked at it has another part, as proxies of objects have."""
+
+    @property
+    def __dict__(self):
+        return {"next": Endless()}
+
+
+def test_what_never_ends_is_not_looked_through_for_ever():
+    endless, clip = Endless(), optax.clip(1.0)
+
+    def update(updates, state, params=None):
+        return clip.update(updates, state, endless and params)
+
+    tx = aj.chain(optax.GradientTransformation(clip.init, update), aj.sgd(0.1))
+    assert tx.update(jnp.ones(2), tx.init(jnp.ones(2)))[0].shape == (2,)
