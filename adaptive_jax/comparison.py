@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -325,7 +326,10 @@ def _settings(
     for i in range(budget if table else 1):
         setting = {key: plain(column[i]) for key, column in (table or {}).items()} | fixed
         try:
-            tx = factory(**setting)
+            with warnings.catch_warnings():
+                # A space may reach beyond what is usual: that is what it is searched for.
+                warnings.simplefilter("ignore", UserWarning)
+                tx = factory(**setting)
         except Exception as error:
             raise ValueError(
                 f"{name!r} cannot be made with {_setting(setting)}, of its search space: {error}"

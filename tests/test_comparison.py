@@ -244,3 +244,9 @@ def test_bad_input_is_refused_before_anything_runs(what):
     call, kind, message = BAD[what]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_a_search_space_may_reach_beyond_what_is_usual():
+    """Warnings are errors here."""
+    space = {"learning_rate": aj.LogUniform(2.0, 4.0)}
+    aj.compare({"Adam": (aj.adam, space)}, aj.problems.quadratic(), budget=1, seeds=2)
