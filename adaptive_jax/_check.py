@@ -473,7 +473,7 @@ def state(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
         ]
         # A rule without state takes whatever comes, as in optax.
         if all(
-            (not layout.fields and part is not None)
+            (not layout.fields and not (layout.masked and part is None))
             or (
                 getattr(part, "_fields", None) == layout.fields
                 and layout.name in (None, type(part).__name__)

@@ -288,9 +288,9 @@ def layout(rule: Rule, counts: bool = False) -> Layout:
 
 
 _NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {
-    "ScaleByRmsWithCountState": lambda: optax.scale_by_rms(bias_correction=True),
-    "ScaleByRStdDevWithCountState": lambda: optax.scale_by_stddev(bias_correction=True),
-    "WeightDecaySchedule": lambda: optax.add_decayed_weights(lambda count: count),
+    "ScaleByRmsWithCountState": functools.partial(optax.scale_by_rms, bias_correction=True),
+    "ScaleByRStdDevWithCountState": functools.partial(optax.scale_by_stddev, bias_correction=True),
+    "WeightDecaySchedule": functools.partial(optax.add_decayed_weights, lambda count: count),
 }
 """States of optax that can be had only from what makes them."""
 

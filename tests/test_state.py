@@ -517,3 +517,18 @@ def test_a_whole_run_of_optax_goes_on_under_ours():
     for name in ("w", "b"):
         np.testing.assert_allclose(ours.params[name], theirs.params[name], rtol=1e-5)
     assert ours.opt_state[0].nu["low"].dtype == jnp.float32
+
+
+def test_what_has_no_state_takes_whatever_comes():
+    """As in optax, whose users call `update(updates, None)` of a clip."""
+    updates, state = aj.clip(1.0).update(jnp.array([3.0]), None)
+    assert updates == 1.0
+    assert state is None
+
+
+def test_ours_in_the_place_of_optaxs_keeps_its_states(monkeypatch):
+    """Its types are taken from optax's functions, also where somebody has put ours there."""
+    monkeypatch.setattr(optax, "scale_by_rms", aj.scale_by_rms)
+    aj._rule.state_type.cache_clear()
+    state = aj.scale_by_rms(bias_correction=True).init(jnp.ones(2))
+    assert type(state).__name__ == "ScaleByRmsWithCountState"
