@@ -455,7 +455,7 @@ def train_step(
         )
     settings = _Settings(
         loss=loss,
-        accumulate=int(accumulate),
+        accumulate=accumulate,
         loss_scale=loss_scale,
         skip_nonfinite=skip_nonfinite,
         rounding=rounding,
