@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,9 +15,10 @@ import optax
 from jax import export
 
 _PREFIX = "adaptive_jax:"
+_Class = TypeVar("_Class", bound=type)
 
 
-def state(cls: Any, name: str | None = None) -> Any:
+def state(cls: _Class, name: str | None = None) -> _Class:
     """Registers a NamedTuple, unless somebody did before. A decorator."""
     with contextlib.suppress(ValueError):
         export.register_namedtuple_serialization(
@@ -26,12 +27,14 @@ def state(cls: Any, name: str | None = None) -> Any:
     return cls
 
 
-def node(cls: Any) -> Any:
+def node(cls: _Class) -> _Class:
     """Registers a class that is a pytree node. A decorator, above that of JAX.
 
-    Of two classes of one name, in a notebook say, the first one stays.
+    Of two classes of one name, in a notebook say, the first one stays. This library's own are named
+    without their modules, which may change.
     """
-    name = f"{_PREFIX}{cls.__module__}.{cls.__qualname__}"
+    module = "" if cls.__module__.startswith("adaptive_jax.") else f"{cls.__module__}."
+    name = f"{_PREFIX}{module}{cls.__qualname__}"
     with contextlib.suppress(ValueError):
         export.register_pytree_node_serialization(
             cls,

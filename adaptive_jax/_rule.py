@@ -298,7 +298,7 @@ _NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {
 @functools.cache
 def state_type(name: str, entries: tuple[str, ...]) -> Any:
     """The NamedTuple that holds a rule's state."""
-    theirs = getattr(optax, name, None)
+    theirs: Any = getattr(optax, name, None)
     if name in _NOT_EXPORTED:
         theirs = type(jax.eval_shape(_NOT_EXPORTED[name]().init, ()))
     if getattr(theirs, "_fields", None) == entries:
