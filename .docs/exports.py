@@ -12,16 +12,33 @@ from sphinx.pycode import ModuleAnalyzer
 # The title of each page, and the modules whose exports it shows. A module that does not exist is
 # passed over.
 PAGES = {
-    "optimizers": ("Optimizers", ["optimizers"]),
+    "optimizers": ("Optimizers", ["rules.optimizers"]),
     "chains": ("Pieces for chains", []),
-    "rules": ("Rules and the lift", ["_rule", "_transform", "rules"]),
-    "storage": ("Storage, memory and precision", ["_storage", "memory", "precision"]),
-    "training": ("Training", ["training", "checkpoint"]),
-    "sweeps": ("Sweeps and comparisons", ["sweeps", "distributions", "comparison"]),
+    "rules": (
+        "Rules and the lift",
+        ["_core.hyper", "_core.rule", "_core.transform", "transforms.chain", "rules"],
+    ),
+    "storage": (
+        "Storage, memory and precision",
+        [
+            "_core.storage.base",
+            "_core.storage.blocks",
+            "_core.storage.factored",
+            "_core.storage.masked",
+            "transforms.memory",
+            "training.convert",
+            "transforms.precision",
+        ],
+    ),
+    "training": ("Training", ["training.run", "training.checkpoint"]),
+    "sweeps": (
+        "Sweeps and comparisons",
+        ["training.search.sweeps", "training.search.distributions", "training.search.comparison"],
+    ),
     "problems": ("Problems", ["problems"]),
     "plotting": ("Plots", ["plotting"]),
-    "wrappers": ("Wrappers", ["wrappers"]),
-    "diagnostics": ("Diagnostics", ["diagnostics"]),
+    "wrappers": ("Wrappers", ["transforms.skip", "transforms.accumulate", "transforms.monitor"]),
+    "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
     "torch": ("PyTorch", ["interop.torch"]),
     "keras": ("Keras", ["interop.keras"]),
     "maths": ("Maths", ["maths"]),
@@ -114,7 +131,7 @@ def _defined(module: str) -> list[tuple[str, Any, str]]:
 
 def _is_for_chains(module: str, name: str, value: Any) -> bool:
     """Whether an export is a piece of an optimizer, and no whole one."""
-    if module != "optimizers":
+    if module != "rules.optimizers":
         return name == "chain"
     return (
         name.startswith("scale_by_") or "learning_rate" not in inspect.signature(value).parameters
@@ -122,7 +139,7 @@ def _is_for_chains(module: str, name: str, value: Any) -> bool:
 
 
 def _modules_without_page(package: ModuleType, prefix: str = "") -> set[str]:
-    """The public modules of a package, and of the packages in it, that no page shows."""
+    """The public modules of a package that no page shows, and of packages in it that users reach."""
     listed = {module for _, modules in PAGES.values() for module in modules}
     missing = set()
     for name, value in vars(package).items():
@@ -130,6 +147,9 @@ def _modules_without_page(package: ModuleType, prefix: str = "") -> set[str]:
             continue
         if name.startswith("_") or f"{prefix}{name}" in listed:
             continue
+        shown = {module for module in listed if module.startswith(f"{prefix}{name}.")}
+        if shown and shown.isdisjoint(NAMESPACES):
+            continue  # A room: what users reach of it is exported by the package.
         within = _modules_without_page(value, f"{prefix}{name}.")
         missing |= within if hasattr(value, "__path__") else {f"{prefix}{name}"}
     return missing

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _check
-from .diagnostics import MEASURES
+from ._core import arguments, pytrees
+from .transforms.diagnose import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,15 +27,24 @@ if TYPE_CHECKING:
 COLORS = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F",
 )  # fmt: skip
+
+
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p")
+
 
 SPREADS = ("quartiles", "range", "deviation")
 """What the band of `loss_curves` can be."""
 
+
 _CURVE = "adaptive_jax curve"  # the gid of lines that were given a style
+
+
 # The gid of the crosses for what diverged, and what fills them: None for the colour of their edge.
 _CROSSES = {"diverged": None, "all seeds diverged": None, "some seeds diverged": "white"}
+
 
 _LABELS = {
     "gradient_norm": "gradient norm ‖g‖",
@@ -47,7 +56,11 @@ _LABELS = {
     "effective_learning_rate": "effective learning rate |u|/|g|",
     "signal_to_noise": "signal to noise ‖E g‖²/E‖g − E g‖²",
 }
+
+
 _LIMITS = {"cosine": (-1.05, 1.05), "moving": (-0.02, 1.02)}  # the others are logarithmic
+
+
 _ROW = 0.06  # the height of a row of crosses, as a share of the height of the Axes
 
 
@@ -92,7 +105,7 @@ def loss_curves(
       >>> print(ax.get_yscale(), [text.get_text() for text in ax.get_legend().get_texts()])
       log ['Adam (1 of 3 diverged)']
     """
-    _check.one_of("spread", spread, SPREADS)
+    arguments.one_of("spread", spread, SPREADS)
     runs = {
         name: np.atleast_2d(_numbers(f"curves[{name!r}]", losses, "(seeds, points)", "(points,)"))
         for name, losses in _named("curves", curves, "losses").items()
@@ -292,7 +305,7 @@ def paths(
     result = jax.eval_shape(function, jnp.zeros(2))
     if getattr(result, "shape", None) != ():
         raise ValueError(
-            f"function gives {jax.tree.map(_check.describe, result)} for an array of shape (2,): it "
+            f"function gives {jax.tree.map(pytrees.describe, result)} for an array of shape (2,): it "
             "must give one number, an array of shape ()."
         )
     ax = _axes(ax)
@@ -370,7 +383,7 @@ def measurements(
       >>> print([text.get_text() for text in ax.get_legend().get_texts()])
       ["['b']", "['w']"]
     """
-    _check.one_of("measure", measure, MEASURES)
+    arguments.one_of("measure", measure, MEASURES)
     measured = _measured(history, measure)
     names = list(measured) if groups is None else list(groups)
     if isinstance(groups, str) or not names or not set(names) <= set(measured):

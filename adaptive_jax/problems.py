@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from . import _check
+from ._core import arguments
 
 _HELD_OUT = "held-out loss (nats)"
+
 
 # ---------------------------------------------------------------------------------------------------
 # What a problem is
@@ -71,8 +72,8 @@ class Problem:
                     f"{argument}={value!r} of the problem {self.name!r} is a {type(value).__name__}: it "
                     "must be a function."
                 )
-        object.__setattr__(self, "steps", _check.whole("steps", self.steps, 1))
-        _check.target(self.target, f" of the problem {self.name!r}")
+        object.__setattr__(self, "steps", arguments.whole("steps", self.steps, 1))
+        arguments.target(self.target, f" of the problem {self.name!r}")
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -438,10 +439,10 @@ def quadratic(
       >>> print(params.shape, float(problem.evaluate(0.0 * params)))
       (3,) 0.0
     """
-    dimension = _check.whole("dimension", dimension, 1)
-    seed = _check.whole("seed", seed, 0)
-    _check.number("condition", condition, 1.0)
-    _check.number("noise", noise, 0.0)
+    dimension = arguments.whole("dimension", dimension, 1)
+    seed = arguments.whole("seed", seed, 0)
+    arguments.number("condition", condition, 1.0)
+    arguments.number("noise", noise, 0.0)
     eigenvalues = np.geomspace(1.0, 1 / condition, dimension)
     axes = None
     if rotation:
@@ -609,7 +610,7 @@ def logistic_regression(l2: float = 1e-3) -> Problem:
       >>> print(f"{problem.evaluate(params):.3f}")  # log 2
       0.693
     """
-    _check.number("l2", l2, 0.0)
+    arguments.number("l2", l2, 0.0)
     _datasets("logistic_regression")
     from sklearn.datasets import load_breast_cancer
 
@@ -666,7 +667,7 @@ def digits(hidden: int = 32) -> Problem:
       >>> print([layer["w"].shape for layer in params], bool(problem.evaluate(params) < 3.5))
       [(64, 32), (32, 10)] True
     """
-    hidden = _check.whole("hidden", hidden, 1)
+    hidden = arguments.whole("hidden", hidden, 1)
     _datasets("digits")
     from sklearn.datasets import load_digits
 
@@ -765,10 +766,10 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
       >>> print(params["positions"].shape, problem.loss(params, jax.random.key(1)).shape)
       (8, 32) ()
     """
-    layers = _check.whole("layers", layers, 1)
-    length = _check.whole("length", length, 1)
-    batch = _check.whole("batch", batch, 1)
-    width = _check.whole("width", width, _HEAD_WIDTH)
+    layers = arguments.whole("layers", layers, 1)
+    length = arguments.whole("length", length, 1)
+    batch = arguments.whole("batch", batch, 1)
+    width = arguments.whole("width", width, _HEAD_WIDTH)
     if width % _HEAD_WIDTH:
         raise ValueError(
             f"width={width!r} must be a multiple of {_HEAD_WIDTH}, the width of a head."

@@ -13,16 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import _check, maths
-from ._rule import Rule, fields
-from ._storage import Storage
-from ._transform import Transformation, parts, transform
-from .rules import Adam, Rms
+from . import maths
+from ._core import pytrees
+from ._core.rule import Rule, fields
+from ._core.storage.base import Storage
+from ._core.transform import transform
+from ._core.transformation import Transformation
+from .rules.adam import Adam
+from .rules.rms import Rms
+from .transforms.parts import parts
 
 if hasattr(jax, "enable_x64"):
     enable_x64 = jax.enable_x64
 else:  # Before jax 0.8.
     from jax.experimental import enable_x64  # type: ignore[attr-defined]
+
 
 _STEPS = 3
 
@@ -133,7 +138,7 @@ def _check_kind(storage: Storage) -> None:
         decoded = _decode(storage)(first)
         _require(
             decoded.shape == array.shape and not np.any(np.asarray(decoded)),
-            f"0 in the shape {array.shape} reads back as {_check.describe(decoded)}: {decoded}.",
+            f"0 in the shape {array.shape} reads back as {pytrees.describe(decoded)}: {decoded}.",
         )
         stored = _encode(storage)(array, first, _keys(1)[0])
         before, after = _signature(first), _signature(stored)

@@ -23,8 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from test_state import unpacked
 
 import adaptive_jax as aj
-from adaptive_jax import _origin
-from adaptive_jax._transform import member
+from adaptive_jax._core.transformation import member
 
 PARAMS = {
     "w": jnp.arange(1.0, 33.0).reshape(8, 4) / 32,
@@ -306,13 +305,13 @@ def test_each_optimizer_of_optax_is_itself_and_no_other():
     def origin(name):
         tx = getattr(optax, name)(0.1)
         state = aj.TrainState(0, SMALL, jax.eval_shape(tx.init, SMALL), member(tx, "a test"))
-        return json.loads(json.dumps(_origin.of(state)))
+        return json.loads(json.dumps(origin.of(state)))
 
     origins = {name: origin(name) for name in FACTORIES}
     for name, first in origins.items():
-        assert _origin.differences(first, origin(name)) == ([], [])
+        assert origin.differences(first, origin(name)) == ([], [])
     for (one, first), (other, second) in itertools.combinations(origins.items(), 2):
-        assert _origin.differences(first, second)[0], (one, other)
+        assert origin.differences(first, second)[0], (one, other)
 
 
 def test_many_values_are_shown(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import adaptive_jax as aj
-from adaptive_jax import comparison
+from adaptive_jax.training.search import comparison
 
 CURVATURE = np.array([1.0, 4.0])
 

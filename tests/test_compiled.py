@@ -64,15 +64,16 @@ def test_what_is_compiled_grows_with_the_number_of_arrays_and_not_with_its_squar
 
 
 def test_a_second_trace_of_an_update_reuses_the_first():
-    from adaptive_jax import _transform
+    from adaptive_jax._core.slots import update_array
+    from adaptive_jax._core.update import update_tree
 
     params = [jnp.ones((3, index % 2 + 1)) for index in range(20)]
     tx = aj.adam(0.1)
     state = tx.init(params)
     jax.jit(lambda *args: tx.update(*args)).trace(params, state, params)
-    before = _transform._update_array._cache_size(), _transform._update_tree._cache_size()
+    before = update_array._cache_size(), update_tree._cache_size()
     jaxpr = jax.jit(lambda *args: tx.update(*args)).trace(params, state, params).jaxpr
-    assert (_transform._update_array._cache_size(), _transform._update_tree._cache_size()) == before
+    assert (update_array._cache_size(), update_tree._cache_size()) == before
     # 20 arrays of two shapes: two functions, each traced once.
     calls = [
         eqn
@@ -150,8 +151,8 @@ def in_one_program(tx, gradients, state, params):
 )
 def test_many_arrays_outside_of_jit_take_the_step_of_one_program(tx, monkeypatch):
     """To rounding: XLA may compute the last elements of an array otherwise in another program."""
-    monkeypatch.setattr(aj._transform, "_MOST_ARRAYS", 4)
-    monkeypatch.setattr(aj._transform, "_PIECE", 2)
+    monkeypatch.setattr(aj._core.pieces, "_MOST_ARRAYS", 4)
+    monkeypatch.setattr(aj._core.pieces, "_PIECE", 2)
     key = jax.random.key(0)
     params = {
         "kernels": list(jax.random.normal(key, (8, 3, 5))),
@@ -188,7 +189,7 @@ def test_a_thousand_equal_arrays_outside_of_jit_are_one_small_program(compiled):
 
 
 def test_arrays_of_many_shapes_outside_of_jit_are_one_program(compiled, monkeypatch):
-    monkeypatch.setattr(aj._transform, "_MOST_ARRAYS", 4)
+    monkeypatch.setattr(aj._core.pieces, "_MOST_ARRAYS", 4)
     params = [jnp.ones(size) for size in range(1, 7)]
     tx = aj.sgd(0.1, momentum=0.9)
     state = tx.init(params)
@@ -198,7 +199,7 @@ def test_arrays_of_many_shapes_outside_of_jit_are_one_program(compiled, monkeypa
 
 
 def test_mistakes_with_many_arrays_are_named_by_the_path_in_the_whole_tree(monkeypatch):
-    monkeypatch.setattr(aj._transform, "_MOST_ARRAYS", 4)
+    monkeypatch.setattr(aj._core.pieces, "_MOST_ARRAYS", 4)
     params = {"w": [jnp.ones(3)] * 9}
     tx = aj.adam(0.1)
     gradients = {"w": [jnp.ones(3)] * 7 + [jnp.ones(4), jnp.ones(3)]}

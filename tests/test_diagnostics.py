@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import adaptive_jax as aj
-from adaptive_jax.diagnostics import MEASURES
+from adaptive_jax.transforms.diagnose import MEASURES
 
 rng = np.random.default_rng(0)
 PARAMS = {

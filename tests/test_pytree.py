@@ -55,14 +55,14 @@ def test_new_values_of_every_hyperparameter_compile_nothing():
 
 
 def test_outside_of_jit_new_values_compile_nothing_either():
-    from adaptive_jax import _transform
+    from adaptive_jax._core.update import update_tree
 
     for rate in (0.1, 0.2, 0.3):
         tx = aj.rmsprop(rate, decay=0.9 + rate / 10, momentum=rate)
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
         if rate == 0.1:
-            before = _transform._update_tree._cache_size()
-    assert _transform._update_tree._cache_size() == before
+            before = update_tree._cache_size()
+    assert update_tree._cache_size() == before
 
 
 def test_a_chain_compiles_once_for_equal_members():
@@ -311,8 +311,8 @@ class Trainer:
 
 def test_data_beside_a_schedule_is_not_looked_through(monkeypatch):
     looked = []
-    parts = aj._closures._parts
-    monkeypatch.setattr(aj._closures, "_parts", lambda x: looked.append(x) or parts(x))
+    parts = aj._core.closures._parts
+    monkeypatch.setattr(aj._core.closures, "_parts", lambda x: looked.append(x) or parts(x))
     aj.adam(Trainer().schedule)
     assert len(looked) < 100
 

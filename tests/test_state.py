@@ -22,11 +22,11 @@ import saved_runs
 from catalogue import CASES, label
 
 import adaptive_jax as aj
-from adaptive_jax import _versions
+from adaptive_jax.training import versions
 
 # What the state of each optimizer holds: for optax's own options what optax's holds, which
 # `test_the_structure_is_that_of_optax` compares. A change of any of these breaks saved runs: do not edit
-# them, but give the new layout a way in for old states, as `_versions.py` does for those of 0.1.0.
+# them, but give the new layout a way in for old states, as `training/versions.py` does for those of 0.1.0.
 FORMAT = {
     "sgd(learning_rate=0.1)": "(EmptyState(), EmptyState())",
     "sgd(learning_rate=0.1,momentum=0.9)": "(TraceState(trace), EmptyState())",
@@ -444,7 +444,7 @@ def test_a_state_that_an_older_version_saved_alone_is_restored(name, tmp_path, m
     start = saved_runs.create(name)
     whole = aj.restore_checkpoint(folder / "checkpoint", start).opt_state
     with monkeypatch.context() as before:
-        before.setattr("adaptive_jax._versions.LAYOUT", 1)
+        before.setattr("adaptive_jax.training.versions.LAYOUT", 1)
         aj.save_checkpoint(tmp_path / "alone", {"params": start.params, "opt": [old]}, step=1)
     like = {"params": start.params, "opt": [start.opt_state]}
     (state,) = aj.restore_checkpoint(tmp_path / "alone", like)["opt"]
@@ -488,7 +488,7 @@ def test_what_is_saved_now_says_its_layout(tmp_path):
     state = aj.TrainState.create(PARAMS, aj.adamw(falling, mask=matrices))
     aj.save_checkpoint(tmp_path, state)
     (layout,) = tmp_path.glob("0/layout/metadata")
-    assert json.loads(layout.read_text())["version"] == _versions.LAYOUT
+    assert json.loads(layout.read_text())["version"] == versions.LAYOUT
 
 
 def test_weight_decay_where_there_was_none():
@@ -529,6 +529,6 @@ def test_what_has_no_state_takes_whatever_comes():
 def test_ours_in_the_place_of_optaxs_keeps_its_states(monkeypatch):
     """Its types are taken from optax's functions, also where somebody has put ours there."""
     monkeypatch.setattr(optax, "scale_by_rms", aj.scale_by_rms)
-    aj._rule.state_type.cache_clear()
+    aj._core.states.state_type.cache_clear()
     state = aj.scale_by_rms(bias_correction=True).init(jnp.ones(2))
     assert type(state).__name__ == "ScaleByRmsWithCountState"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import adaptive_jax as aj
-from adaptive_jax import _runs
+from adaptive_jax.training.search import runs
 
 STEPS = 20
 RATES = np.array([0.01, 0.1, 0.5, 1.0])
@@ -126,13 +126,13 @@ def test_pieces_give_what_the_whole_gives():
 @pytest.fixture
 def programs(monkeypatch):
     """The programs that sweeps make during a test."""
-    made, original = [], _runs.program
+    made, original = [], runs.program
 
     def watched(*arguments):
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(_runs, "program", watched)
+    monkeypatch.setattr(runs, "program", watched)
     return made
 
 
@@ -140,7 +140,7 @@ def programs(monkeypatch):
 def two_cores(monkeypatch):
     one = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: one)
-    monkeypatch.setattr(_runs, "_cores", lambda: 2)
+    monkeypatch.setattr(runs, "_cores", lambda: 2)
 
 
 def needed(size):
@@ -149,7 +149,7 @@ def needed(size):
     curves = jax.jit(
         jax.vmap(lambda rate, seed: (lambda curve: (curve[-1], curve))(train(rate, seed=seed)))
     )
-    return _runs._bytes(curves.lower(*numbers).compile())
+    return runs._bytes(curves.lower(*numbers).compile())
 
 
 @pytest.mark.usefixtures("two_cores")

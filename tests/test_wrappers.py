@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 import adaptive_jax as aj
-from adaptive_jax.wrappers import all_finite
+from adaptive_jax.transforms.finite import all_finite
 from examples import low_precision
 
 NAN, INF = float("nan"), float("inf")

@@ -11,15 +11,21 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from .. import _check
-from .._documentation import documented
-from .._rule import none_if_zero
+from .._core import hyper
+from .._core.arguments import one_of
+from .._core.documentation import documented
+from .._core.hyper import none_if_zero
 
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
 
-NON_NEGATIVE = _check.Interval(0.0)
-FRACTION = _check.Interval(0.0, 1.0)
-DECAY = _check.Interval(0.0, 1.0, open_above=True)
+
+NON_NEGATIVE = hyper.Interval(0.0)
+
+
+FRACTION = hyper.Interval(0.0, 1.0)
+
+
+DECAY = hyper.Interval(0.0, 1.0, open_above=True)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Argument:
 
     meaning: str
     field: str | tuple[str, ...] | None = None
-    interval: _check.Interval | None = None
+    interval: hyper.Interval | None = None
 
 
 COMMON = {
@@ -97,7 +103,7 @@ def _check_argument(
 ) -> None:
     if argument.interval is None:
         if isinstance(parameter.default, bool):
-            _check.one_of(name, value, (False, True))
+            one_of(name, value, (False, True))
         return
     if isinstance(argument.field, tuple):
         if not isinstance(value, (tuple, list)) or len(value) != len(argument.field):
@@ -106,12 +112,12 @@ def _check_argument(
             )
         for index, each in enumerate(value):
             _check_schedule(label, f"{name}[{index}]", each)
-            _check.hyperparameter(label, f"{name}[{index}]", each, argument.interval)
+            hyper.hyperparameter(label, f"{name}[{index}]", each, argument.interval)
     elif value is None and parameter.default is not None:
         raise TypeError(f"{name}=None is out of place in {label}: it must be {argument.interval}.")
     else:
         _check_schedule(label, name, value)
-        _check.hyperparameter(label, name, value, argument.interval)
+        hyper.hyperparameter(label, name, value, argument.interval)
 
 
 def _check_schedule(label: str, name: str, value: Any) -> None:

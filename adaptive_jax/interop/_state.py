@@ -20,9 +20,11 @@ import numpy as np
 import optax
 from jax.tree_util import keystr
 
-from .. import _check, _rule
-from .._rule import Rule
-from .._transform import Chained, Foreign, Lifted, Transformation
+from .._core import pytrees, states
+from .._core.lifted import Lifted
+from .._core.rule import Rule, Slot
+from .._core.transformation import Foreign, Transformation
+from ..transforms.chain import Chained
 
 
 @dataclass
@@ -50,7 +52,7 @@ def array(value: Any, what: str) -> np.ndarray:
     except Exception as error:
         raise TypeError(f"{what} is a {type(value).__name__}: expected an array.") from error
     if not jnp.issubdtype(value.dtype, jnp.number):
-        raise TypeError(f"{what} is {_check.describe(value)}: expected an array of numbers.")
+        raise TypeError(f"{what} is {pytrees.describe(value)}: expected an array of numbers.")
     if jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits < 32:
         value = value.astype(np.float32)
     if not np.isfinite(value).all():
@@ -72,9 +74,16 @@ def number(value: Any, what: str) -> float:
 # ---------------------------------------------------------------------------- which parameter
 
 _WEIGHTS = {"weight", "kernel", "w", "scale", "gamma", "embedding"}
+
+
 _BIASES = {"bias", "b", "offset", "beta"}
+
+
 _TRANSPOSED = {"kernel", "w"}
+
+
 _UNCHANGED = {"weight", "scale", "gamma", "embedding"}
+
 
 Mapped = dict[str, tuple[str, tuple[int, ...] | None]]
 """From a name there to a path here, and the axes that bring the array there into the layout here."""
@@ -346,7 +355,7 @@ def entries_of(lifted: Lifted, vocabulary: Vocabulary) -> tuple[dict[str, Entry]
     """The entries that another library keeps for this optimizer: for slots and for scalars."""
     slots, scalars = {}, {}
     for rule in lifted.rules:
-        if decays := _rule.scheduled_decays(rule):
+        if decays := states.scheduled_decays(rule):
             raise ValueError(
                 f"{decays[0]} of {lifted!r} is a schedule, which no saved run knows: give it a number."
             )
@@ -397,7 +406,7 @@ def _fill(
 
 
 def _slot(
-    old: Any, name: str, slot: _rule.Slot, storage: Any, params: Any, word: Entry, saved: Any
+    old: Any, name: str, slot: Slot, storage: Any, params: Any, word: Entry, saved: Any
 ) -> Any:
     with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
     stored = []
@@ -443,7 +452,7 @@ def read(
     scalars, count = {}, 0
     for rule, storages, old in zip(target.rules, target.storages, split, strict=True):
         words = vocabulary.get(type(rule), {})
-        count = max(count, int(getattr(old, "count", 0))) if _rule.counts_steps(rule) else count
+        count = max(count, int(getattr(old, "count", 0))) if states.counts_steps(rule) else count
         for name in rule.scalars:
             scalars[words[name].name] = float(getattr(old, name))
         for name, storage in zip(rule.slots, storages, strict=True):
@@ -460,7 +469,7 @@ def _part_of(tx: Any, state: Any, target: Lifted) -> Any:
     if inner is target:
         return state
     if isinstance(inner, Chained):
-        _check.chain_state(state, len(inner.members))
+        states.check_chain(state, len(inner.members))
         for member, part in zip(inner.members, state, strict=True):
             if any(each is target for each in _members(member)):
                 return _part_of(member, part, target)

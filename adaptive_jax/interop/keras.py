@@ -21,9 +21,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from .. import rules
-from .._rule import Rule, none_if_zero
-from .._transform import Lifted, Transformation, build
+from .._core.hyper import none_if_zero
+from .._core.lifted import Lifted
+from .._core.rule import Rule
+from .._core.transform import build
+from .._core.transformation import Transformation
+from ..rules import clipping, rms, scaling
+from ..rules.adagrad import AdaGrad
+from ..rules.adam import Adam, AdaMax, AMSGrad, NAdam
+from ..rules.momentum import Trace
 from . import _state
 from ._port import COMMON, DECAY, FRACTION, NON_NEGATIVE, Argument, is_absent, port
 
@@ -62,6 +68,8 @@ _ARGUMENTS = {
     "gradient_accumulation_steps": Argument("refused: wrap the optimizer in optax.MultiSteps."),
     "name": Argument("what Keras calls the optimizer; no effect here."),
 }
+
+
 _port = port("keras", _ARGUMENTS)
 
 
@@ -84,7 +92,7 @@ def _optimizer(
         if value:
             remedy = _ARGUMENTS[name].meaning.partition(": ")[2]
             raise ValueError(f"{name}={value!r} is no part of an optimizer here: {remedy}")
-    kinds = (rules.ClipByNorm, rules.Clip, rules.ClipByGlobalNorm)
+    kinds = (clipping.ClipByNorm, clipping.Clip, clipping.ClipByGlobalNorm)
     first: list[Rule] = [
         kind(limit) for kind, limit in zip(kinds, clips, strict=True) if not is_absent(limit)
     ]
@@ -97,11 +105,11 @@ def _optimizer(
         first.append(direction)
     weight_decay = none_if_zero(weight_decay)
     if velocity is None:
-        rest = [rules.LearningRate(learning_rate, weight_decay, mask, keep_count=True)]
+        rest = [scaling.LearningRate(learning_rate, weight_decay, mask, keep_count=True)]
     else:
-        rest = [rules.LearningRate(learning_rate, keep_count=True), velocity]
+        rest = [scaling.LearningRate(learning_rate, keep_count=True), velocity]
         if weight_decay is not None:
-            rest.append(rules.WeightDecay(weight_decay, mask, learning_rate))
+            rest.append(scaling.WeightDecay(weight_decay, mask, learning_rate))
     chosen: dict[str, Any] = {name: value for name, value in options.items() if value}
     return build(factory, *first, *rest, storage=storage, **chosen)
 
@@ -136,7 +144,7 @@ def sgd(
       >>> aj.interop.keras.sgd(momentum=0.9)
       keras.sgd(learning_rate=0.01, momentum=0.9)
     """
-    velocity = None if is_absent(momentum) else rules.Trace(momentum, nesterov)
+    velocity = None if is_absent(momentum) else Trace(momentum, nesterov)
     return _optimizer(
         sgd, None,
         learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
@@ -177,7 +185,7 @@ def adagrad(
       keras.adagrad(learning_rate=0.001, initial_accumulator_value=0.1, epsilon=1e-07)
     """
     return _optimizer(
-        adagrad, rules.AdaGrad(initial_accumulator_value, epsilon),
+        adagrad, AdaGrad(initial_accumulator_value, epsilon),
         learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
         clips=(clipnorm, clipvalue, global_clipnorm),
         refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
@@ -216,7 +224,7 @@ def adadelta(
       keras.adadelta(learning_rate=0.001, rho=0.95, epsilon=1e-07)
     """
     return _optimizer(
-        adadelta, rules.AdaDelta(rho, epsilon),
+        adadelta, rms.AdaDelta(rho, epsilon),
         learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
         clips=(clipnorm, clipvalue, global_clipnorm),
         refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
@@ -256,8 +264,8 @@ def rmsprop(
       >>> aj.interop.keras.rmsprop()
       keras.rmsprop(learning_rate=0.001, rho=0.9, epsilon=1e-07)
     """
-    kind = rules.StdDev if centered else rules.Rms
-    velocity = None if is_absent(momentum) else rules.Trace(momentum)
+    kind = rms.StdDev if centered else rms.Rms
+    velocity = None if is_absent(momentum) else Trace(momentum)
     return _optimizer(
         rmsprop, kind(rho, epsilon),
         learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
@@ -269,8 +277,8 @@ def rmsprop(
 
 def _adam(b1: Any, b2: Any, eps: Any, amsgrad: bool) -> Rule:
     if amsgrad:
-        return rules.AMSGrad(b1, b2, eps, maximum_of="raw", eps_hat=True)
-    return rules.Adam(b1, b2, eps, eps_hat=True)
+        return AMSGrad(b1, b2, eps, maximum_of="raw", eps_hat=True)
+    return Adam(b1, b2, eps, eps_hat=True)
 
 
 @_port
@@ -392,7 +400,7 @@ def nadam(
       keras.nadam(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
     return _optimizer(
-        nadam, rules.NAdam(beta_1, beta_2, epsilon, momentum_decay=1.0),
+        nadam, NAdam(beta_1, beta_2, epsilon, momentum_decay=1.0),
         learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
         clips=(clipnorm, clipvalue, global_clipnorm),
         refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
@@ -431,7 +439,7 @@ def adamax(
       keras.adamax(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
     return _optimizer(
-        adamax, rules.AdaMax(beta_1, beta_2, epsilon, eps_in_max=False),
+        adamax, AdaMax(beta_1, beta_2, epsilon, eps_in_max=False),
         learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
         clips=(clipnorm, clipvalue, global_clipnorm),
         refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
@@ -441,19 +449,23 @@ def adamax(
 # ---------------------------------------------------------------------------- saved runs
 
 _ADAM = {"mu": _state.Entry("momentum"), "nu": _state.Entry("velocity")}
+
+
 _VOCABULARY: _state.Vocabulary = {
-    rules.AdaGrad: {"sum_of_squares": _state.Entry("accumulator")},
-    rules.AdaDelta: {
+    AdaGrad: {"sum_of_squares": _state.Entry("accumulator")},
+    rms.AdaDelta: {
         "e_g": _state.Entry("accumulated_grad"),
         "e_x": _state.Entry("accumulated_delta_var"),
     },
-    rules.Rms: {"nu": _state.Entry("velocity")},
-    rules.StdDev: {"mu": _state.Entry("average_gradient"), "nu": _state.Entry("velocity")},
-    rules.Adam: _ADAM,
-    rules.AMSGrad: {**_ADAM, "nu_max": _state.Entry("velocity_hat")},
-    rules.NAdam: {**_ADAM, "mu_product": _state.Entry("u_product")},
-    rules.AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
+    rms.Rms: {"nu": _state.Entry("velocity")},
+    rms.StdDev: {"mu": _state.Entry("average_gradient"), "nu": _state.Entry("velocity")},
+    Adam: _ADAM,
+    AMSGrad: {**_ADAM, "nu_max": _state.Entry("velocity_hat")},
+    NAdam: {**_ADAM, "mu_product": _state.Entry("u_product")},
+    AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
 }
+
+
 # The order of `optimizer.variables` after `iteration` and `learning_rate`: within a group, every
 # parameter's variables in turn; one group after the other.
 _GROUPS = {
@@ -471,7 +483,7 @@ _GROUPS = {
 def _vocabulary(lifted: Lifted) -> _state.Vocabulary:
     # Keras adds SGD's velocity to the parameters and subtracts RMSprop's. Here both are added.
     sign = 1 if lifted.factory is sgd else -1
-    return {**_VOCABULARY, rules.Trace: {"trace": _state.Entry("momentum", sign)}}
+    return {**_VOCABULARY, Trace: {"trace": _state.Entry("momentum", sign)}}
 
 
 def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> Any:

@@ -26,13 +26,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _check, rules
-from .._rule import Rule, none_if_zero
-from .._transform import Lifted, Transformation, build
+from .._core import arguments
+from .._core.hyper import none_if_zero
+from .._core.lifted import Lifted
+from .._core.rule import Rule
+from .._core.transform import build
+from .._core.transformation import Transformation
+from ..rules import rms, scaling
+from ..rules.adagrad import AdaGrad
+from ..rules.adam import Adam, AdaMax, AMSGrad, NAdam, RAdam
+from ..rules.momentum import Trace
 from . import _state
 from ._port import COMMON, DECAY, FRACTION, NON_NEGATIVE, Argument, is_absent, plain, port
 
 _IMPLEMENTATION = Argument("chooses an implementation in PyTorch; no effect here.")
+
+
 _ARGUMENTS = {
     **COMMON,
     "lr": Argument(
@@ -72,6 +81,8 @@ _ARGUMENTS = {
     "capturable": _IMPLEMENTATION,
     "differentiable": _IMPLEMENTATION,
 }
+
+
 _port = port("torch", _ARGUMENTS)
 
 
@@ -88,12 +99,12 @@ def _optimizer(
 ) -> Transformation:
     """-g where `maximize` is, an L2 penalty before the direction or decoupled decay after it."""
     weight_decay = none_if_zero(weight_decay)
-    first: list[Rule] = [rules.Maximize()] if options.get("maximize") else []
-    last = rules.LearningRate(lr, learning_rate_decay=none_if_zero(lr_decay), keep_count=True)
+    first: list[Rule] = [scaling.Maximize()] if options.get("maximize") else []
+    last = scaling.LearningRate(lr, learning_rate_decay=none_if_zero(lr_decay), keep_count=True)
     if weight_decay is not None and decoupled:
-        last = rules.LearningRate(lr, weight_decay, mask, keep_count=True)
+        last = scaling.LearningRate(lr, weight_decay, mask, keep_count=True)
     elif weight_decay is not None:
-        first.append(rules.WeightDecay(weight_decay, mask))
+        first.append(scaling.WeightDecay(weight_decay, mask))
     chosen: dict[str, Any] = {name: True for name, value in options.items() if value}
     return build(factory, *first, *directions, last, storage=storage, **chosen)
 
@@ -132,7 +143,7 @@ def sgd(
     velocity = []
     if not is_absent(momentum):
         damped = none_if_zero(dampening)
-        velocity = [rules.Trace(momentum, nesterov, damped, dampen_first=damped is None)]
+        velocity = [Trace(momentum, nesterov, damped, dampen_first=damped is None)]
     return _optimizer(
         sgd, *velocity, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
         maximize=maximize,
@@ -165,7 +176,7 @@ def adagrad(
       >>> aj.interop.torch.adagrad(lr=0.1)
       torch.adagrad(lr=0.1, initial_accumulator_value=0.0, eps=1e-10)
     """
-    direction = rules.AdaGrad(initial_accumulator_value, eps, eps_in_sqrt=False)
+    direction = AdaGrad(initial_accumulator_value, eps, eps_in_sqrt=False)
     return _optimizer(
         adagrad, direction, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
         lr_decay=lr_decay, maximize=maximize,
@@ -199,7 +210,7 @@ def adadelta(
       torch.adadelta(lr=1.0, rho=0.9, eps=1e-06)
     """
     return _optimizer(
-        adadelta, rules.AdaDelta(rho, eps), lr=lr, weight_decay=weight_decay, mask=mask,
+        adadelta, rms.AdaDelta(rho, eps), lr=lr, weight_decay=weight_decay, mask=mask,
         storage=storage, maximize=maximize,
     )  # fmt: skip
 
@@ -232,8 +243,8 @@ def rmsprop(
       >>> aj.interop.torch.rmsprop(lr=0.1, momentum=0.9)
       torch.rmsprop(lr=0.1, alpha=0.99, eps=1e-08, momentum=0.9)
     """
-    kind = rules.StdDev if centered else rules.Rms
-    velocity = [] if is_absent(momentum) else [rules.Trace(momentum)]
+    kind = rms.StdDev if centered else rms.Rms
+    velocity = [] if is_absent(momentum) else [Trace(momentum)]
     return _optimizer(
         rmsprop, kind(alpha, eps, eps_in_sqrt=False), *velocity, lr=lr, weight_decay=weight_decay,
         mask=mask, storage=storage, centered=centered, maximize=maximize,
@@ -279,8 +290,8 @@ def adam(
 def _adam(betas: Any, eps: Any, amsgrad: bool) -> Rule:
     b1, b2 = betas
     if amsgrad:
-        return rules.AMSGrad(b1, b2, eps, maximum_of="raw")
-    return rules.Adam(b1, b2, eps)
+        return AMSGrad(b1, b2, eps, maximum_of="raw")
+    return Adam(b1, b2, eps)
 
 
 @_port
@@ -345,7 +356,7 @@ def nadam(
       torch.nadam(lr=0.002, betas=(0.9, 0.999), eps=1e-08, momentum_decay=0.004)
     """
     b1, b2 = betas
-    direction = rules.NAdam(b1, b2, eps, momentum_decay=momentum_decay)
+    direction = NAdam(b1, b2, eps, momentum_decay=momentum_decay)
     return _optimizer(
         nadam, direction, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
         decoupled=decoupled_weight_decay, maximize=maximize,
@@ -379,7 +390,7 @@ def adamax(
       torch.adamax(lr=0.002, betas=(0.9, 0.999), eps=1e-08)
     """
     return _optimizer(
-        adamax, rules.AdaMax(*betas, eps=eps), lr=lr, weight_decay=weight_decay, mask=mask,
+        adamax, AdaMax(*betas, eps=eps), lr=lr, weight_decay=weight_decay, mask=mask,
         storage=storage, maximize=maximize,
     )  # fmt: skip
 
@@ -412,7 +423,7 @@ def radam(
       torch.radam(lr=0.001, betas=(0.9, 0.999), eps=1e-08)
     """
     b1, b2 = betas
-    direction = rules.RAdam(b1, b2, eps, eps_hat=True)
+    direction = RAdam(b1, b2, eps, eps_hat=True)
     return _optimizer(
         radam, direction, lr=lr, weight_decay=weight_decay, mask=mask, storage=storage,
         decoupled=decoupled_weight_decay, maximize=maximize,
@@ -423,33 +434,43 @@ def radam(
 # ---------------------------------------------------------------------------- saved runs
 
 _VOCABULARY: _state.Vocabulary = {
-    rules.Trace: {"trace": _state.Entry("momentum_buffer")},
-    rules.AdaGrad: {"sum_of_squares": _state.Entry("sum")},
-    rules.AdaDelta: {"e_g": _state.Entry("square_avg"), "e_x": _state.Entry("acc_delta")},
-    rules.Rms: {"nu": _state.Entry("square_avg")},
-    rules.StdDev: {"mu": _state.Entry("grad_avg"), "nu": _state.Entry("square_avg")},
-    rules.Adam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
-    rules.RAdam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
-    rules.NAdam: {
+    Trace: {"trace": _state.Entry("momentum_buffer")},
+    AdaGrad: {"sum_of_squares": _state.Entry("sum")},
+    rms.AdaDelta: {"e_g": _state.Entry("square_avg"), "e_x": _state.Entry("acc_delta")},
+    rms.Rms: {"nu": _state.Entry("square_avg")},
+    rms.StdDev: {"mu": _state.Entry("grad_avg"), "nu": _state.Entry("square_avg")},
+    Adam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
+    RAdam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
+    NAdam: {
         "mu": _state.Entry("exp_avg"),
         "nu": _state.Entry("exp_avg_sq"),
         "mu_product": _state.Entry("mu_product"),
     },
-    rules.AMSGrad: {
+    AMSGrad: {
         "mu": _state.Entry("exp_avg"),
         "nu": _state.Entry("exp_avg_sq"),
         "nu_max": _state.Entry("max_exp_avg_sq"),
     },
-    rules.AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
+    AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
 }
+
+
 _CLASSES = {
     "sgd": "SGD", "adagrad": "Adagrad", "adadelta": "Adadelta", "rmsprop": "RMSprop",
     "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "adamax": "Adamax", "radam": "RAdam",
 }  # fmt: skip
+
+
 # Options of param_groups that choose code, that schedulers leave there, and that older versions lack.
 _IMPLEMENTATIONS = {name for name, each in _ARGUMENTS.items() if each is _IMPLEMENTATION}
+
+
 _OF_SCHEDULERS = {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+
+
 _NEWER = {"maximize", "decoupled_weight_decay"}
+
+
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -605,7 +626,7 @@ def import_state(
       >>> aj.interop.torch.import_state(tx, [np.zeros(2)], saved)[0]
       TraceState(trace=[Array([1., 1.], dtype=float32)])
     """
-    step = None if step is None else _check.whole("step", step, 0)
+    step = None if step is None else arguments.whole("step", step, 0)
     parameters = _parameters(state_dict)
     placed = _place(params, parameters, mapping, names)
     if not isinstance(tx, Mapping):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._rule import NonNegative, Rule, Slot
+from .._core.hyper import NonNegative
+from .._core.rule import Rule, Slot
 from ..maths import abs_squared, bounded, clamped, denominator, quotient, saturated, square_root
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from .._check import one_of
-from .._rule import Decay, NonNegative, Rule, Slot
+from .._core.arguments import one_of
+from .._core.hyper import Decay, NonNegative
+from .._core.rule import Rule, Slot
 from ..maths import (
     bias_correction,
     bounded,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from .. import maths
-from .._rule import Limit, Rule
+from .._core.hyper import Limit
+from .._core.rule import Rule
 from ..maths import scaled
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from .._rule import Decay, Fraction, Rule, Slot
+from .._core.hyper import Decay, Fraction
+from .._core.rule import Rule, Slot
 from ..maths import complement, decayed_sum, scaled
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from .._rule import Decay, NonNegative, Rule, Slot
+from .._core.hyper import Decay, NonNegative
+from .._core.rule import Rule, Slot
 from ..maths import (
     abs_squared,
     bias_correction,

@@ -7,7 +7,8 @@ from typing import Any
 
 from jax import lax
 
-from .._rule import Hyper, NonNegative, Rule
+from .._core.hyper import Hyper, NonNegative
+from .._core.rule import Rule
 from ..maths import scaled
 
 

@@ -1,0 +1,175 @@
+"""What a hyperparameter is: the values that it may have, and what it is at a step."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from .. import maths
+from .errors import of_function
+from .pytrees import describe
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The values that a hyperparameter may have."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_above: bool = False
+    finite: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        if math.isnan(value) or (self.finite and math.isinf(value)) or value < self.low:
+            return False
+        return value < self.high if self.open_above else value <= self.high
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_above else ']'}"
+        kind = "a finite number" if self.finite else "a number"
+        return kind if self.low == -math.inf else f"{kind} >= {self.low:g}"
+
+
+def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
+    """The value, checked: numbers as floats, arrays of shape (), schedules and None as they are.
+
+    Only numbers are held against the interval: an array may be a tracer.
+    """
+    if value is None or callable(value):
+        return value
+    allowed = (
+        f"{name} must be {interval}, an array of shape (), or a schedule (a function of the count)"
+    )
+    if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf":
+        value = value.item()
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
+        if float(value) not in interval:
+            climb = ""
+            if name in ("learning_rate", "lr") and value < 0:
+                climb = (
+                    " To maximise, turn the sign round at the end of a chain: "
+                    f"aj.scale_by_learning_rate({-value!r}, flip_sign=False) alone climbs as sgd "
+                    f"descends, and aj.chain(aj.scale_by_adam(), aj.scale_by_learning_rate({-value!r}, "
+                    "flip_sign=False)) as adam does."
+                )
+            raise ValueError(f"{name}={value!r} is out of range in {rule}: {allowed}.{climb}")
+        return float(value)
+    if isinstance(value, (jax.Array, np.ndarray)):
+        if value.shape != ():
+            raise ValueError(
+                f"{name} has shape {value.shape} in {rule}: {allowed}. For many values at once, map "
+                "over the function that makes the optimizer: jax.vmap(aj.adam)(learning_rates)."
+            )
+        if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(
+            value.dtype, jnp.integer
+        ):
+            raise TypeError(f"{name} has dtype {value.dtype} in {rule}: {allowed}.")
+        return value
+    if not jax.tree_util.all_leaves([value]):
+        count = len(jax.tree.leaves(value))
+        raise TypeError(
+            f"{name} is a {type(value).__name__} with {count} leaves in {rule}: {allowed}, the same for "
+            "all arrays. Where they are to differ, give each group of arrays an optimizer of its own: "
+            'optax.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.01)}, labels), where labels is a tree like '
+            'the parameters, of "a" and "b".'
+        )
+    raise TypeError(f"{name}={value!r:.200} is a {type(value).__name__} in {rule}: {allowed}.")
+
+
+def first_value(rule: str, name: str, value: Any) -> None:
+    """Raises a TypeError if the first value of a slot is a schedule."""
+    if callable(value):
+        raise TypeError(
+            f"{name}={_name(value)} is a schedule in {rule}: it is the value of the state before the "
+            "first step, so it must be a number, or an array of shape ()."
+        )
+
+
+def _name(function: Any) -> str:
+    """A function's own name, also in a `Partial`."""
+    function = getattr(function, "func", function)
+    return getattr(function, "__name__", f"{function!r:.100}")
+
+
+def one_number(rule: str, name: str, value: Any) -> None:
+    """Raises a ValueError for a hyperparameter that is many numbers when it comes to be used."""
+    if shape := np.shape(value) if hasattr(value, "shape") else ():
+        raise ValueError(
+            f"{name} has the shape {shape} in {rule}: these are many optimizers, made by jax.vmap. Use "
+            "them under jax.vmap as well, or take one out: jax.tree.map(lambda x: x[i], tx)."
+        )
+
+
+def scheduled(rule: str, name: str, schedule: Any, count: Any) -> jax.Array:
+    """What a schedule returns at a count, if it is one number."""
+    with of_function(
+        f"the schedule {name}={_name(schedule)} in {rule}", "the count, or another number, which"
+    ):
+        value = schedule(count)
+    if isinstance(value, (int, float, np.ndarray, np.number, jax.Array)) and np.shape(value) == ():
+        return jnp.asarray(value)
+    raise ValueError(
+        f"the schedule {name}={_name(schedule)} in {rule} returned {describe(value)}: it must return "
+        "one number, or an array of shape ()."
+    )
+
+
+Hyper = Annotated[Any, Interval()]
+"""A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
+
+
+NonNegative = Annotated[Any, Interval(0.0)]
+"""A hyperparameter that must not be negative."""
+
+
+Limit = Annotated[Any, Interval(0.0, finite=False)]
+"""A hyperparameter that must not be negative, and is without effect where it is infinite."""
+
+
+Fraction = Annotated[Any, Interval(0.0, 1.0)]
+"""A hyperparameter from 0 to 1."""
+
+
+Decay = Annotated[Any, Interval(0.0, 1.0, open_above=True)]
+"""The decay rate of a moving average, from 0 to below 1. A rule sees it as a `DecayRate`, whose
+complement is exact and whose bias correction is computed once per step."""
+
+
+ANNOTATIONS = {
+    "Hyper": Hyper,
+    "NonNegative": NonNegative,
+    "Limit": Limit,
+    "Fraction": Fraction,
+    "Decay": Decay,
+}
+
+
+def none_if_zero(value: Any) -> Any:
+    """None for the number 0: what has no effect is left out, and needs neither params nor state.
+
+    An array may be a tracer, so it stays whatever its value.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return None if is_number and value == 0 else value
+
+
+def show(value: Any) -> str:
+    """A hyperparameter as a person would write it."""
+    if type(value) is tuple:
+        return f"({', '.join(map(show, value))})"
+    if isinstance(value, jax.tree_util.Partial):
+        return getattr(value.func, "__name__", repr(value.func))
+    if isinstance(value, maths.DecayRate):
+        return show(value.value)
+    if isinstance(value, jax.Array):
+        concrete = value.ndim == 0 and not isinstance(value, Tracer)
+        return f"{value.item():.6g}" if concrete else jax.typeof(value).str_short()
+    return repr(value)

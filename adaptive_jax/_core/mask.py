@@ -1,0 +1,69 @@
+"""Which arrays a rule selects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.tree_util import keystr
+
+from . import errors
+from .pytrees import describe
+
+
+def mask_leaves(mask: Any) -> None:
+    """Raises a TypeError unless every leaf of a mask is True or False."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if isinstance(leaf, Tracer):
+            raise TypeError(
+                f"mask{keystr(path)} is {describe(leaf)} and depends on the values of the parameters: a "
+                "mask is made once, of their names, shapes and dtypes, and its leaves are Python's True "
+                "and False. For a selection by value multiply the gradients by it, before the update."
+            )
+        if not isinstance(leaf, (bool, np.bool_)):
+            raise TypeError(
+                f"mask{keystr(path)} is {describe(leaf)}: a mask is a tree of True and False whose "
+                "structure is that of the parameters or a prefix of it, or a function that makes one "
+                "from them."
+            )
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which arrays a rule's `mask` selects: a function of the parameters, or a tree of bools.
+
+    It is static data, so a tree is kept as its leaves and its structure, which hash.
+    """
+
+    function: Callable[[Any], Any] | None
+    leaves: tuple[bool, ...] = ()
+    treedef: Any = None
+
+    @classmethod
+    def of(cls, mask: Any) -> Mask:
+        if isinstance(mask, Mask):
+            return mask
+        # A module that can be called but is a pytree is a tree of bools.
+        if callable(mask) and jax.tree_util.all_leaves([mask]):
+            return cls(mask)
+        leaves, treedef = jax.tree_util.tree_flatten(mask)
+        mask_leaves(mask)
+        return cls(None, tuple(bool(leaf) for leaf in leaves), treedef)
+
+    def tree(self, params: Any) -> Any:
+        """A tree of bools, whose structure is a prefix of that of params."""
+        if self.function is None:
+            return jax.tree_util.tree_unflatten(self.treedef, self.leaves)
+        with errors.of_function(f"mask={self!r}", "a value of the parameters, which"):
+            tree = self.function(params)
+        mask_leaves(tree)
+        return tree
+
+    def __repr__(self) -> str:
+        if self.function is not None:
+            return getattr(self.function, "__name__", type(self.function).__name__)
+        return repr(jax.tree_util.tree_unflatten(self.treedef, self.leaves))

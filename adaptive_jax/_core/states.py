@@ -1,0 +1,145 @@
+"""How the state of a rule is laid out, and whether a state is laid out so."""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from . import export
+from .pytrees import ORDER, describe
+from .rule import Rule, decay_names, fields
+
+
+def split(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
+    """The state as one part for each `Layout`, out of its `MaskedState`, if it is laid out so."""
+    parts = state if len(expected) > 1 else (state,)
+    if isinstance(parts, (tuple, list)) and len(parts) == len(expected):
+        parts = [
+            getattr(part, "inner_state", None) if layout.masked else part
+            for part, layout in zip(parts, expected, strict=True)
+        ]
+        # A rule without state takes whatever comes, as in optax.
+        if all(
+            (not layout.fields and not (layout.masked and part is None))
+            or (
+                getattr(part, "_fields", None) == layout.fields
+                and layout.name in (None, type(part).__name__)
+            )
+            for part, layout in zip(parts, expected, strict=True)
+        ):
+            return tuple(parts)
+    wanted = ", ".join(map(str, expected))
+    raise ValueError(
+        "the state was made by another optimizer, or is no state: expected "
+        f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
+        "optimizer's init(params), or, if the other one had the same rules with another storage, weight "
+        "decay, mask or schedule, with aj.convert_storage, which takes states of version 0.1.0 as well."
+        f"{_order(state)}"
+    )
+
+
+def check_chain(state: Any, length: int) -> None:
+    """Raises a ValueError unless the state is a tuple of so many states."""
+    if not isinstance(state, (tuple, list)) or len(state) != length:
+        raise ValueError(
+            f"the state of a chain of {length} is a tuple of {length} states, got {_outline(state)}. "
+            f"Make it with this chain's init(params).{_order(state)}"
+        )
+
+
+def check_wrapper(state: Any, expected: Any) -> None:
+    """Raises a ValueError unless the state is the NamedTuple of this wrapper."""
+    if not isinstance(state, expected):
+        raise ValueError(
+            f"the state was made by another optimizer: expected {expected.__name__}"
+            f"({', '.join(expected._fields)}), got {_outline(state)}. Make it with this optimizer's "
+            f"init(params).{_order(state)}"
+        )
+
+
+def _order(state: Any) -> str:
+    """A reminder, where it does not look like any state."""
+    return "" if isinstance(state, (tuple, list)) else f" {ORDER}"
+
+
+def _outline(state: Any) -> str:
+    if hasattr(state, "_fields"):
+        return f"{type(state).__name__}({', '.join(state._fields)})"
+    if isinstance(state, (tuple, list)):
+        return f"({', '.join(map(_outline, state))})"
+    if isinstance(state, dict):
+        return f"a dict with the keys {list(state)}"
+    return describe(state) if hasattr(state, "dtype") else type(state).__name__
+
+
+def counts_steps(rule: Rule) -> bool:
+    """Whether the rule's state holds the number of updates so far."""
+    counts = rule.counts_steps if rule.counts_steps is not None else bool(rule.slots)
+    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule))[0])
+
+
+def scheduled_decays(rule: Rule) -> list[str]:
+    """The decay rates under a schedule, whose bias correction must be carried in the state."""
+    return [name for name in decay_names(type(rule)) if callable(getattr(rule, name))]
+
+
+class Layout(NamedTuple):
+    """How the state of a rule is laid out: the name of its NamedTuple, its entries in order, and
+    whether it is in an `optax.MaskedState`."""
+
+    name: str
+    fields: tuple[str, ...]
+    masked: bool
+
+    def make(self, **entries: Any) -> Any:
+        """The state, of its entries; `optax.EmptyState()` without any."""
+        return state_type(self.name, self.fields)(**entries) if self.fields else optax.EmptyState()
+
+    def __str__(self) -> str:
+        shown = f"{self.name}({', '.join(self.fields)})" if self.fields else "EmptyState()"
+        return f"MaskedState({shown})" if self.masked else shown
+
+
+def layout(rule: Rule, counts: bool = False) -> Layout:
+    """How the rule's state is laid out.
+
+    counts: whether it counts steps for the sake of its storage, if not for its own.
+    """
+    count = ("count",) if counts or counts_steps(rule) else ()
+    corrections = (f"{name}_correction" for name in scheduled_decays(rule))
+    return Layout(
+        rule.state_type_name or f"{type(rule).__name__}State",
+        (*count, *corrections, *rule.scalars, *rule.slots),
+        rule.state_is_masked and getattr(rule, "mask", None) is not None,
+    )
+
+
+_NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "ScaleByRmsWithCountState": functools.partial(optax.scale_by_rms, bias_correction=True),
+    "ScaleByRStdDevWithCountState": functools.partial(optax.scale_by_stddev, bias_correction=True),
+    "WeightDecaySchedule": functools.partial(optax.add_decayed_weights, lambda count: count),
+}
+"""States of optax that can be had only from what makes them."""
+
+
+@functools.cache
+def state_type(name: str, entries: tuple[str, ...]) -> Any:
+    """The NamedTuple that holds a rule's state."""
+    theirs: Any = getattr(optax, name, None)
+    if name in _NOT_EXPORTED:
+        theirs = type(jax.eval_shape(_NOT_EXPORTED[name]().init, ()))
+    if getattr(theirs, "_fields", None) == entries:
+        return export.state(theirs)  # The states of both libraries are then the same pytrees.
+    cls = namedtuple(name, entries)
+    # Pickled by how it is made: the type is not an attribute of any module.
+    cls.__reduce__ = lambda self: (_make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]
+    return export.state(cls, f"{name}({', '.join(entries)})")
+
+
+def _make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return state_type(name, entries)(*values)

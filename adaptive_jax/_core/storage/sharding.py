@@ -1,0 +1,47 @@
+"""Arrays that are divided over devices, while they are encoded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def sharding_of(param: Any, shape: tuple[int, ...]) -> Any:
+    """The sharding for an array with the axes of param, split where it is if their lengths allow."""
+    if isinstance(param, Tracer):
+        return explicit_sharding(param, shape)
+    return _split_like(getattr(param, "sharding", None), shape)
+
+
+def explicit_sharding(x: Any, shape: tuple[int, ...]) -> Any:
+    """The same for an array that is traced, if its type is sharded, on an explicit mesh; or None."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    if not any(axes is not None for axes in getattr(sharding, "spec", ())):
+        return None
+    return _split_like(sharding, shape)
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """An array on every device, if its type is sharded: to be sorted, or joined with others."""
+    return x if explicit_sharding(x, x.shape) is None else resharded(x, PartitionSpec())
+
+
+def resharded(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+    sharding: Any = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
+    return jax.sharding.reshard(x, sharding.update(spec=spec))
+
+
+def _split_like(sharding: Any, shape: tuple[int, ...]) -> Any:
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    spec = (*sharding.spec, *[None] * len(shape))[: len(shape)]
+    split = []
+    for size, axes in zip(shape, spec, strict=True):
+        names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
+        parts = math.prod(sharding.mesh.shape[name] for name in names)
+        split.append(axes if size % parts == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*split))

@@ -1,0 +1,125 @@
+"""The lift: from the maths of one array to an optax transformation of a whole pytree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from .. import maths
+from . import contract, export, pytrees, states
+from .lifted import Lifted, Text, exact
+from .pieces import is_cut, update_in_pieces
+from .rule import Rule, fields
+from .storage import named
+from .transformation import Transformation
+from .update import update_tree
+
+
+def transform(*rules: Rule, storage: Any = None) -> Transformation:
+    """Rules in a row, lifted from one array to an optax gradient transformation of pytrees.
+
+    Each rule turns the direction that the one before it gave into a new one; the first gets the
+    gradient, the last one gives the update. The result is an `optax.GradientTransformationExtraArgs`,
+    and a pytree whose leaves are the hyperparameters: it goes through `jax.jit` as an argument and
+    comes out of `jax.vmap` as many optimizers.
+
+    The maths runs in float32, or in float64 where parameters or gradients are; an update has the dtype
+    of its gradient. A gradient that is None gives None and leaves its slots alone.
+
+    Args:
+      *rules: the rules, in the order in which they apply.
+      storage: how slots are kept: None or "float32" (at least), "bfloat16", "int8", "int16",
+        "factored" (for slots that are never negative), a `Storage`, or a mapping from names of slots to
+        these. What rounds at random adds a `count` to the state.
+
+    Returns:
+      The transformation. The state of one rule is a NamedTuple of `count` (if the rule counts its
+      steps) and the rule's slots, or `optax.EmptyState()` if it has neither. The state of several
+      rules is the tuple of theirs, as in `optax.chain`.
+
+    Raises:
+      TypeError: for what is not a rule, or not a storage.
+      ValueError: for no rules at all, an unknown storage, or a storage for an unknown slot.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.transform(aj.WeightDecay(0.01), aj.LearningRate(0.1))
+      transform(WeightDecay(weight_decay=0.01), LearningRate(learning_rate=0.1))
+    """
+    return build(None, *rules, storage=storage)
+
+
+def build(
+    factory: Callable[..., Any] | None,
+    *rules: Rule,
+    storage: Any = None,
+    order: Sequence[int] | None = None,
+    **options: Any,
+) -> Transformation:
+    """`transform`, for an optimizer whose repr is to be the call of factory.
+
+    order: for each entry of the state the place of its rule, where it is not that of the rules.
+    options: arguments of that call that no rule has as a field, where they are not the default.
+    """
+    if not rules:
+        raise ValueError("transform needs at least one rule, such as aj.LearningRate(1e-3).")
+    for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                f"transform takes rules, got {rule!r} of type {type(rule).__name__}. Transformations, "
+                "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
+            )
+        fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
+        contract.update_arguments(type(rule))
+    named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
+    storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
+    if storage is not None:
+        options["storage"] = Text(repr(storage))  # A mapping does not hash.
+    order = tuple(range(len(rules)) if order is None else order)
+    lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
+    return Transformation(Partial(_init, lifted), Partial(_update, lifted))
+
+
+def _init(lifted: Lifted, params: Any) -> Any:
+    """The state at first. It maps over params only: some tools of optax pass a placeholder."""
+    export.states_of_optax()
+    pytrees.leaves("params", params)
+    pytrees.no_complex("params", params, lifted.rules)
+    scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
+    parts = []
+    for rule, storages, layout in zip(lifted.rules, lifted.storages, lifted.layout(), strict=True):
+        entries: dict[str, Any] = (
+            {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
+        )
+        for name in states.scheduled_decays(rule):
+            entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
+        for name, first in rule.scalars.items():
+            entries[name] = jnp.asarray(first, scalar_dtype)
+        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
+            initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
+            entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
+        parts.append(layout.make(**entries))
+    return lifted.join(parts)
+
+
+def _update(
+    lifted: Lifted, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, Any]:
+    """optax's `update`. Extra arguments are meant for other members of a chain."""
+    del extra_args
+    lifted = exact(lifted)
+    try:
+        if is_cut(lifted, (updates, state, params)):
+            return update_in_pieces(lifted, (updates, state, params))
+        return update_tree(lifted, updates, state, params)
+    except TypeError:
+        # What is no array at all is refused by jit, before the checks inside.
+        pytrees.Arrays("gradients", updates).params(params, ())
+        arrays = pytrees.with_gradient(updates, params)
+        if arrays is params:
+            raise
+    return _update(lifted, updates, state, arrays)

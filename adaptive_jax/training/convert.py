@@ -1,0 +1,169 @@
+"""A state that was made with one storage, for another."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import maths
+from .._core import pytrees
+from .._core.lifted import Lifted
+from .._core.rule import Rule
+from .._core.states import check_chain, check_wrapper
+from .._core.step import reached
+from .._core.storage import base
+from .._core.transformation import Foreign, member
+from ..rules.scaling import Identity, WeightDecay
+from ..transforms.chain import Chained
+from ..transforms.memory import Static
+from ..transforms.monitor import Monitor
+from ..transforms.parts import inner_entry, shared
+from . import versions
+
+
+def convert_storage(
+    tx_old: optax.GradientTransformation,
+    tx_new: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+) -> Any:
+    """The state of an optimizer as the same one with another `storage` keeps it.
+
+    A run that is half done can so be continued in less memory, or more precisely, with a schedule in
+    place of a number, whose count starts at 0, or with a weight decay where there was none. One array
+    is converted after the other, and the old state stays as it is.
+
+    Args:
+      tx_old: the optimizer that made the state.
+      tx_new: the same rules with another storage, in the same chain and wrappers. Its hyperparameters
+        may differ.
+      params: the parameters, as arrays or as shapes.
+      opt_state: the state of tx_old; one that version 0.1.0 made of it is taken as well.
+
+    Returns:
+      The state for tx_new.
+
+    Raises:
+      ValueError: for a state that tx_old did not make, and optimizers that differ in more than storage
+        and hyperparameters.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> params = {"w": jnp.ones((128, 64))}
+      >>> exact, lean = aj.adam(1e-3), aj.adam(1e-3, storage="int8")
+      >>> state = aj.convert_storage(exact, lean, params, exact.init(params))
+      >>> print(state[0].mu["w"].codes.dtype, state[0].nu["w"].codes.dtype)
+      int8 uint8
+    """
+    arrays = pytrees.Arrays("params", params)
+    old, new = member(tx_old, "convert_storage"), member(tx_new, "convert_storage")
+    return _convert(arrays, old, new, jax.eval_shape(new.init, params), opt_state)
+
+
+def _convert(arrays: pytrees.Arrays, old: Any, new: Any, template: Any, state: Any) -> Any:
+    """template: the state of the new optimizer, as shapes."""
+    before, after = shared(old), shared(new)
+    kinds = {type(before), type(after)}
+    if kinds == {Lifted} and _kept(before) == _kept(after):
+        return _convert_rules(arrays, before, after, template, state)
+    if kinds == {Chained} and len(before.members) == len(after.members):
+        check_chain(state, len(before.members))
+        each = zip(before.members, after.members, template, state, strict=True)
+        return tuple(_convert(arrays, *four) for four in each)
+    has_none_of_ours = kinds in ({Foreign}, {Monitor})
+    if has_none_of_ours and jax.tree.structure(state) == jax.tree.structure(template):
+        return state
+    if len(kinds) == 1 and hasattr(before, "inner"):
+        check_wrapper(state, type(template))
+        name = inner_entry(template)
+        inner = _convert(
+            arrays, before.inner, after.inner, getattr(template, name), getattr(state, name)
+        )
+        converted = state._replace(**{name: inner})
+        if _kinds(converted) == _kinds(template):
+            return converted
+    raise ValueError(
+        f"convert_storage takes two optimizers that differ in storage and hyperparameters alone, got "
+        f"{old!r} and {new!r}. What optax.chain holds cannot be seen: use aj.chain."
+    )
+
+
+def _kinds(state: Any) -> Any:
+    leaves, treedef = jax.tree.flatten(state)
+    return treedef, [(x.shape, x.dtype) for x in leaves]
+
+
+def _kept(lifted: Lifted) -> list[type[Rule]]:
+    return [type(rule) for rule in lifted.rules if _lasts(rule)]
+
+
+def _lasts(rule: Rule) -> bool:
+    """Whether a rule is there whatever the hyperparameters: a weight decay of 0 has none."""
+    return not isinstance(rule, (WeightDecay, Identity))
+
+
+def _convert_rules(
+    arrays: pytrees.Arrays, before: Lifted, after: Lifted, template: Any, state: Any
+) -> Any:
+    try:
+        states = before.split(state)
+    except ValueError as error:
+        try:
+            states = before.split(versions.state_of_layout_1(before, state))
+        except ValueError:
+            raise ValueError(f"tx_old did not make this state: {error}") from None
+    old = list(zip(before.rules, states, before.storages, strict=True))
+    lasting = iter([each for each in old if _lasts(each[0])])
+    passing = iter([each for each in old if not _lasts(each[0])])
+    new_parts = []
+    every = zip(after.rules, after.split(template), after.storages, strict=True)
+    for rule, like, new_storages in every:
+        no_rule = None, optax.EmptyState(), ()
+        old_rule, part, old_storages = next(lasting) if _lasts(rule) else next(passing, no_rule)
+        # A count that is there for the storage or a schedule alone may be new.
+        had = part._asdict()
+        if "count" in had:
+            had["count"] = reached(had["count"])
+        entries = {
+            name: had[name] if name in had else _first(name, entry, old_rule, had.get("count"))
+            for name, entry in like._asdict().items()
+            if name not in rule.slots
+        }
+        storages = zip(rule.slots.items(), old_storages, new_storages, strict=True)
+        for (name, slot), old, new in storages:
+            stored = arrays.slot(name, getattr(part, name), old, slot.nonnegative, arrays.leaves)
+            targets = arrays.treedef.flatten_up_to(getattr(like, name))
+            entries[name] = arrays.treedef.unflatten(
+                [
+                    x
+                    if x is None
+                    else _convert_array(x, jnp.uint32(i), target=Static(to), old=old, new=new)
+                    for i, (x, to) in enumerate(zip(stored, targets, strict=True))
+                ]
+            )
+        new_parts.append(type(like)(**entries))
+    return after.join(new_parts)
+
+
+def _first(name: str, entry: Any, old: Any, count: Any) -> jax.Array:
+    """An entry that the old state has not: a count from 0, a correction as that of the number so far."""
+    field = name.removesuffix("_correction")
+    if field == name or count is None:
+        return jnp.zeros(entry.shape, entry.dtype)
+    b = getattr(old, field)
+    decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
+    decay = jax.tree.map(lambda x: jnp.asarray(x, entry.dtype), decay)
+    return maths.power_complement(decay, count).astype(entry.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "old", "new"))
+def _convert_array(
+    stored: Any, index: jax.Array, *, target: Static, old: base.Storage, new: base.Storage
+) -> Any:
+    like = target.treedef.unflatten(target.leaves)
+    value = old.decode(stored)
+    return new.encode(value, like, index if new.stochastic else None)

@@ -1,0 +1,116 @@
+"""The learning rate that is in force: the product of all factors, as far as they can be known."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._core import hyper
+from .._core.rule import Rule
+from .._core.step import reached
+from .._core.transformation import Foreign
+from ..transforms.chain import Chained
+from ..transforms.parts import inner_entry, parts, shared
+from . import origin
+
+
+def learning_rate(transformation: Any, state: Any, new_state: Any) -> jax.Array:
+    """The learning rate of an update, from its states before and after: the product of all factors.
+
+    A member of another library counts as 1, but for those that are known to scale the update and those
+    that hide what they are made of. These are asked for what they keep in their state.
+
+    Raises:
+      UnknownRate: if there is none, or one that cannot be known.
+    """
+    rates = list(_rates(transformation, state, new_state))
+    if not rates:
+        raise _unknown_rate(transformation)
+    return functools.reduce(jax.lax.mul, rates)
+
+
+class UnknownRate(Exception):
+    """There is no learning rate, or one that cannot be known."""
+
+
+def _unknown_rate(transformation: Any) -> UnknownRate:
+    return UnknownRate(
+        f"none is known of {transformation!r:.200}, which has none or, as optax does, keeps it in a "
+        "function: take this library's optimizer, put together by aj.chain and not by optax.chain, or "
+        "optax.inject_hyperparams(…), whose state tells it"
+    )
+
+
+def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
+    data = shared(transformation)
+    if isinstance(data, Chained):
+        for each in zip(data.members, state, new_state, strict=True):
+            yield from _rates(*each)
+    elif hasattr(data, "inner"):
+        entry = inner_entry(state)
+        yield from _rates(data.inner, getattr(state, entry), getattr(new_state, entry))
+    elif isinstance(data, Foreign):
+        yield from _rates_of_foreign(data, new_state)
+    else:
+        for rule, _, part in parts(transformation, state):
+            rate = _rate(rule, part)
+            if rate is not None:
+                yield rate
+
+
+def _rate(rule: Rule, state: Any) -> jax.Array | None:
+    field = rule.learning_rate_field
+    rate = None if field is None else getattr(rule, field, None)
+    if rate is None:
+        return None
+    count = reached(state.count) if "count" in getattr(state, "_fields", ()) else None
+    if callable(rate):
+        rate = hyper.scheduled(type(rule).__name__, "learning_rate", rate, count)
+    rate = jnp.asarray(rate, jnp.float32)
+    decay = getattr(rule, "learning_rate_decay", None)
+    return rate if decay is None else rate / (1 + decay * jnp.asarray(count, jnp.float32))
+
+
+def _rates_of_foreign(foreign: Foreign, state: Any) -> list[jax.Array]:
+    """The learning rates that another library's state tells, as of the last update."""
+    told = list(_told(foreign, state))
+    hides = not _SCALING.isdisjoint(origin.names_of_optax(foreign))
+    # A factor does not tell what else is inside.
+    if hides and not any(is_injected for is_injected, _ in told):
+        raise _unknown_rate(foreign)
+    return [jnp.asarray(rate, jnp.float32) for _, rate in told]
+
+
+def _told(foreign: Foreign, state: Any) -> Iterator[tuple[bool, Any]]:
+    """Each rate, after whether it is that of `inject_hyperparams`, which is the whole rate."""
+    if isinstance(state, (optax.ScaleByScheduleState, optax.PartitionState)):
+        raise _unknown_rate(foreign)
+    hyperparams = getattr(state, "hyperparams", None)
+    if isinstance(hyperparams, dict) and "learning_rate" in hyperparams:
+        yield True, hyperparams["learning_rate"]
+    elif isinstance(state, optax.contrib.ReduceLROnPlateauState):
+        yield False, state.scale
+    elif isinstance(state, _LINE_SEARCHES):
+        yield False, state.learning_rate
+    elif isinstance(state, (tuple, dict)):
+        for each in state.values() if isinstance(state, dict) else state:
+            yield from _told(foreign, each)
+
+
+_SCALING = frozenset(
+    (
+        "scale", "scale_by_schedule", "scale_by_polyak", "scale_by_distance_over_gradients", "prodigy",
+        "dadapt_adamw", "momo", "momo_adam", "sam", "schedule_free", "mechanize", "chain", "named_chain",
+        "partition", "apply_if_finite", "flatten", "lookahead", "conditionally_mask", "MultiSteps",
+        "conditionally_transform", "with_extra_args_support",
+    )
+)  # fmt: skip
+"""What of optax scales all updates by a rate of its own, or may have in it what does."""
+
+
+_LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)

@@ -1,0 +1,12 @@
+"""Many runs: sweeps, comparisons, and the settings to try."""
+
+from .comparison import Comparison as Comparison
+from .comparison import Finalist as Finalist
+from .comparison import compare as compare
+from .distributions import Choice as Choice
+from .distributions import Distribution as Distribution
+from .distributions import LogUniform as LogUniform
+from .distributions import Uniform as Uniform
+from .distributions import draw as draw
+from .sweeps import Sweep as Sweep
+from .sweeps import sweep as sweep

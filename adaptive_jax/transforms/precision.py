@@ -1,0 +1,358 @@
+"""Parameters below 32 bits that learn: how updates are added to them."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.tree_util import Partial
+
+from .. import maths
+from .._core import arguments, export, pytrees, states
+from .._core.transformation import Transformation, member
+
+_ROUNDINGS = ("nearest", "stochastic")
+
+
+def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step: Any = None) -> Any:
+    """θ + u, computed in float32 at least and rounded to the parameters' dtype once.
+
+    Rounded to nearest, a bfloat16 parameter loses every update below a 512th of it, and some below a
+    256th: it stays where it is. Rounded stochastically, up or down with the probabilities that make
+    the mean exact, it follows a float32 run on average, at no cost in memory. The random bits are a
+    hash of the step, the array and the element: no key, and the same step gives the same parameters
+    again. `compensate` is the third way.
+
+    Args:
+      params: the parameters, a tree.
+      updates: what the optimizer returned. None leaves a parameter as it is. For parameters of 8 bits
+        or less they must not be of 8 bits themselves, or small ones are lost: give the optimizer its
+        gradients in float32.
+      rounding: "nearest" or "stochastic", for parameters of less than 32 bits.
+      step: the number of the step, an integer or an array of shape (); for "stochastic" only.
+
+    Returns:
+      The new parameters, with the structure and the dtypes of params. What is too large for a dtype
+      becomes its largest number; what is not finite stays so, but in float4, which has no NaN.
+
+    Raises:
+      TypeError, ValueError: for integer parameters, structures or shapes that do not match, by the path
+        of the leaf, an unknown rounding, or a step that is missing.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> params = jnp.ones(10_000, jnp.bfloat16)
+      >>> tiny = jnp.full(10_000, -1e-3)
+      >>> print(aj.apply_updates(params, tiny).mean())
+      1
+      >>> new = aj.apply_updates(params, tiny, rounding="stochastic", step=0)
+      >>> print(f"{new.astype(jnp.float32).mean():.3f}")
+      0.999
+    """
+    arguments.one_of("rounding", rounding, _ROUNDINGS)
+    if (rounding == "stochastic") != (step is not None):
+        raise ValueError(
+            f"rounding={rounding!r} and step={step!r}: the step is for stochastic rounding, which "
+            "needs it."
+        )
+    gradients = pytrees.Arrays("gradients", updates)
+    if params is None:
+        raise ValueError("params is None: there is nothing to add the updates to.")
+    leaves = gradients.params(params, ())
+    new = []
+    for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+        if update is None or param is None:
+            new.append(param)
+            continue
+        dtype = jnp.result_type(param)
+        total = _sum(param, update)
+        if rounding == "stochastic" and _is_low(dtype):
+            _check_fine(gradients, index, dtype, update)
+            total = _round_stochastically(total, dtype, jnp.asarray(step), index)
+        new.append(maths.saturating_cast(total, dtype))
+    return gradients.treedef.unflatten(new)
+
+
+@export.state
+class CompensateState(NamedTuple):
+    """What rounding has left out of each low-precision parameter, and the inner state.
+
+    correction: of the parameter's dtype, to be added to it, or float16 for one of 8 bits or less; or an
+      int8, the next 8 bits of a bfloat16.
+    """
+
+    correction: Any
+    inner_state: Any
+
+
+@export.node
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["correction"]
+)
+@dataclass(frozen=True, repr=False)
+class Compensate:
+    """The arguments of `compensate`."""
+
+    inner: Any
+    correction: str
+
+    def __repr__(self) -> str:
+        shown = "" if self.correction == _CORRECTIONS[0] else f", correction={self.correction!r}"
+        return f"compensate({self.inner!r}{shown})"
+
+    def kept_in(self, dtype: Any) -> Any:
+        """The dtype of the correction of a parameter; None for one without."""
+        if not _is_low(dtype):
+            return None
+        if jnp.finfo(dtype).bits < 16:
+            return jnp.float16
+        return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
+
+
+_CORRECTIONS = ("parameter", "int8")
+
+
+def compensate(
+    inner: optax.GradientTransformation, correction: str = "parameter"
+) -> Transformation:
+    """Parameters in bfloat16 or float16 that follow a float32 run: what rounding cuts off is kept.
+
+        θ' = round(θ + c + u),   c ← θ + c + u - θ'
+
+    c has the dtype of the parameter and makes it twice as precise (Kahan 1965,
+    https://doi.org/10.1145/363707.363723); for parameters of 8 bits and less it is a float16. As an
+    int8 it is the next 8 bits of the number, rounded to nearest: weights of 24 bits. The updates
+    for such parameters are θ' - θ in float32, exactly, whatever the dtype of the gradients:
+    `apply_updates`, or optax's, then gives θ'. Parameters of 32 bits and more are left alone.
+    `exact_params` adds both up. To go on with the state of a run without it:
+    `compensate(tx).init(params)._replace(inner_state=state)`.
+
+    Args:
+      inner: the optimizer, complete: nothing may change its updates afterwards.
+      correction: how c is kept: "parameter" for the parameter's dtype, 2 bytes; "int8" for 1 byte,
+        for parameters in bfloat16 (those in float16 keep theirs in float16).
+
+    Returns:
+      The transformation. `update` needs the parameters. Its state is a `CompensateState`.
+
+    Raises:
+      TypeError: for something that is not a transformation.
+      ValueError: for an unknown correction.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> tx = aj.compensate(aj.sgd(1e-3))
+      >>> params = jnp.ones((), jnp.bfloat16)
+      >>> state = tx.init(params)
+      >>> for _ in range(500):
+      ...     updates, state = tx.update(jnp.ones((), jnp.bfloat16), state, params)
+      ...     params = aj.apply_updates(params, updates)
+      >>> print(params)
+      0.5
+    """
+    arguments.one_of("correction", correction, _CORRECTIONS)
+    wrapper = Compensate(member(inner, "compensate"), correction)
+    return Transformation(Partial(_compensate_init, wrapper), Partial(_compensate_update, wrapper))
+
+
+def _check_fine(gradients: pytrees.Arrays, index: int, dtype: Any, update: Any) -> None:
+    """Raises unless an update has more bits than 8, and its parameter a zero and a sign."""
+    if dtype == jnp.float8_e8m0fnu:
+        raise TypeError(
+            f"the parameter at {gradients.paths()[index]} is {dtype}, which has neither 0 nor negative "
+            "numbers: it can scale others, and cannot be trained. Take float8_e4m3fn."
+        )
+    if is_coarse(jnp.result_type(update)):
+        raise TypeError(
+            f"the update at {gradients.paths()[index]} is {pytrees.describe(update)}: rounded to nearest "
+            "before it is rounded stochastically, so that small ones are lost. Give the optimizer "
+            "gradients in float32, jax.tree.map(lambda g: g.astype(jnp.float32), gradients), as "
+            "train_step does."
+        )
+
+
+def is_coarse(dtype: Any) -> bool:
+    """Whether it is a floating-point dtype of 8 bits or less."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
+
+
+def _compensate_init(wrapper: Compensate, params: Any) -> CompensateState:
+    def first(param: Any) -> Any:
+        dtype = wrapper.kept_in(jnp.result_type(param))
+        return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)
+
+    return CompensateState(jax.tree.map(first, params), wrapper.inner.init(params))
+
+
+def _compensate_update(
+    wrapper: Compensate, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, CompensateState]:
+    states.check_wrapper(state, CompensateState)
+    # Updates have the dtype of their gradients: of 8 bits, small ones would be lost before they are added.
+    updates = jax.tree.map(
+        lambda g: g.astype(jnp.float32) if is_coarse(jnp.result_type(g)) else g,
+        pytrees.gradients(updates),
+    )
+    if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
+        raise ValueError("compensate needs the parameters: call update(gradients, state, params).")
+    updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
+    gradients = pytrees.Arrays("gradients", updates)
+    leaves = gradients.params(params, ())
+    corrections = gradients.match("the state's correction", state.correction)
+    for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+        if update is None or param is None or not _is_low(jnp.result_type(param)):
+            continue
+        old = corrections[index]
+        if old.dtype != wrapper.kept_in(param.dtype):
+            raise ValueError(
+                f"the correction at {gradients.paths()[index]} is {pytrees.describe(old)}, and "
+                f"{wrapper!r} keeps another one: make the state with its init(params)."
+            )
+        total = _sum(_exact(param, old), update)
+        split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
+        rounded, left = split(total, param.dtype)
+        corrections[index] = left.astype(old.dtype)
+        gradients.leaves[index] = rounded - param.astype(jnp.float32)
+    unflatten = gradients.treedef.unflatten
+    return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
+
+
+def _split_sum(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """A number rounded to a dtype, in float32 still, and what that leaves out."""
+    limits = jnp.finfo(dtype)
+    largest = total.dtype.type(limits.max)
+    total = lax.add(lax.clamp(-largest, total, largest), 0 * total)
+    # Not a cast there and back, which XLA may leave out.
+    if limits.bits == 16:
+        rounded = lax.reduce_precision(total, limits.nexp, limits.nmant)
+    else:  # Dtypes of 8 bits and less have exponents of their own.
+        spacing = _spacing(total, dtype)
+        rounded = lax.round(total / spacing, lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
+    return rounded, total - rounded
+
+
+def _split_24_bits(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The bfloat16 nearest to a number of 24 bits, in float32 still, and the last 8 of them, signed."""
+    del dtype
+    largest = total.dtype.type(jnp.finfo(jnp.bfloat16).max)
+    total = lax.add(lax.clamp(-largest, total, largest), 0 * total)
+    number = lax.bitcast_convert_type(total.astype(jnp.float32), jnp.int32)
+    bits = (number + 0x80) >> 8
+    upper = (bits + 0x80) >> 8
+    # The 24 bits of NaN could be those of a number, upper and all.
+    upper = lax.select(lax.ne(total, total), jnp.full_like(upper, 0x7FC0), upper)
+    rounded = lax.bitcast_convert_type(upper << 16, jnp.float32)
+    return rounded, (bits - (upper << 8)).astype(jnp.int8)
+
+
+def _exact(param: jax.Array, correction: jax.Array) -> jax.Array:
+    """What a parameter and its correction stand for, in float32."""
+    wide = param.astype(jnp.float32)
+    if correction.dtype != jnp.int8:
+        return wide + correction.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(wide, jnp.int32) + (correction.astype(jnp.int32) << 8)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def exact_params(params: Any, opt_state: Any) -> Any:
+    """The parameters of a compensated run in float32, as precise as it knows them.
+
+    For evaluation, and to save them.
+
+    Args:
+      params: the parameters.
+      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper.
+
+    Returns:
+      Low-precision parameters and their corrections added up, in float32. Without `compensate` they
+      are cast to float32; those of 32 bits and more are as they were.
+
+    Raises:
+      ValueError: for a state of other parameters, and one with several corrections in it.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> tx = aj.compensate(aj.sgd(1e-3), "int8")
+      >>> params = jnp.ones((), jnp.bfloat16)
+      >>> updates, state = tx.update(jnp.ones((), jnp.bfloat16), tx.init(params), params)
+      >>> params = aj.apply_updates(params, updates)
+      >>> print(params, f"{aj.exact_params(params, state):.3f}")
+      1 0.999
+    """
+
+    def is_compensated(x: Any) -> bool:
+        return isinstance(x, CompensateState)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_compensated)
+    found = [node for node in nodes if is_compensated(node)]
+    if len(found) > 1:
+        raise ValueError(f"the state has {len(found)} corrections in it: give that of one of them.")
+    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
+    # In a whole module there are functions and integers, too.
+    low = [hasattr(x, "dtype") and _is_low(x.dtype) for x in leaves]
+    arrays = pytrees.Arrays(
+        "params",
+        treedef.unflatten([x if is_low else None for x, is_low in zip(leaves, low, strict=True)]),
+    )
+    corrections = [optax.MaskedNode()] * len(leaves)
+    if found:
+        corrections = arrays.match("the correction", found[0].correction)
+    return treedef.unflatten(
+        [
+            param
+            if not is_low
+            else param.astype(jnp.float32)
+            if isinstance(correction, optax.MaskedNode)
+            else _exact(param, correction)
+            for param, is_low, correction in zip(leaves, low, corrections, strict=True)
+        ]
+    )
+
+
+def _is_low(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+def _sum(param: jax.Array, update: jax.Array) -> jax.Array:
+    """θ + u in float32 at least."""
+    dtype = maths.compute_dtype(jnp.result_type(param), jnp.result_type(update))
+    return lax.convert_element_type(param, dtype) + lax.convert_element_type(update, dtype)
+
+
+@jax.jit
+def is_finite_after(param: jax.Array, update: jax.Array) -> jax.Array:
+    """Whether all of u is finite, and of θ + u where θ was, shape (). One dispatch outside of jit."""
+    total = _sum(param, update)
+    return jnp.all(jnp.isfinite(total) | (jnp.isfinite(update) & ~jnp.isfinite(param)))
+
+
+def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int) -> jax.Array:
+    """x on the grid of dtype, above or below it, so that the mean over all steps is x."""
+    bits = maths.random_bits(x.shape, maths.random_key(step, index, salt=0))
+    x = maths.saturating_cast(x, jnp.dtype(jnp.float32))
+    if dtype == jnp.bfloat16:
+        return maths.rounded_to_bfloat16(x, bits)
+    spacing = _spacing(x, dtype)
+    quotient = x / spacing
+    below = jnp.floor(quotient)
+    # Not the floor of a sum, which float32 would round: what is on the grid stays there.
+    uniform = (bits >> 8).astype(jnp.float32) * 2.0**-24
+    rounded = jnp.where(uniform >= 1 - (quotient - below), below + 1, below) * spacing
+    return jnp.where(jnp.isfinite(x), rounded, x)
+
+
+def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
+    """How far the numbers of dtype are from each other around a float32.
+
+    As far as in that of the power of two below |x|, and as the smallest ones at least. (A grid finer
+    than 2^-126 would be subnormal in float32 itself.)
+    """
+    limits = jnp.finfo(dtype)
+    exponent = lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    power = lax.bitcast_convert_type(exponent, jnp.float32) * 2.0**-limits.nmant
+    return jnp.maximum(power, max(float(limits.smallest_subnormal), 2.0**-126))
