@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -134,3 +138,21 @@ def _loss(params: Any, batch: jax.Array) -> jax.Array:
         jnp.sum(jnp.square(x.astype(jnp.float32) - target))
         for x, target in zip(jax.tree.leaves(params), targets, strict=True)
     )
+
+
+DATA = Path(__file__).parent / "data" / "checkpoints"
+VERSIONS = sorted(path.stem for path in DATA.glob("*.zip"))
+
+
+@functools.cache
+def saved(version):
+    """The runs that a version saved, as files in a zip."""
+    with zipfile.ZipFile(DATA / f"{version}.zip") as outer:
+        return zipfile.ZipFile(io.BytesIO(outer.read("runs.zip")))
+
+
+def unpacked(version, name, folder):
+    """The folder of one run that a version saved."""
+    runs = saved(version)
+    runs.extractall(folder, [each for each in runs.namelist() if each.startswith(f"{name}/")])
+    return folder / name

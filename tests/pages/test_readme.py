@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from catalogue import exported_factories
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 
 
 def test_python_blocks_run_in_order():

@@ -21,7 +21,7 @@ import trajectories
 import adaptive_jax as aj
 from adaptive_jax.interop import keras, torch
 
-RECORDED = np.load(Path(__file__).parent / "data" / "trajectories.npz")
+RECORDED = np.load(Path(__file__).parents[1] / "data" / "trajectories.npz")
 SETTINGS = json.loads(str(RECORDED["settings"]))
 OPTIMIZERS = [
     (library, name) for library, (_, names) in trajectories.LIBRARIES.items() for name in names

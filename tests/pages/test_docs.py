@@ -20,7 +20,7 @@ import adaptive_jax as aj
 
 pytest.importorskip("sphinx")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / ".docs"
 NAMESPACES = ("rules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing")
 # One white pixel.

@@ -20,7 +20,6 @@ import optax
 import pytest
 import saved_runs
 from jax.sharding import NamedSharding, PartitionSpec
-from test_state import unpacked
 
 import adaptive_jax as aj
 from adaptive_jax._core.transformation import member
@@ -373,7 +372,7 @@ def test_the_hyperparameters_of_version_0_1_0_are_chosen_too(tmp_path):
     def restored(name, tx, **settings):
         start = saved_runs.create(name)
         start = start.replace(tx=tx, opt_state=tx.init(start.params))
-        checkpoint = unpacked("0.1.0", name, tmp_path) / "checkpoint"
+        checkpoint = saved_runs.unpacked("0.1.0", name, tmp_path) / "checkpoint"
         again = aj.restore_checkpoint(checkpoint, start, **settings)
         assert jax.tree.structure(again) == jax.tree.structure(start)
         return again

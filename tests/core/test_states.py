@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import io
 import itertools
 import json
 import pickle
-import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -378,22 +375,7 @@ def test_labels_name_settings():
 # What older versions saved
 
 
-DATA = Path(__file__).parent / "data" / "checkpoints"
-VERSIONS = sorted(path.stem for path in DATA.glob("*.zip"))
 DEFAULT_RUNS = ["sgd steps", "adadelta decay", "adamw falling rising", "chain", "int8", "optax"]
-
-
-@functools.cache
-def saved(version):
-    """The runs that a version saved, as files in a zip."""
-    with zipfile.ZipFile(DATA / f"{version}.zip") as outer:
-        return zipfile.ZipFile(io.BytesIO(outer.read("runs.zip")))
-
-
-def unpacked(version, name, folder):
-    runs = saved(version)
-    runs.extractall(folder, [each for each in runs.namelist() if each.startswith(f"{name}/")])
-    return folder / name
 
 
 ALL_RUNS = [
@@ -402,10 +384,10 @@ ALL_RUNS = [
 ]
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", saved_runs.VERSIONS)
 @pytest.mark.parametrize("name", ALL_RUNS)
 def test_a_run_of_an_older_version_goes_on(version, name, tmp_path):
-    folder = unpacked(version, name, tmp_path)
+    folder = saved_runs.unpacked(version, name, tmp_path)
     start = saved_runs.create(name)
     state = aj.restore_checkpoint(folder / "checkpoint", start)
     assert jax.tree.structure(state) == jax.tree.structure(start)
@@ -419,10 +401,12 @@ def test_a_run_of_an_older_version_goes_on(version, name, tmp_path):
         np.testing.assert_allclose(np.float32(param), end[f"arr_{index}"], rtol=rtol, atol=1e-7)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", saved_runs.VERSIONS)
 @pytest.mark.parametrize("name", [each for each in ALL_RUNS if each.values != ("optax",)])
 def test_a_pickled_state_of_an_older_version_is_converted(version, name, tmp_path):
-    old = pickle.loads((unpacked(version, name, tmp_path) / "opt_state.pickle").read_bytes())
+    old = pickle.loads(
+        (saved_runs.unpacked(version, name, tmp_path) / "opt_state.pickle").read_bytes()
+    )
     start = saved_runs.create(name)
     tx, params = start.tx, start.params
     if jax.tree.structure(old) != jax.tree.structure(start.opt_state):
@@ -439,7 +423,7 @@ def test_a_pickled_state_of_an_older_version_is_converted(version, name, tmp_pat
 @pytest.mark.parametrize("name", ALL_RUNS)
 def test_a_state_that_an_older_version_saved_alone_is_restored(name, tmp_path, monkeypatch):
     """Without its optimizer: it is known by the names of its entries."""
-    folder = unpacked("0.1.0", name, tmp_path)
+    folder = saved_runs.unpacked("0.1.0", name, tmp_path)
     old = pickle.loads((folder / "opt_state.pickle").read_bytes())
     start = saved_runs.create(name)
     whole = aj.restore_checkpoint(folder / "checkpoint", start).opt_state
@@ -453,10 +437,10 @@ def test_a_state_that_an_older_version_saved_alone_is_restored(name, tmp_path, m
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", saved_runs.VERSIONS)
 def test_an_older_checkpoint_is_restored_from_shapes_alone(version, tmp_path):
     for name in ("rmsprop momentum falling", "adamw falling rising"):
-        folder = unpacked(version, name, tmp_path) / "checkpoint"
+        folder = saved_runs.unpacked(version, name, tmp_path) / "checkpoint"
         start = saved_runs.create(name)
         shapes = jax.eval_shape(lambda start=start: start)
         state, expected = (
@@ -469,7 +453,7 @@ def test_an_older_checkpoint_is_restored_from_shapes_alone(version, tmp_path):
 
 
 def test_an_older_checkpoint_of_another_optimizer_is_refused(tmp_path):
-    folder = unpacked("0.1.0", "adamw", tmp_path) / "checkpoint"
+    folder = saved_runs.unpacked("0.1.0", "adamw", tmp_path) / "checkpoint"
     create = functools.partial(aj.TrainState.create, saved_runs.PARAMS)
     for tx, message in (
         (
