@@ -35,16 +35,45 @@ PAGES = {
         "Sweeps and comparisons",
         ["training.search.sweeps", "training.search.distributions", "training.search.comparison"],
     ),
-    "problems": ("Problems", ["problems"]),
-    "plotting": ("Plots", ["plotting"]),
+    "problems": (
+        "Problems",
+        [
+            "problems",
+            "problems.problem",
+            "problems.functions",
+            "problems.quadratics",
+            "problems.data",
+            "problems.language",
+        ],
+    ),
+    "plotting": (
+        "Plots",
+        [
+            "plotting",
+            "plotting.losses",
+            "plotting.settings",
+            "plotting.landscape",
+            "plotting.history",
+            "plotting.profile",
+        ],
+    ),
     "wrappers": ("Wrappers", ["transforms.skip", "transforms.accumulate", "transforms.monitor"]),
     "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
-    "torch": ("PyTorch", ["interop.torch"]),
-    "keras": ("Keras", ["interop.keras"]),
+    "torch": (
+        "PyTorch",
+        [
+            "interop.torch",
+            "interop.torch.optimizers",
+            "interop.torch.weights",
+            "interop.torch.runs",
+        ],
+    ),
+    "keras": ("Keras", ["interop.keras", "interop.keras.optimizers", "interop.keras.runs"]),
     "maths": ("Maths", ["maths"]),
     "testing": ("Testing", ["testing"]),
 }
-# Modules that users reach by name: all that is public in them is shown, below their own docstring.
+# Modules that users reach by name: all that is public in them is shown, below their own docstring. Of
+# a file in one of them that PAGES lists, that which the module hands on, in the order of the file.
 NAMESPACES = ("rules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing")
 
 
@@ -94,12 +123,16 @@ def exports(package: ModuleType) -> dict[str, list[Export]]:
     shown: dict[str, list[Export]] = {page: [] for page in PAGES}
     for page, (_, modules) in PAGES.items():
         for module in modules:
+            namespace = next(
+                (each for each in NAMESPACES if f"{module}.".startswith(f"{each}.")), ""
+            )
+            handed_on = sys.modules.get(f"{package.__name__}.{namespace}")
             for name, value, docstring in _defined(f"{package.__name__}.{module}"):
                 if public.get(name) is value:
                     missing.discard(name)
                     full_name = f"{package.__name__}.{name}"
-                elif module in NAMESPACES:
-                    full_name = f"{package.__name__}.{module}.{name}"
+                elif namespace and getattr(handed_on, name, None) is value:
+                    full_name = f"{package.__name__}.{namespace}.{name}"
                 else:
                     continue
                 where = "chains" if _is_for_chains(module, name, value) else page
@@ -114,17 +147,24 @@ def exports(package: ModuleType) -> dict[str, list[Export]]:
 
 
 def _defined(module: str) -> list[tuple[str, Any, str]]:
-    """What is public in a module and defined there, with its docstring."""
+    """What is public in a module and defined there, with its docstring.
+
+    What is defined in a file of it counts as well, unless that file is itself in PAGES.
+    """
     if module not in sys.modules:
         return []
     # A constant's docstring is the string below it, which is in the source alone.
     constants = ModuleAnalyzer.for_module(module).find_attr_docs()
+    package = module.partition(".")[0]
+    listed = {f"{package}.{each}" for _, modules in PAGES.values() for each in modules}
     defined = []
     for name, value in vars(sys.modules[module]).items():
         home = getattr(value, "__module__", None) or ""
         if ("", name) in constants:
             defined.append((name, value, "\n".join(constants["", name]).strip()))
-        elif not name.startswith("_") and f"{home}.".startswith(f"{module}."):
+        elif name.startswith("_") or home in listed - {module}:
+            continue
+        elif f"{home}.".startswith(f"{module}."):
             defined.append((name, value, inspect.getdoc(value) or ""))
     return defined
 

@@ -1,0 +1,227 @@
+"""The variables of one of `keras.optimizers`: its state here, and back there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..._core.lifted import Lifted
+from ...rules import rms
+from ...rules.adagrad import AdaGrad
+from ...rules.adam import Adam, AdaMax, AMSGrad, NAdam
+from ...rules.momentum import Trace
+from .. import _arrays, _match, _state
+from .optimizers import sgd
+
+_ADAM = {"mu": _state.Entry("momentum"), "nu": _state.Entry("velocity")}
+
+
+_VOCABULARY: _state.Vocabulary = {
+    AdaGrad: {"sum_of_squares": _state.Entry("accumulator")},
+    rms.AdaDelta: {
+        "e_g": _state.Entry("accumulated_grad"),
+        "e_x": _state.Entry("accumulated_delta_var"),
+    },
+    rms.Rms: {"nu": _state.Entry("velocity")},
+    rms.StdDev: {"mu": _state.Entry("average_gradient"), "nu": _state.Entry("velocity")},
+    Adam: _ADAM,
+    AMSGrad: {**_ADAM, "nu_max": _state.Entry("velocity_hat")},
+    NAdam: {**_ADAM, "mu_product": _state.Entry("u_product")},
+    AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
+}
+
+
+# The order of `optimizer.variables` after `iteration` and `learning_rate`: within a group, every
+# parameter's variables in turn; one group after the other.
+_GROUPS = {
+    "sgd": [("momentum",)],
+    "adagrad": [("accumulator",)],
+    "adadelta": [("accumulated_grad", "accumulated_delta_var")],
+    "rmsprop": [("velocity",), ("momentum",), ("average_gradient",)],
+    "adam": [("momentum", "velocity"), ("velocity_hat",)],
+    "adamw": [("momentum", "velocity"), ("velocity_hat",)],
+    "nadam": [("momentum", "velocity")],
+    "adamax": [("momentum", "norm")],
+}
+
+
+def _vocabulary(lifted: Lifted) -> _state.Vocabulary:
+    # Keras adds SGD's velocity to the parameters and subtracts RMSprop's. Here both are added.
+    sign = 1 if lifted.factory is sgd else -1
+    return {**_VOCABULARY, Trace: {"trace": _state.Entry("momentum", sign)}}
+
+
+def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> Any:
+    """The state of a Keras optimizer, as the state of the same optimizer here.
+
+    Keras saves no options with its variables: give tx those of the saved optimizer.
+
+    Args:
+      tx: the optimizer of this module that goes on, alone or in an `aj.chain`.
+      params: the parameters here.
+      variables: `optimizer.variables`, as Keras's variables or as arrays, or the dict that
+        `optimizer.save_own_variables` fills.
+      mapping: from Keras's names to paths here, or to (path, axes), in the order of
+        `model.trainable_variables`. By default the names of the variables decide, or the order, if
+        params is a tree whose leaves have one of their own: a list, a tuple, but not a dict.
+
+    Returns:
+      The state that `tx.init(params)` has. Every array is a copy.
+
+    Raises:
+      TypeError, ValueError: for the variables of another optimizer, missing or further ones, wrong
+        shapes, NaN, and parameters that cannot be told apart, by the names of variable and parameter.
+
+    Example:
+      >>> import adaptive_jax as aj, numpy as np
+      >>> tx = aj.interop.keras.sgd(learning_rate=0.1, momentum=0.9)
+      >>> saved = [np.array(3), np.array(0.1), np.ones(2)]  # iteration, learning_rate, momentum
+      >>> aj.interop.keras.import_state(tx, [np.zeros(2)], saved)[1]
+      TraceState(trace=[Array([1., 1.], dtype=float32)])
+    """
+    lifted = _state.lifted_of(tx, "keras")
+    variables = _listed(variables)
+    count = len(jax.tree.leaves(params))
+    expected = _expected(lifted, count)
+    if len(variables) not in (len(expected) + 1, len(expected) + 2):
+        kinds = list(dict.fromkeys(name for name, _ in expected))
+        raise ValueError(
+            f"{lifted!r} has iteration, learning_rate (but under a schedule) and {kinds} of {count} "
+            f"parameters: {len(expected) + 2} variables, got {len(variables)}. They are of another "
+            "optimizer or of another model."
+        )
+    step = _arrays.number(variables[0], "iteration")
+    if step != int(step) or step < 0:
+        raise ValueError(f"iteration, the first variable, is {step}: expected a number of steps.")
+    rest = list(zip(expected, variables[len(variables) - len(expected) :], strict=True))
+    names = _parameter_names(rest, count)
+    mapped = _place(params, names, rest, mapping)
+    saved = {path: _state.Saved(name) for name, (path, _) in mapped.items()}
+    for (kind, index), variable in rest:
+        if index is None:
+            number = np.asarray(_arrays.number(variable, kind))
+            for one in saved.values():
+                one.entries[kind] = number
+            continue
+        path, axes = mapped[names[index]]
+        value = _arrays.array(variable, f"{kind} of {names[index]}")
+        if axes is not None and value.ndim != len(axes):
+            raise ValueError(
+                f"{kind} of {names[index]} has the shape {value.shape}: the axes are {axes}."
+            )
+        saved[path].entries[kind] = _arrays.to_here(value, axes)
+    return _state.fill(tx, params, _vocabulary(lifted), "keras", saved, int(step))
+
+
+def export_state(tx: Any, params: Any, opt_state: Any, mapping: Any = None) -> list[np.ndarray]:
+    """The reverse of `import_state`: a value for each of `optimizer.variables`, in their order.
+
+        for variable, value in zip(optimizer.variables, exported, strict=True):
+            variable.assign(value)
+
+    Args:
+      tx: the optimizer of this module.
+      params: the parameters here.
+      opt_state: the state to export.
+      mapping: from Keras's names to paths here, or to (path, axes), in the order of
+        `model.trainable_variables`. It can be left out if params is a tree whose leaves have an order
+        of their own.
+
+    Returns:
+      Arrays, the learning rate among them unless it is a schedule.
+
+    Raises:
+      TypeError, ValueError: for a state of another optimizer, and for a dict of params without a
+        mapping: JAX sorts its keys, Keras does not.
+    """
+    lifted = _state.lifted_of(tx, "keras")
+    if mapping is None and not _match.has_own_order(params):
+        raise ValueError(
+            "params is a dict, whose keys JAX sorts: give the mapping, whose order is that of "
+            "model.trainable_variables."
+        )
+    known = list(_arrays.paths(params))
+    mapped = _match.in_order(params, known)
+    if mapping is not None:
+        mapped = _match.checked_mapping(mapping, params)
+    entries, scalars, count = _state.read(tx, opt_state, params, _vocabulary(lifted), "keras")
+    rate = _state.setting(lifted, "learning_rate", None)
+    exported = [np.asarray(count, np.int32)]
+    exported += [] if callable(rate) else [np.asarray(rate, np.float64)]
+    places = list(mapped.values())
+    for kind, index in _expected(lifted, len(places)):
+        if index is None:
+            exported.append(np.asarray(scalars[kind]))
+        else:
+            path, axes = places[index]
+            exported.append(_arrays.to_there(entries[path][kind], axes))
+    return exported
+
+
+def _listed(variables: Any) -> list[Any]:
+    if isinstance(variables, Mapping):
+        if set(variables) != {str(index) for index in range(len(variables))}:
+            raise ValueError(
+                "expected the dict that optimizer.save_own_variables fills, with the keys '0', '1' and "
+                f"so on, got {list(variables)[:6]}."
+            )
+        return [variables[str(index)] for index in range(len(variables))]
+    if not isinstance(variables, Sequence) or isinstance(variables, str) or not len(variables):
+        raise TypeError(
+            f"expected optimizer.variables, a list, got {type(variables).__name__}: {variables!r}."
+        )
+    return list(variables)
+
+
+def _expected(lifted: Lifted, count: int) -> list[tuple[str, int | None]]:
+    """What the variables after the learning rate are: the entry, and the number of the parameter."""
+    slots, scalars = _state.entries_of(lifted, _vocabulary(lifted))
+    kept = {entry.name for entry in slots.values()}
+    expected: list[tuple[str, int | None]] = []
+    for group in _GROUPS[lifted.factory.__name__]:  # type: ignore[union-attr]
+        kinds = [kind for kind in group if kind in kept]
+        expected += [(kind, index) for index in range(count) for kind in kinds]
+    return expected + [(entry.name, None) for entry in scalars.values()]
+
+
+def _parameter_names(rest: Sequence[tuple[tuple[str, int | None], Any]], count: int) -> list[str]:
+    """Keras's name of each parameter, from the names of its variables where they have any."""
+    names = [f"parameter {index}" for index in range(count)]
+    for (kind, index), variable in rest:
+        name = getattr(variable, "name", None)
+        if index is None or not isinstance(name, str):
+            continue
+        if not name.endswith(f"_{kind}"):
+            raise ValueError(
+                f"variable {name} is in the place of {kind}: the variables are of another optimizer."
+            )
+        names[index] = name.removesuffix(f"_{kind}")
+    return names
+
+
+def _place(params: Any, names: list[str], rest: Sequence[Any], mapping: Any) -> _match.Mapped:
+    """The parameter here of each one of Keras's, by the name that `names` has for it."""
+    if mapping is not None:
+        mapped = _match.checked_mapping(mapping, params)
+        if len(mapped) != len(names):
+            raise ValueError(f"mapping has {len(mapped)} parameters, {len(names)} were saved.")
+        return dict(zip(names, mapped.values(), strict=True))
+    if _match.has_own_order(params) or not any(index is not None for (_, index), _ in rest):
+        return _match.in_order(params, names)
+    # A path such as dense/kernel is the name dense_kernel, with the model's name in front of it.
+    joined = {path: re.sub(r"\W+", "_", path).lower() for path in _arrays.paths(params)}
+    ends = {
+        name: [p for p, each in joined.items() if f"_{name.lower()}".endswith(f"_{each}")]
+        for name in names
+    }
+    chosen = [max(found, key=lambda path: len(joined[path])) for found in ends.values() if found]
+    if len(set(chosen)) == len(names):
+        return {name: (path, None) for name, path in zip(names, chosen, strict=True)}
+    shapes: dict[str, Any] = {
+        names[index]: tuple(variable.shape) for (_, index), variable in rest if index is not None
+    }
+    return _match.match(params, shapes, transposes=False)

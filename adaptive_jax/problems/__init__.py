@@ -1,0 +1,19 @@
+"""Problems to compare optimizers on: functions of two variables, quadratics, models of real data."""
+
+from .data import digits as digits
+from .data import logistic_regression as logistic_regression
+from .functions import TEST_FUNCTIONS as TEST_FUNCTIONS
+from .functions import TestFunction as TestFunction
+from .functions import ackley as ackley
+from .functions import beale as beale
+from .functions import booth as booth
+from .functions import branin as branin
+from .functions import himmelblau as himmelblau
+from .functions import rastrigin as rastrigin
+from .functions import rosenbrock as rosenbrock
+from .functions import styblinski_tang as styblinski_tang
+from .language import language_model as language_model
+from .problem import Problem as Problem
+from .quadratics import QuadraticDeep as QuadraticDeep
+from .quadratics import quadratic as quadratic
+from .quadratics import quadratic_deep as quadratic_deep

@@ -1,0 +1,166 @@
+"""Small models of scikit-learn's data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from .._core import arguments
+from .problem import Problem
+
+HELD_OUT = "held-out loss (nats)"
+
+
+def logistic_regression(l2: float = 1e-3) -> Problem:
+    """Benign or malignant: logistic regression on scikit-learn's breast cancer data.
+
+        loss = mean of log(1 + exp(-s(wᵀx + b))) over a batch of 32, plus ½ l2 ‖w‖²,   s = ±1
+
+    569 patients with 30 measurements, each with mean 0 and variance 1 over the three quarters to train
+    with. w and b are 0 at the start. Convex, and badly conditioned: measurements go together. Data: Street,
+    Wolberg & Mangasarian 1993, https://doi.org/10.1117/12.148698.
+
+    Args:
+      l2: the strength of the L2 term, 0 or more.
+
+    Returns:
+      The problem. Its params are {"w": (30,), "b": ()}. evaluate is the mean over the 143 patients held
+      out, without the L2 term.
+
+    Raises:
+      ImportError: without scikit-learn.
+      ValueError: for a negative l2.
+
+    Example:
+      >>> import adaptive_jax as aj, jax
+      >>> problem = aj.problems.logistic_regression()
+      >>> params = problem.init(jax.random.key(0))
+      >>> print(f"{problem.evaluate(params):.3f}")  # log 2
+      0.693
+    """
+    arguments.number("l2", l2, 0.0)
+    _datasets("logistic_regression")
+    from sklearn.datasets import load_breast_cancer
+
+    patients: Any = load_breast_cancer()
+    training, held_out = _held_out(patients.data, 2 * patients.target - 1)
+    mean, deviation = training[0].mean(0), training[0].std(0)
+    training, held_out = (
+        (((x - mean) / deviation).astype(np.float32), signs.astype(np.float32))
+        for x, signs in (training, held_out)
+    )
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"w": jnp.zeros(30, jnp.float32), "b": jnp.zeros((), jnp.float32)}
+
+    def cross_entropy(params: Any, x: Any, signs: Any) -> jax.Array:
+        return jnp.mean(jax.nn.softplus(-signs * (x @ params["w"] + params["b"])))
+
+    def loss(params: Any, key: jax.Array) -> jax.Array:
+        batch = jax.random.randint(key, (32,), 0, len(training[0]))
+        penalty = l2 / 2 * jnp.sum(params["w"] ** 2)
+        return cross_entropy(params, *(jnp.asarray(each)[batch] for each in training)) + penalty
+
+    def evaluate(params: Any) -> jax.Array:
+        return cross_entropy(params, *map(jnp.asarray, held_out))
+
+    return Problem(
+        "logistic regression", init, loss, evaluate, steps=200, target=0.05, measure=HELD_OUT
+    )
+
+
+def digits(hidden: int = 32) -> Problem:
+    """Which digit it is: a network with one hidden layer on scikit-learn's handwritten digits.
+
+        logits = W₂ relu(W₁x + b₁) + b₂,   loss = mean cross-entropy over a batch of 64
+
+    1797 images of 8 x 8 pixels between 0 and 1, three quarters of them to train with. Weights are drawn
+    from N(0, 2/inputs), He et al. 2015, https://arxiv.org/abs/1502.01852; biases are 0.
+
+    Args:
+      hidden: the width of the hidden layer, 1 or more.
+
+    Returns:
+      The problem. Its params are a list of two layers {"w": (inputs, outputs), "b": (outputs,)}. evaluate
+      is the mean cross-entropy over the 450 images held out, in nats.
+
+    Raises:
+      ImportError: without scikit-learn.
+      ValueError: for a hidden width below 1.
+
+    Example:
+      >>> import adaptive_jax as aj, jax
+      >>> problem = aj.problems.digits()
+      >>> params = problem.init(jax.random.key(0))
+      >>> print([layer["w"].shape for layer in params], bool(problem.evaluate(params) < 3.5))
+      [(64, 32), (32, 10)] True
+    """
+    hidden = arguments.whole("hidden", hidden, 1)
+    _datasets("digits")
+    from sklearn.datasets import load_digits
+
+    images: Any = load_digits()
+    training, held_out = _held_out(
+        (images.data / 16).astype(np.float32),  # Pixels are 0 to 16.
+        images.target.astype(np.int32),
+    )
+    init = normal(
+        [
+            {"w": np.full((inputs, outputs), (2 / inputs) ** 0.5), "b": np.zeros(outputs)}
+            for inputs, outputs in itertools.pairwise((64, hidden, 10))
+        ]
+    )
+
+    def cross_entropy(params: Any, x: Any, labels: Any) -> jax.Array:
+        first, second = params
+        activations = jax.nn.relu(x @ first["w"] + first["b"][None])
+        logits = activations @ second["w"] + second["b"][None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def loss(params: Any, key: jax.Array) -> jax.Array:
+        batch = jax.random.randint(key, (64,), 0, len(training[0]))
+        return cross_entropy(params, *(jnp.asarray(each)[batch] for each in training))
+
+    def evaluate(params: Any) -> jax.Array:
+        return cross_entropy(params, *map(jnp.asarray, held_out))
+
+    return Problem("digits", init, loss, evaluate, steps=400, target=0.1, measure=HELD_OUT)
+
+
+def normal(deviations: Any) -> Callable[[jax.Array], Any]:
+    """A function that draws every number of a tree from a normal distribution, given its deviation.
+
+    In one draw for all arrays: one for each would be compiled for each, which takes seconds.
+    """
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(np.float32), deviations))
+    flat = np.asarray(flat)
+
+    def init(key: jax.Array) -> Any:
+        return unravel(jnp.asarray(flat) * jax.random.normal(key, flat.shape, jnp.float32))
+
+    return init
+
+
+def _datasets(problem: str) -> None:
+    """Raises an ImportError that says what to install if scikit-learn is missing."""
+    try:
+        import sklearn.datasets  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"{problem} has its data from scikit-learn, which is not installed: "
+            'pip install "adaptive_jax[examples]".'
+        ) from error
+
+
+def _held_out(x: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
+    """Three quarters to train with and one to judge with, always the same."""
+    order = np.random.RandomState(0).permutation(len(x))
+    training, held_out = np.split(order, [len(x) * 3 // 4])
+    return (x[training], labels[training]), (x[held_out], labels[held_out])
