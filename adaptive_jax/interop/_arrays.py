@@ -48,9 +48,14 @@ def number(value: Any, what: str) -> float:
     return float(value)
 
 
-def to_here(value: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
-    """An array there in the layout here."""
-    return value if axes is None else np.transpose(value, axes)
+def to_here(value: Any, axes: tuple[int, ...] | None, what: str) -> np.ndarray:
+    """A copy of an array there, in the layout here."""
+    value = array(value, what)
+    if axes is None:
+        return value
+    if value.ndim != len(axes):
+        raise ValueError(f"{what} has the shape {value.shape}: the axes are {axes}.")
+    return np.transpose(value, axes)
 
 
 def to_there(value: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:

@@ -198,6 +198,20 @@ def checked_mapping(mapping: Any, params: Any) -> Mapped:
     return result
 
 
+def for_export(params: Any, mapping: Any, whose: str) -> Mapped:
+    """The parameters in the order of the other library: that of the mapping, or their own.
+
+    whose: whose order it is, for the error where params has none of its own.
+    """
+    if mapping is not None:
+        return checked_mapping(mapping, params)
+    if not has_own_order(params):
+        raise ValueError(
+            f"params is a dict, whose keys JAX sorts: give the mapping, whose order is {whose}."
+        )
+    return in_order(params, list(paths(params)))
+
+
 def _targets(mapping: Any, params: Any) -> Mapped:
     if not isinstance(mapping, Mapping):
         raise TypeError(

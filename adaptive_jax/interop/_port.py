@@ -1,12 +1,12 @@
-"""What the ports share: arguments under the names of the other library, checked and documented."""
+"""Optimizers under another library's names: arguments checked and documented, rules put together."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec
 
 import jax
 import numpy as np
@@ -15,8 +15,11 @@ from .._core import hyper
 from .._core.arguments import one_of
 from .._core.documentation import documented
 from .._core.hyper import none_if_zero
+from .._core.rule import Rule
+from .._core.transform import build
+from .._core.transformation import Transformation
 
-_Factory = TypeVar("_Factory", bound=Callable[..., Any])
+_Parameters = ParamSpec("_Parameters")
 
 
 NON_NEGATIVE = hyper.Interval(0.0)
@@ -33,28 +36,54 @@ class Argument:
     """An argument: what it means, the field of a rule that holds it, and the values it may have.
 
     field: the name if None; a tuple for an argument that is one; "Rule.name" to be specific.
+    is_option: whether it chooses among rules, so that no rule has it as a field.
     """
 
     meaning: str
     field: str | tuple[str, ...] | None = None
     interval: hyper.Interval | None = None
+    is_option: bool = False
+
+
+LEARNING_RATE = Argument(
+    "the step size, >= 0: a number, an array of shape (), or a schedule.",
+    "learning_rate",
+    NON_NEGATIVE,
+)
 
 
 COMMON = {
+    "momentum": Argument("the decay of the velocity, in [0, 1]; 0 for none.", "momentum", FRACTION),
+    "nesterov": Argument("whether to use Nesterov's momentum."),
+    "initial_accumulator_value": Argument(
+        "the first value of the sum of squares, >= 0.", None, NON_NEGATIVE
+    ),
+    "centered": Argument("whether to divide by the standard deviation.", is_option=True),
+    "amsgrad": Argument("whether to divide by the largest second moment so far.", is_option=True),
     "mask": Argument("which arrays decay, as in the optimizers of this library; None for all."),
     "storage": Argument("how the slots are kept, as in the optimizers of this library."),
 }
 
 
-def port(library: str, arguments: Mapping[str, Argument]) -> Callable[[_Factory], _Factory]:
-    """A decorator that checks the arguments of an optimizer under the other library's names."""
+def port(
+    library: str,
+    arguments: Mapping[str, Argument],
+    complete: Callable[[Sequence[Rule], Mapping[str, Any]], Sequence[Rule]],
+) -> Callable[[Callable[_Parameters, Sequence[Rule]]], Callable[_Parameters, Transformation]]:
+    """A decorator that makes an optimizer of the function that gives the rules of its direction.
 
-    def decorate(factory: _Factory) -> _Factory:
-        signature = inspect.signature(factory)
-        label = f"{library}.{factory.__name__}"
+    Its arguments are checked under the other library's names. `complete` puts before and after the
+    direction what the other library does in all its optimizers, given their arguments by name.
+    """
 
-        @functools.wraps(factory)
-        def checked(*args: Any, **kwargs: Any) -> Any:
+    def decorate(
+        directions: Callable[_Parameters, Sequence[Rule]],
+    ) -> Callable[_Parameters, Transformation]:
+        signature = inspect.signature(directions).replace(return_annotation=Transformation)
+        label = f"{library}.{directions.__name__}"
+
+        @functools.wraps(directions)
+        def optimizer(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> Transformation:
             try:
                 given = signature.bind(*args, **kwargs)
             except TypeError as error:
@@ -63,19 +92,22 @@ def port(library: str, arguments: Mapping[str, Argument]) -> Callable[[_Factory]
                     "of a model."
                 ) from None
             given.apply_defaults()
-            for name, value in given.arguments.items():
+            values = given.arguments
+            for name, value in values.items():
                 argument, parameter = arguments[name], signature.parameters[name]
                 if argument.interval is not None:
-                    value = given.arguments[name] = plain(value, argument)
+                    value = values[name] = plain(value, argument)
                 _check_argument(label, name, value, argument, parameter)
-            return factory(*given.args, **given.kwargs)
+            rules = complete(directions(*given.args, **given.kwargs), values)
+            options: dict[str, Any] = {
+                name: True for name in values if arguments[name].is_option and values[name]
+            }
+            return build(optimizer, *rules, storage=values["storage"], **options)
 
-        checked.label = label  # type: ignore[attr-defined]
-        checked.fields = {  # type: ignore[attr-defined]
-            name: arguments[name].field or name for name in signature.parameters
-        }
-        meanings = {name: argument.meaning for name, argument in arguments.items()}
-        return documented(meanings)(checked)  # type: ignore[return-value]
+        fields = {name: arguments[name].field or name for name in signature.parameters}
+        vars(optimizer).update(label=label, fields=fields, __signature__=signature)
+        optimizer.__annotations__ = {**directions.__annotations__, "return": Transformation}
+        return documented({name: each.meaning for name, each in arguments.items()})(optimizer)
 
     return decorate
 

@@ -22,8 +22,9 @@ from jax.tree_util import keystr
 from .._core import states
 from .._core.lifted import Lifted
 from .._core.rule import Rule, Slot
-from .._core.transformation import Foreign, Transformation
+from .._core.transformation import Foreign
 from ..transforms.chain import Chained
+from ..transforms.parts import shared
 from ._arrays import array, paths
 
 
@@ -65,9 +66,7 @@ def _is_port(factory: Any, module: str) -> bool:
 
 
 def _members(tx: Any) -> list[Any]:
-    if not isinstance(tx, Transformation):
-        return [tx]
-    inner = tx.init.args[0]  # type: ignore[attr-defined]
+    inner = shared(tx)
     if isinstance(inner, Chained):
         return [each for member in inner.members for each in _members(member)]
     return [inner]
@@ -98,7 +97,7 @@ def fill(
 def _fill(
     tx: Any, state: Any, params: Any, target: Lifted, vocabulary: Vocabulary, saved: Any, step: int
 ) -> Any:
-    inner = tx.init.args[0] if isinstance(tx, Transformation) else tx  # type: ignore[attr-defined]
+    inner = shared(tx)
     if isinstance(inner, Chained):
         members = zip(inner.members, state, strict=True)
         rest = (params, target, vocabulary, saved, step)
@@ -187,7 +186,7 @@ def read(
 
 
 def _part_of(tx: Any, state: Any, target: Lifted) -> Any:
-    inner = tx.init.args[0] if isinstance(tx, Transformation) else tx  # type: ignore[attr-defined]
+    inner = shared(tx)
     if inner is target:
         return state
     if isinstance(inner, Chained):

@@ -42,11 +42,10 @@ def performance_profile(steps_to_target: Mapping[str, Any], *, ax: Axes | None =
       ImportError: without matplotlib.
 
     Example:
-      >>> import numpy as np
       >>> from matplotlib.figure import Figure
-      >>> from adaptive_jax import plotting
-      >>> steps = {"SGD": [100, 400, np.inf], "Adam": [200, 100, 300]}
-      >>> ax = plotting.performance_profile(steps, ax=Figure().subplots())
+      >>> import adaptive_jax as aj
+      >>> steps = {"SGD": [100, 400, float("inf")], "Adam": [200, 100, 300]}
+      >>> ax = aj.plotting.performance_profile(steps, ax=Figure().subplots())
       >>> print({line.get_label(): f"{line.get_ydata()[0]:.2f}" for line in ax.lines})
       {'SGD': '0.33', 'Adam': '0.67'}
     """

@@ -113,10 +113,9 @@ def beale() -> TestFunction:
       The problem. The target is 0.001.
 
     Example:
-      >>> import adaptive_jax as aj, jax
-      >>> problem = aj.problems.beale()
-      >>> print(f"{problem.evaluate(problem.init(jax.random.key(0))):.3f}")
-      14.203
+      >>> import adaptive_jax as aj
+      >>> print(aj.problems.beale().minima)
+      ((3.0, 0.5),)
     """
     return _test_function(
         lambda x, y: (
@@ -174,10 +173,10 @@ def booth() -> TestFunction:
       The problem. The target is 0.001.
 
     Example:
-      >>> import adaptive_jax as aj, jax
-      >>> problem = aj.problems.booth()
-      >>> print(problem.evaluate(problem.init(jax.random.key(0))))
-      884.0
+      >>> import adaptive_jax as aj, jax, jax.numpy as jnp
+      >>> hessian = jax.hessian(aj.problems.booth().evaluate)(jnp.zeros(2))
+      >>> print(f"{jnp.linalg.cond(hessian):.1f}")
+      9.0
     """
     return _test_function(
         lambda x, y: (x + 2 * y - 7) ** 2 + (2 * x + y - 5) ** 2,

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..._core.hyper import none_if_zero
 from ..._core.rule import Rule
-from ..._core.transform import build
-from ..._core.transformation import Transformation
 from ...rules import clipping, rms, scaling
 from ...rules.adagrad import AdaGrad
-from ...rules.adam import Adam, AdaMax, AMSGrad, NAdam
+from ...rules.adam import AdaMax, NAdam
 from ...rules.momentum import Trace
-from .._port import COMMON, DECAY, FRACTION, NON_NEGATIVE, Argument, is_absent, port
+from .._directions import moments, velocity
+from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port
 
 _ARGUMENTS = {
     **COMMON,
-    "learning_rate": Argument(
-        "the step size, >= 0: a number, an array of shape (), or a schedule.", None, NON_NEGATIVE
-    ),
-    "momentum": Argument("the decay of the velocity, in [0, 1]; 0 for none.", "momentum", FRACTION),
-    "nesterov": Argument("whether to use Nesterov's momentum."),
-    "initial_accumulator_value": Argument(
-        "the first value of the sum of squares, >= 0.", None, NON_NEGATIVE
-    ),
+    "learning_rate": LEARNING_RATE,
     "epsilon": Argument("ε >= 0, against division by zero.", "eps", NON_NEGATIVE),
     "rho": Argument("the decay rate of the moving averages, in [0, 1).", None, DECAY),
-    "centered": Argument("whether to divide by the standard deviation."),
     "beta_1": Argument("the decay rate of the first moment, in [0, 1).", "b1", DECAY),
     "beta_2": Argument("the decay rate of the second moment, in [0, 1).", "b2", DECAY),
-    "amsgrad": Argument("whether to divide by the largest second moment so far."),
     "weight_decay": Argument("λ >= 0: θ ← θ - ηλθ; None for none.", None, NON_NEGATIVE),
     "clipnorm": Argument(
         "the largest norm of each gradient; None for none.", "ClipByNorm.max_norm", NON_NEGATIVE
@@ -52,69 +42,45 @@ _ARGUMENTS = {
 }
 
 
-_port = port("keras", _ARGUMENTS)
-
-
-def _optimizer(
-    factory: Callable[..., Transformation],
-    direction: Rule | None,
-    *,
-    learning_rate: Any,
-    weight_decay: Any,
-    mask: Any,
-    storage: Any,
-    clips: tuple[Any, Any, Any],
-    refused: tuple[Any, Any, Any],
-    velocity: Rule | None = None,
-    **options: bool,
-) -> Transformation:
+def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
     """Clipping, a direction, and decoupled weight decay beside a velocity of steps, if there is one."""
-    names = ("use_ema", "loss_scale_factor", "gradient_accumulation_steps")
-    for name, value in zip(names, refused, strict=True):
-        if value:
+    for name in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
+        if given[name]:
             remedy = _ARGUMENTS[name].meaning.partition(": ")[2]
-            raise ValueError(f"{name}={value!r} is no part of an optimizer here: {remedy}")
-    kinds = (clipping.ClipByNorm, clipping.Clip, clipping.ClipByGlobalNorm)
-    first: list[Rule] = [
-        kind(limit) for kind, limit in zip(kinds, clips, strict=True) if not is_absent(limit)
-    ]
+            raise ValueError(f"{name}={given[name]!r} is no part of an optimizer here: {remedy}")
+    kinds = {
+        "clipnorm": clipping.ClipByNorm,
+        "clipvalue": clipping.Clip,
+        "global_clipnorm": clipping.ClipByGlobalNorm,
+    }
+    first = [kind(given[name]) for name, kind in kinds.items() if not is_absent(given[name])]
     if len(first) > 1:
+        limits = ", ".join(f"{name}={given[name]!r}" for name in kinds)
         raise ValueError(
-            "only one of clipnorm, clipvalue and global_clipnorm can be set, got "
-            f"clipnorm={clips[0]!r}, clipvalue={clips[1]!r}, global_clipnorm={clips[2]!r}."
+            f"only one of clipnorm, clipvalue and global_clipnorm can be set, got {limits}."
         )
-    if direction is not None:
-        first.append(direction)
-    weight_decay = none_if_zero(weight_decay)
-    if velocity is None:
-        rest = [scaling.LearningRate(learning_rate, weight_decay, mask, keep_count=True)]
-    else:
-        rest = [scaling.LearningRate(learning_rate, keep_count=True), velocity]
-        if weight_decay is not None:
-            rest.append(scaling.WeightDecay(weight_decay, mask, learning_rate))
-    chosen: dict[str, Any] = {name: value for name, value in options.items() if value}
-    return build(factory, *first, *rest, storage=storage, **chosen)
+    rate, mask = given["learning_rate"], given["mask"]
+    decay = none_if_zero(given["weight_decay"])
+    of_steps = [rule for rule in direction if isinstance(rule, Trace)]
+    if not of_steps:
+        return [*first, *direction, scaling.LearningRate(rate, decay, mask, keep_count=True)]
+    direction = [rule for rule in direction if not isinstance(rule, Trace)]
+    last = [] if decay is None else [scaling.WeightDecay(decay, mask, rate)]
+    return [*first, *direction, scaling.LearningRate(rate, keep_count=True), *of_steps, *last]
+
+
+_port = port("keras", _ARGUMENTS, _complete)
 
 
 @_port
 def sgd(
-    learning_rate: Any = 0.01,
-    momentum: Any = 0.0,
-    nesterov: bool = False,
+    learning_rate: Any = 0.01, momentum: Any = 0.0, nesterov: bool = False,
     weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.SGD`.
 
         v ← γv - ηg,   θ ← θ - ηλθ + v      Nesterov: θ - ηλθ + γv - ηg
@@ -126,35 +92,18 @@ def sgd(
       >>> aj.interop.keras.sgd(momentum=0.9)
       keras.sgd(learning_rate=0.01, momentum=0.9)
     """
-    velocity = None if is_absent(momentum) else Trace(momentum, nesterov)
-    return _optimizer(
-        sgd, None,
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-        velocity=velocity,
-    )  # fmt: skip
+    return velocity(momentum, nesterov)
 
 
 @_port
 def adagrad(
-    learning_rate: Any = 0.001,
-    initial_accumulator_value: Any = 0.1,
-    epsilon: Any = 1e-7,
+    learning_rate: Any = 0.001, initial_accumulator_value: Any = 0.1, epsilon: Any = 1e-7,
     weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.Adagrad`.
 
         G ← G + g²,   θ ← θ - ηλθ - ηg/√(G + ε)
@@ -166,33 +115,17 @@ def adagrad(
       >>> aj.interop.keras.adagrad()
       keras.adagrad(learning_rate=0.001, initial_accumulator_value=0.1, epsilon=1e-07)
     """
-    return _optimizer(
-        adagrad, AdaGrad(initial_accumulator_value, epsilon),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-    )  # fmt: skip
+    return [AdaGrad(initial_accumulator_value, epsilon)]
 
 
 @_port
 def adadelta(
-    learning_rate: Any = 0.001,
-    rho: Any = 0.95,
-    epsilon: Any = 1e-7,
-    weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    learning_rate: Any = 0.001, rho: Any = 0.95, epsilon: Any = 1e-7, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.Adadelta`.
 
         E[g²] ← ρE[g²] + (1-ρ)g²,   d = g·√(E[d²] + ε)/√(E[g²] + ε)
@@ -205,35 +138,18 @@ def adadelta(
       >>> aj.interop.keras.adadelta()
       keras.adadelta(learning_rate=0.001, rho=0.95, epsilon=1e-07)
     """
-    return _optimizer(
-        adadelta, rms.AdaDelta(rho, epsilon),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-    )  # fmt: skip
+    return [rms.AdaDelta(rho, epsilon)]
 
 
 @_port
 def rmsprop(
-    learning_rate: Any = 0.001,
-    rho: Any = 0.9,
-    momentum: Any = 0.0,
-    epsilon: Any = 1e-7,
-    centered: bool = False,
-    weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    learning_rate: Any = 0.001, rho: Any = 0.9, momentum: Any = 0.0, epsilon: Any = 1e-7,
+    centered: bool = False, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.RMSprop`.
 
         ν ← ρν + (1-ρ)g²,   d = g/√(ν + ε)      centered: √(ν - μ² + ε), μ ← ρμ + (1-ρ)g
@@ -247,43 +163,18 @@ def rmsprop(
       keras.rmsprop(learning_rate=0.001, rho=0.9, epsilon=1e-07)
     """
     kind = rms.StdDev if centered else rms.Rms
-    velocity = None if is_absent(momentum) else Trace(momentum)
-    return _optimizer(
-        rmsprop, kind(rho, epsilon),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-        velocity=velocity, centered=centered,
-    )  # fmt: skip
-
-
-def _adam(b1: Any, b2: Any, eps: Any, amsgrad: bool) -> Rule:
-    if amsgrad:
-        return AMSGrad(b1, b2, eps, maximum_of="raw", eps_hat=True)
-    return Adam(b1, b2, eps, eps_hat=True)
+    return [kind(rho, epsilon), *velocity(momentum)]
 
 
 @_port
 def adam(
-    learning_rate: Any = 0.001,
-    beta_1: Any = 0.9,
-    beta_2: Any = 0.999,
-    epsilon: Any = 1e-7,
-    amsgrad: bool = False,
-    weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    learning_rate: Any = 0.001, beta_1: Any = 0.9, beta_2: Any = 0.999, epsilon: Any = 1e-7,
+    amsgrad: bool = False, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.Adam`.
 
         μ ← β₁μ + (1-β₁)g,   ν ← β₂ν + (1-β₂)g²      amsgrad: the largest ν so far for ν
@@ -296,36 +187,18 @@ def adam(
       >>> aj.interop.keras.adam()
       keras.adam(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
-    return _optimizer(
-        adam, _adam(beta_1, beta_2, epsilon, amsgrad),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-        amsgrad=amsgrad,
-    )  # fmt: skip
+    return [moments((beta_1, beta_2), epsilon, amsgrad, eps_hat=True)]
 
 
 @_port
 def adamw(
-    learning_rate: Any = 0.001,
-    weight_decay: Any = 0.004,
-    beta_1: Any = 0.9,
-    beta_2: Any = 0.999,
-    epsilon: Any = 1e-7,
-    amsgrad: bool = False,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    learning_rate: Any = 0.001, weight_decay: Any = 0.004, beta_1: Any = 0.9,
+    beta_2: Any = 0.999, epsilon: Any = 1e-7, amsgrad: bool = False,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.AdamW`.
 
     `adam` with weight decay by default.
@@ -340,35 +213,18 @@ def adamw(
       >>> aj.interop.keras.adamw()
       keras.adamw(learning_rate=0.001, weight_decay=0.004, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
-    return _optimizer(
-        adamw, _adam(beta_1, beta_2, epsilon, amsgrad),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-        amsgrad=amsgrad,
-    )  # fmt: skip
+    return [moments((beta_1, beta_2), epsilon, amsgrad, eps_hat=True)]
 
 
 @_port
 def nadam(
-    learning_rate: Any = 0.001,
-    beta_1: Any = 0.9,
-    beta_2: Any = 0.999,
-    epsilon: Any = 1e-7,
+    learning_rate: Any = 0.001, beta_1: Any = 0.9, beta_2: Any = 0.999, epsilon: Any = 1e-7,
     weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.Nadam`.
 
         β₁(t) = β₁(1 - ½·0.96ᵗ),   Π(t) = β₁(1)···β₁(t),   μ and ν as in `adam`
@@ -381,34 +237,18 @@ def nadam(
       >>> aj.interop.keras.nadam()
       keras.nadam(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
-    return _optimizer(
-        nadam, NAdam(beta_1, beta_2, epsilon, momentum_decay=1.0),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-    )  # fmt: skip
+    return [NAdam(beta_1, beta_2, epsilon, momentum_decay=1.0)]
 
 
 @_port
 def adamax(
-    learning_rate: Any = 0.001,
-    beta_1: Any = 0.9,
-    beta_2: Any = 0.999,
-    epsilon: Any = 1e-7,
+    learning_rate: Any = 0.001, beta_1: Any = 0.9, beta_2: Any = 0.999, epsilon: Any = 1e-7,
     weight_decay: Any = None,
-    clipnorm: Any = None,
-    clipvalue: Any = None,
-    global_clipnorm: Any = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str | None = None,
-    *,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
     """`keras.optimizers.Adamax`.
 
         μ ← β₁μ + (1-β₁)g,   ν ← max(β₂ν, |g|),   θ ← θ - ηλθ - ημ/((1-β₁ᵗ)(ν + ε))
@@ -420,9 +260,4 @@ def adamax(
       >>> aj.interop.keras.adamax()
       keras.adamax(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
-    return _optimizer(
-        adamax, AdaMax(beta_1, beta_2, epsilon, eps_in_max=False),
-        learning_rate=learning_rate, weight_decay=weight_decay, mask=mask, storage=storage,
-        clips=(clipnorm, clipvalue, global_clipnorm),
-        refused=(use_ema, loss_scale_factor, gradient_accumulation_steps),
-    )  # fmt: skip
+    return [AdaMax(beta_1, beta_2, epsilon, eps_in_max=False)]

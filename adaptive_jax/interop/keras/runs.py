@@ -17,7 +17,7 @@ from ...rules.momentum import Trace
 from .. import _arrays, _match, _state
 from .optimizers import sgd
 
-_ADAM = {"mu": _state.Entry("momentum"), "nu": _state.Entry("velocity")}
+_MOMENTS = {"mu": _state.Entry("momentum"), "nu": _state.Entry("velocity")}
 
 
 _VOCABULARY: _state.Vocabulary = {
@@ -28,9 +28,9 @@ _VOCABULARY: _state.Vocabulary = {
     },
     rms.Rms: {"nu": _state.Entry("velocity")},
     rms.StdDev: {"mu": _state.Entry("average_gradient"), "nu": _state.Entry("velocity")},
-    Adam: _ADAM,
-    AMSGrad: {**_ADAM, "nu_max": _state.Entry("velocity_hat")},
-    NAdam: {**_ADAM, "mu_product": _state.Entry("u_product")},
+    Adam: _MOMENTS,
+    AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("velocity_hat")},
+    NAdam: {**_MOMENTS, "mu_product": _state.Entry("u_product")},
     AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
 }
 
@@ -108,12 +108,7 @@ def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> A
                 one.entries[kind] = number
             continue
         path, axes = mapped[names[index]]
-        value = _arrays.array(variable, f"{kind} of {names[index]}")
-        if axes is not None and value.ndim != len(axes):
-            raise ValueError(
-                f"{kind} of {names[index]} has the shape {value.shape}: the axes are {axes}."
-            )
-        saved[path].entries[kind] = _arrays.to_here(value, axes)
+        saved[path].entries[kind] = _arrays.to_here(variable, axes, f"{kind} of {names[index]}")
     return _state.fill(tx, params, _vocabulary(lifted), "keras", saved, int(step))
 
 
@@ -139,15 +134,7 @@ def export_state(tx: Any, params: Any, opt_state: Any, mapping: Any = None) -> l
         mapping: JAX sorts its keys, Keras does not.
     """
     lifted = _state.lifted_of(tx, "keras")
-    if mapping is None and not _match.has_own_order(params):
-        raise ValueError(
-            "params is a dict, whose keys JAX sorts: give the mapping, whose order is that of "
-            "model.trainable_variables."
-        )
-    known = list(_arrays.paths(params))
-    mapped = _match.in_order(params, known)
-    if mapping is not None:
-        mapped = _match.checked_mapping(mapping, params)
+    mapped = _match.for_export(params, mapping, "that of model.trainable_variables")
     entries, scalars, count = _state.read(tx, opt_state, params, _vocabulary(lifted), "keras")
     rate = _state.setting(lifted, "learning_rate", None)
     exported = [np.asarray(count, np.int32)]

@@ -20,24 +20,19 @@ from .._port import plain
 from .optimizers import IMPLEMENTATIONS, adagrad, adamw, sgd
 from .weights import imported_torch, match
 
+_MOMENTS = {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")}
+
+
 _VOCABULARY: _state.Vocabulary = {
     Trace: {"trace": _state.Entry("momentum_buffer")},
     AdaGrad: {"sum_of_squares": _state.Entry("sum")},
     rms.AdaDelta: {"e_g": _state.Entry("square_avg"), "e_x": _state.Entry("acc_delta")},
     rms.Rms: {"nu": _state.Entry("square_avg")},
     rms.StdDev: {"mu": _state.Entry("grad_avg"), "nu": _state.Entry("square_avg")},
-    Adam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
-    RAdam: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")},
-    NAdam: {
-        "mu": _state.Entry("exp_avg"),
-        "nu": _state.Entry("exp_avg_sq"),
-        "mu_product": _state.Entry("mu_product"),
-    },
-    AMSGrad: {
-        "mu": _state.Entry("exp_avg"),
-        "nu": _state.Entry("exp_avg_sq"),
-        "nu_max": _state.Entry("max_exp_avg_sq"),
-    },
+    Adam: _MOMENTS,
+    RAdam: _MOMENTS,
+    NAdam: {**_MOMENTS, "mu_product": _state.Entry("mu_product")},
+    AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("max_exp_avg_sq")},
     AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
 }
 
@@ -241,10 +236,7 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
         one = _state.Saved(parameter.name)
         for name, value in entries.items():
             is_number = name in {entry.name for entry in scalars.values()}
-            value = _arrays.array(value, whats[name])
-            if not is_number and axes is not None and value.ndim != len(axes):
-                raise ValueError(f"{whats[name]} has the shape {value.shape}: the axes are {axes}.")
-            one.entries[name] = value if is_number else _arrays.to_here(value, axes)
+            one.entries[name] = _arrays.to_here(value, None if is_number else axes, whats[name])
         saved[path] = one
     return _state.fill(tx, params, _VOCABULARY, "torch", saved, _one_step(steps, step, lifted))
 
@@ -362,15 +354,7 @@ def export_state(
         a mapping: JAX sorts its keys, PyTorch does not.
     """
     torch = imported_torch()
-    if mapping is not None:
-        mapped = _match.checked_mapping(mapping, params)
-    elif _match.has_own_order(params):
-        known = list(_arrays.paths(params))
-        mapped = _match.in_order(params, known)
-    else:
-        raise ValueError(
-            "params is a dict, whose keys JAX sorts: give the mapping, whose order is PyTorch's."
-        )
+    mapped = _match.for_export(params, mapping, "PyTorch's")
     optimizers, trees, states = [tx], [params], [opt_state]
     if isinstance(tx, Mapping):
         optimizers, trees = list(tx.values()), _state.parts(tx, params, param_labels)

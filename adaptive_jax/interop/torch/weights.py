@@ -74,7 +74,7 @@ def import_params(params: Any, named: Mapping[str, Any], mapping: Any = None) ->
     for name, (path, axes) in mapped.items():
         if name not in named:
             raise ValueError(f"mapping names {name!r}, which the model does not have.")
-        arrays[path] = _arrays.to_here(_arrays.array(named[name], name), axes)
+        arrays[path] = _arrays.to_here(named[name], axes, name)
     leaves = []
     for path, leaf in _arrays.paths(params).items():
         if arrays[path].shape != np.shape(leaf):
