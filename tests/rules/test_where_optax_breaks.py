@@ -229,7 +229,7 @@ def test_11_bias_correction_where_jit_has_rounded_the_decay_rate():
 
 
 def test_12_what_optax_cannot_express():
-    """PyTorch's AMSGrad, NAdam and RMSprop under a schedule; `test_interop.py` has the trajectories."""
+    """PyTorch's AMSGrad, NAdam and RMSprop under a schedule; `tests/interop` has the trajectories."""
     gradients = [jnp.array([scale]) for scale in (3.0, 1.0, -2.0, 0.5)]
 
     def updates_of(tx):
