@@ -30,7 +30,16 @@ PAGES = {
             "transforms.precision",
         ],
     ),
-    "training": ("Training", ["training.run", "training.checkpoint"]),
+    "training": (
+        "Training",
+        [
+            "training.loss_scale",
+            "training.state",
+            "training.step",
+            "training.loop",
+            "training.checkpoint",
+        ],
+    ),
     "sweeps": (
         "Sweeps and comparisons",
         ["training.search.sweeps", "training.search.distributions", "training.search.comparison"],

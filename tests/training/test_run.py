@@ -1509,7 +1509,7 @@ def test_options_that_are_none_are_named(call, message):
 
 def test_two_interrupts_of_a_slow_step_keep_a_state_with_a_key(monkeypatch):
     """Keys do not tell whether they are ready; the metrics of a slow step are not, by then."""
-    monkeypatch.setattr(aj.training.run, "_has_arrived", lambda tree, seconds: False)
+    monkeypatch.setattr(aj.training.loop, "has_arrived", lambda tree, seconds: False)
     state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1), rng=jax.random.key(0))
     step = aj.train_step(lambda params, batch, rng: jnp.sum(params**2))
 

@@ -17,7 +17,7 @@ import optax
 from ... import maths
 from ..._core import arguments, pytrees
 from ...problems import Problem
-from ..run import progress_bar
+from ..progress import progress_bar
 from .distributions import Distribution, draw
 from .sweeps import Sweep, sweep
 from .table import Table, counted, plain, shown

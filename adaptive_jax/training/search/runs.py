@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ... import maths
 from ..._core import pytrees
-from ..run import TrainState
+from ..state import TrainState
 from .table import counted, plain, shown
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from ..._core import arguments, pytrees
-from ..run import progress_bar
+from ..progress import progress_bar
 from . import runs
 from .distributions import Distribution
 from .table import Table, counted, plain, shown, with_spread
