@@ -61,7 +61,7 @@ from .training.search.distributions import Distribution as Distribution
 from .training.search.distributions import LogUniform as LogUniform
 from .training.search.distributions import Uniform as Uniform
 from .training.search.distributions import draw as draw
-from .training.search.sweeps import Sweep as Sweep
+from .training.search.result import Sweep as Sweep
 from .training.search.sweeps import sweep as sweep
 from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
