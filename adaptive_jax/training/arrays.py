@@ -11,8 +11,14 @@ from jax.core import Tracer
 
 
 def arrays_of(tree: Any) -> list[Any]:
+    """The arrays that are in a tree, but for those that are being traced."""
     leaves = jax.tree.leaves(tree)
     return [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
+
+
+def is_key(x: Any) -> bool:
+    """Whether it is a random key, or the shape of one; not one of the old, which are integers."""
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def buffers_of(x: Any) -> set[Any]:

@@ -32,7 +32,7 @@ def selected(mask: Any, params: Any, name: str | None = None) -> dict[str, Any]:
             tree = jax.tree.map(lambda x, part: jax.tree.map(lambda _: x, part), tree, params)
         return {keystr(path): bool(leaf) for path, leaf in tree_leaves_with_path(tree)}
     except Exception:  # It is one of some of the parameters, say, or the state has none.
-        return {"": name or name_of(mask)}
+        return {"": name or _name_of(mask)}
 
 
 def closed_over(function: Any) -> dict[str, Any]:
@@ -56,25 +56,27 @@ def closed_over(function: Any) -> dict[str, Any]:
 
 
 def is_update(value: Any) -> bool:
+    """Whether it is the update of an optimizer of another library, by its name."""
     return callable(value) and getattr(value, "__name__", "") in _UPDATES
 
 
-def own_update(value: Any) -> Any:
+def _own_update(value: Any) -> Any:
     """What the update of an optimizer of this library is a `Partial` over; None for anything else."""
-    shared = value.args[0] if isinstance(value, jax.tree_util.Partial) and value.args else None
-    return shared if dataclasses.is_dataclass(shared) else None
+    data = value.args[0] if isinstance(value, jax.tree_util.Partial) and value.args else None
+    return data if dataclasses.is_dataclass(data) else None
 
 
 def is_optimizer(value: Any) -> bool:
+    """Whether it is an optimizer, of this library or another."""
     return isinstance(value, (optax.GradientTransformation, Foreign))
 
 
-def values_of(values: dict[str, Any], inner: list[Any], key: str, value: Any, params: Any) -> None:
+def add_value(values: dict[str, Any], inner: list[Any], key: str, value: Any, params: Any) -> None:
     """Puts what a value says into values, under names that begin with key, and optimizers into inner."""
     is_measure = hasattr(value, "update") and dataclasses.is_dataclass(value)
     if is_optimizer(value) or is_update(value) or is_measure:
         inner.append(value)
-    elif (own := own_update(value)) is not None:
+    elif (own := _own_update(value)) is not None:
         inner.append(own)  # The update of an optimizer of this library.
     elif key.lstrip("_") == "mask" and value is not None:
         values |= {f"mask{path}": each for path, each in selected(value, params).items()}
@@ -91,17 +93,17 @@ def values_of(values: dict[str, Any], inner: list[Any], key: str, value: Any, pa
         values[key] = f"{len(value)} entries"
     elif isinstance(value, Mapping):
         for name, each in value.items():
-            values_of(values, inner, f"{key}[{name!r}]", each, params)
+            add_value(values, inner, f"{key}[{name!r}]", each, params)
     elif isinstance(value, (tuple, list)):
         for index, each in enumerate(value):
-            values_of(values, inner, f"{key}[{index}]", each, params)
+            add_value(values, inner, f"{key}[{index}]", each, params)
     elif callable(value) and not isinstance(value, type):
-        values[key] = {"function": name_of(value)}
+        values[key] = {"function": _name_of(value)}
         if key.count(IN) < 8:  # A function may close over itself.
             for name, each in closed_over(value).items():
-                values_of(values, [], f"{name}{IN}{key}", each, params)
+                add_value(values, [], f"{name}{IN}{key}", each, params)
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def _name_of(function: Callable[..., Any]) -> str:
     function = getattr(function, "func", function)
     return str(getattr(function, "__qualname__", type(function).__name__))

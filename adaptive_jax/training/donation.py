@@ -55,8 +55,8 @@ def _written(state: TrainState) -> TrainState:
 
 
 def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set[Any]]) -> None:
+    """Raises a ValueError for two arrays with a buffer in common, one of which is written over."""
     owners: dict[Any, str] = {}
-    written, tx = _written(state), state.tx
 
     def refuse(x: Any, first: str, second: str) -> None:
         raise ValueError(
@@ -65,13 +65,13 @@ def _refuse_repeated(state: TrainState, batch: Any, buffers: Callable[[Any], set
             "places. The state is as it was."
         ) from None
 
-    for path, x in jax.tree_util.tree_leaves_with_path(written):
+    for path, x in jax.tree_util.tree_leaves_with_path(_written(state)):
         name = f"state{jax.tree_util.keystr(path)}"
         for buffer in buffers(x) if arrays_of(x) else ():
             if owners.setdefault(buffer, name) != name:
                 refuse(x, owners[buffer], name)
     # These are only read, and may have an array twice.
-    for root, tree in (("state.tx", tx), ("state.rng", state.rng), ("batch", batch)):
+    for root, tree in (("state.tx", state.tx), ("state.rng", state.rng), ("batch", batch)):
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
             for buffer in buffers(x) if arrays_of(x) else ():
                 if buffer in owners:

@@ -60,6 +60,7 @@ def loss_and_gradients(
 
 
 def scale_in_force(settings: Settings, state: TrainState) -> jax.Array:
+    """The factor on the loss: a constant of the step, or that of the state; a ValueError for both."""
     if settings.loss_scale is None:
         return jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
     if state.loss_scale is not None:

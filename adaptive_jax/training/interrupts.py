@@ -37,6 +37,7 @@ class Interrupts:
             self._as_usual()
 
     def leave_step(self) -> None:
+        """The end of a step, for which a second interrupt has waited."""
         self.in_step = False
         if self.count > 1:
             self._as_usual()

@@ -107,25 +107,40 @@ def fit(
         jax.block_until_ready(state)  # An error that comes late is one of this loop still.
         history = record.history()
     except BaseException as error:
-        # Who presses Ctrl-C twice does not wait for a device that hangs.
-        wait = not isinstance(error, KeyboardInterrupt) or has_arrived(record.metrics(), 1.0)
-        lost = is_lost(state, wait)
-        history = record.rescued(wait)
-        # Not by assignment, which an exception that is a frozen dataclass refuses.
-        vars(error).update(state=None if lost else state, history=history)
-        history.interrupted = interrupts.count > 0
-        note = (
-            _lost_note(done)
-            if lost
-            else f"The state that was reached, after {done} steps, is error.state; the metrics are in "
-            "error.history."
-        )
-        if not (lost and was_used_up):
-            with contextlib.suppress(AttributeError):
-                error.add_note(note)
+        _bring_along(error, state, record, done, interrupts, was_used_up)
         raise
     history.interrupted = interrupts.count > 0
     return state, history
+
+
+def _bring_along(
+    error: BaseException,
+    state: Any,
+    record: Record,
+    done: int,
+    interrupts: Interrupts,
+    was_used_up: bool,
+) -> None:
+    """Gives an error the state that was reached after so many steps, if it is not lost, and the history.
+
+    was_used_up: whether the state that came in was no state any more.
+    """
+    # Who presses Ctrl-C twice does not wait for a device that hangs.
+    wait = not isinstance(error, KeyboardInterrupt) or has_arrived(record.metrics(), 1.0)
+    lost = is_lost(state, wait)
+    history = record.rescued(wait)
+    # Not by assignment, which an exception that is a frozen dataclass refuses.
+    vars(error).update(state=None if lost else state, history=history)
+    history.interrupted = interrupts.count > 0
+    note = (
+        _lost_note(done)
+        if lost
+        else f"The state that was reached, after {done} steps, is error.state; the metrics are in "
+        "error.history."
+    )
+    if not (lost and was_used_up):
+        with contextlib.suppress(AttributeError):
+            error.add_note(note)
 
 
 _END = object()
@@ -156,7 +171,7 @@ def _as_step(state: Any, step: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
             result: Any = step(old, batch)
         except Exception as error:
             # As Python and JAX name a type, where a loss takes the state for the parameters.
-            if not re.search(r"'(adaptive_jax\.training\.)?TrainState'", str(error)):
+            if not re.search(r"'(adaptive_jax\.[\w.]*)?TrainState'", str(error)):
                 raise
             raise TypeError(
                 f"step={name} was called with the state and a batch, and failed: "

@@ -27,27 +27,29 @@ class Loss:
 
     @functools.cached_property
     def wants(self) -> tuple[str, ...]:
-        try:
-            parameters = inspect.signature(self.function).parameters
-        except (TypeError, ValueError):
-            return ()
-        return tuple(name for name in ("rng", "model_state") if name in parameters)
+        """What it takes of the state, by the names of its arguments."""
+        known = [each.name for each in self._parameters]
+        return tuple(name for name in ("rng", "model_state") if name in known)
 
     @property
     def needs(self) -> list[str]:
         """The arguments without default that it has to be called with, by position."""
-        try:
-            parameters = inspect.signature(self.function).parameters.values()
-        except (TypeError, ValueError):
-            return []
         positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         return [
             each.name
-            for each in parameters
+            for each in self._parameters
             if each.default is each.empty
             and each.kind in positional
             and each.name not in self.wants
         ]
+
+    @property
+    def _parameters(self) -> list[inspect.Parameter]:
+        """Its arguments; none where Python does not know them."""
+        try:
+            return list(inspect.signature(self.function).parameters.values())
+        except (TypeError, ValueError):
+            return []
 
     def __call__(self, params: Any, model_state: Any, batch: Any, rng: Any, scale: Any) -> Any:
         """The loss times scale; and the loss, the new model state and aux."""
@@ -90,6 +92,8 @@ class Loss:
 
 
 def _same_shapes(what: str, tree: Any, other_what: str, other: Any) -> None:
+    """Raises a ValueError, with the paths, for trees of different shapes or dtypes."""
+
     def kinds(tree: Any) -> Any:
         return {
             jax.tree_util.keystr(path): (np.shape(x), jnp.result_type(x))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from .._core import export
-from .._core.arguments import is_number
+from .._core.arguments import is_number, whole
 
 
 @export.node
@@ -62,7 +62,31 @@ class LossScale:
         )
 
 
+def started(loss_scale: Any) -> LossScale:
+    """A user's loss scale as the state of a run has it, with its numbers on the device.
+
+    Raises:
+      TypeError, ValueError: for what is none, and one that never grows, or shrinks to grow.
+    """
+    if not isinstance(loss_scale, LossScale):
+        raise TypeError(
+            f"loss_scale={loss_scale!r:.80} must be an aj.LossScale, such as aj.LossScale(128.0). "
+            "A constant number is an argument of train_step."
+        )
+    check_scale("scale", loss_scale.scale)
+    interval = loss_scale.growth_interval
+    if loss_scale.factor <= 1:
+        raise ValueError(f"factor={loss_scale.factor!r} in {loss_scale} must be above 1.")
+    return dataclasses.replace(
+        loss_scale,
+        growth_interval=None if interval is None else whole("growth_interval", interval, 1),
+        scale=jnp.array(loss_scale.scale, jnp.float32),
+        good_steps=jnp.array(loss_scale.good_steps, jnp.int32),
+    )
+
+
 def check_scale(name: str, value: Any) -> None:
+    """Raises for a factor, an argument with this name, that is no finite number above 0."""
     if is_number(value) and not 0 < value < float("inf"):
         raise ValueError(f"{name}={value!r} must be a finite number above 0.")
     if isinstance(value, LossScale):

@@ -19,7 +19,7 @@ from .._core.lifted import Lifted
 from .._core.rule import Rule, fields
 from .._core.transformation import Foreign
 from ..transforms.parts import parts, shared
-from .closures import IN, closed_over, is_optimizer, is_update, selected, values_of
+from .closures import IN, add_value, closed_over, is_optimizer, is_update, selected
 
 
 def of(state: Any) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def of(state: Any) -> dict[str, Any]:
 def rules(state: Any) -> list[dict[str, Any]]:
     """Every rule of this library in a state: which it is, where it is, and where its state is.
 
-    fields: each hyperparameter as None, as "number", or as what `values_of` tells of a schedule.
+    fields: each hyperparameter as None, as "number", or as what `add_value` tells of a schedule.
     storage: how each of its slots is kept.
     keeps: whether it has a state of its own, beside a count.
     mask: which arrays it selects, by their paths; None for all.
@@ -77,7 +77,7 @@ def _field(value: Any) -> Any:
     if value is None or not callable(value):
         return None if value is None else "number"
     values: dict[str, Any] = {}
-    values_of(values, [], "", getattr(value, "func", value), None)
+    add_value(values, [], "", getattr(value, "func", value), None)
     return values
 
 
@@ -114,7 +114,7 @@ def _parts(tx: Any, params: Any, inside: bool = False) -> Iterator[dict[str, Any
         yield {"name": "transform", "library": None, "values": values}
     else:
         for field in dataclasses.fields(data):
-            values_of(values, inner, field.name, getattr(data, field.name), params)
+            add_value(values, inner, field.name, getattr(data, field.name), params)
         yield {"name": repr(data).partition("(")[0], "library": None, "values": values}
         for each in inner:
             yield from _parts(each, params, inside)
@@ -126,7 +126,7 @@ def _rule_values(values: dict[str, Any], index: int, rule: Rule, params: Any) ->
     for name in fields(type(rule))[0]:
         value = getattr(rule, name)
         key = f"{name}{IN}{type(rule).__name__}"
-        values_of(values, [], key, getattr(value, "func", value), params)
+        add_value(values, [], key, getattr(value, "func", value), params)
     if (mask := getattr(rule, "mask", None)) is not None:
         values |= {
             f"mask{path}": each for path, each in selected(mask.tree, params, repr(mask)).items()
@@ -139,7 +139,7 @@ def _function(update: Any, params: Any) -> Iterator[dict[str, Any]]:
     values: dict[str, Any] = {}
     inner: list[Any] = []
     for key, value in closed_over(update).items():
-        values_of(values, inner, key, value, params)
+        add_value(values, inner, key, value, params)
     if name != "with_extra_args_support":
         library = str(getattr(update, "__module__", "")).partition(".")[0]
         yield {"name": name, "library": library, "values": values}
@@ -178,6 +178,6 @@ def under(name: str, path: str) -> bool:
 
 def names_of_optax(tx: Any) -> set[str]:
     """What of optax is in a transformation, and in the factories of those that it injects numbers into."""
-    parts = [part for part in _parts(tx, None) if part["library"] == "optax"]
-    factories = [part["values"].get("inner_factory") for part in parts]
-    return {part["name"] for part in parts} | {each["function"] for each in factories if each}
+    found = [part for part in _parts(tx, None) if part["library"] == "optax"]
+    factories = [part["values"].get("inner_factory") for part in found]
+    return {part["name"] for part in found} | {each["function"] for each in factories if each}

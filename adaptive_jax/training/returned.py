@@ -11,6 +11,7 @@ from .._core import pytrees
 
 
 def shown(value: Any) -> str:
+    """What a value is, but for arrays: None, a tuple of two."""
     if value is None:
         return "None"
     if isinstance(value, (tuple, list)):

@@ -13,12 +13,11 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from .._core import export, pytrees
-from .._core.arguments import whole
 from .._core.lifted import Text
 from .._core.transformation import member
 from ..transforms import precision
-from .arrays import own_copies
-from .loss_scale import LossScale, check_scale
+from .arrays import is_key, own_copies
+from .loss_scale import LossScale, started
 
 
 @export.node
@@ -91,35 +90,19 @@ class TrainState:
         tx = member(tx, "TrainState.create")
         _check_no_shapes(params=params, model_state=model_state, rng=rng)
         pytrees.leaves("params", params)
-        if rng is not None and not _is_key(rng):
+        if rng is not None and not (is_key(rng) or _is_old_key(rng)):
             raise TypeError(f"rng={rng!r} is no random key: give jax.random.key(0).")
         if copy:
             params, model_state, rng = jax.tree.map(
                 lambda x: jnp.array(x, copy=True), (params, model_state, rng)
             )
             tx = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tx)
-        if loss_scale is not None:
-            if not isinstance(loss_scale, LossScale):
-                raise TypeError(
-                    f"loss_scale={loss_scale!r:.80} must be an aj.LossScale, such as aj.LossScale(128.0). "
-                    "A constant number is an argument of train_step."
-                )
-            check_scale("scale", loss_scale.scale)
-            interval = loss_scale.growth_interval
-            if loss_scale.factor <= 1:
-                raise ValueError(f"factor={loss_scale.factor!r} in {loss_scale} must be above 1.")
-            loss_scale = dataclasses.replace(
-                loss_scale,
-                growth_interval=None if interval is None else whole("growth_interval", interval, 1),
-                scale=jnp.array(loss_scale.scale, jnp.float32),
-                good_steps=jnp.array(loss_scale.good_steps, jnp.int32),
-            )
         rest = {
             "step": jnp.zeros((), jnp.int32),
             "opt_state": own_copies(tx.init(params), (params, model_state, rng, tx)),
             "model_state": model_state,
             "rng": rng,
-            "loss_scale": loss_scale,
+            "loss_scale": None if loss_scale is None else started(loss_scale),
             "skipped": jnp.zeros((), jnp.int32),
         }
         return cls(params=params, tx=tx, **_on_the_mesh_of(params, rest))
@@ -159,12 +142,9 @@ class TrainState:
         return dataclasses.replace(self, **changes)
 
 
-def _is_key(rng: Any) -> bool:
-    """Whether it is a random key, a new one or one of the old, arrays of unsigned integers."""
-    dtype = getattr(rng, "dtype", None)
-    return dtype is not None and (
-        jnp.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and rng.ndim > 0)
-    )
+def _is_old_key(rng: Any) -> bool:
+    """Whether it may be a random key as `jax.random.PRNGKey` makes it: an array of integers."""
+    return getattr(rng, "dtype", None) == jnp.uint32 and rng.ndim > 0
 
 
 def _check_no_shapes(**trees: Any) -> None:

@@ -137,6 +137,7 @@ class TrainStep:
         self._skipped: tuple[Any, Any] = None, None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        """The new state, and the metrics."""
         return self._run(self._jitted, self._arguments(state), state, batch)
 
     def lower(self, state: TrainState, batch: Any) -> _Lowered:
@@ -213,9 +214,8 @@ class TrainStep:
         if isinstance(skipped, Tracer):
             return skipped
         copy = jnp.copy(skipped)
-        if not isinstance(
-            copy, Tracer
-        ):  # As within the user's own jit, which closes over the state.
+        # It is one within the user's own jit, which closes over the state.
+        if not isinstance(copy, Tracer):
             self._skipped = skipped, copy
         return copy
 
@@ -229,9 +229,8 @@ class TrainStep:
         with jax.transfer_guard_host_to_device("allow"):  # It is asked for.
             numbers = outline.numbers(leaves)
         if not any(isinstance(number, Tracer) for number in numbers):
-            if (
-                sharding is not None and sharding.num_devices > 1
-            ):  # Else each step would send them on.
+            # Else each step would send them on.
+            if sharding is not None and sharding.num_devices > 1:
                 numbers = jax.device_put(numbers, sharding)
             self._sent = tx, sharding, outline, numbers
         return outline, numbers

@@ -23,6 +23,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 from adaptive_jax._core.transformation import member
+from adaptive_jax.training import origin
+from adaptive_jax.training.checkpoint import origins
 
 PARAMS = {
     "w": jnp.arange(1.0, 33.0).reshape(8, 4) / 32,
@@ -90,8 +92,6 @@ def test_hyperparameters_are_those_that_were_saved(tmp_path):
     again = aj.restore_checkpoint(tmp_path, create(aj.adam(0.5)), hyperparameters="saved")
     assert jax.tree.leaves(again.tx) == jax.tree.leaves(aj.adam(0.123456789))
 
-
-# ---------------------------------------------------------------------------- whose hyperparameters
 
 SMALL = {"w": jnp.ones((4, 2)), "b": jnp.ones(2)}
 COSINE = optax.cosine_decay_schedule(0.1, 100)
@@ -301,16 +301,16 @@ FACTORIES = [
 
 @jax.numpy_dtype_promotion("standard")
 def test_each_optimizer_of_optax_is_itself_and_no_other():
-    def origin(name):
+    def origin_of(name):
         tx = getattr(optax, name)(0.1)
         state = aj.TrainState(0, SMALL, jax.eval_shape(tx.init, SMALL), member(tx, "a test"))
         return json.loads(json.dumps(origin.of(state)))
 
-    origins = {name: origin(name) for name in FACTORIES}
-    for name, first in origins.items():
-        assert origin.differences(first, origin(name)) == ([], [])
-    for (one, first), (other, second) in itertools.combinations(origins.items(), 2):
-        assert origin.differences(first, second)[0], (one, other)
+    every = {name: origin_of(name) for name in FACTORIES}
+    for name, first in every.items():
+        assert origins.differences(first, origin_of(name)) == ([], [])
+    for (one, first), (other, second) in itertools.combinations(every.items(), 2):
+        assert origins.differences(first, second)[0], (one, other)
 
 
 def test_many_values_are_shown(tmp_path):
@@ -391,9 +391,6 @@ def test_the_hyperparameters_of_version_0_1_0_are_chosen_too(tmp_path):
     for rate in (saved_runs.falling, 0.1):
         tx = aj.adamw(rate, weight_decay=0.1)
         assert repr(restored("adamw without decay", tx, **given).tx) == repr(tx)
-
-
-# ---------------------------------------------------------------------------- devices and shapes
 
 
 def meshes():

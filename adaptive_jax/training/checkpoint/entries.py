@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from .differences import same
+from ..arrays import is_key
+from .origins import same
 
 
 def entries_of(state: Any) -> dict[str, Any]:
@@ -36,11 +36,8 @@ def check_at_hand(entries: Mapping[str, Any]) -> None:
 
 
 def is_number(leaf: Any) -> bool:
+    """Whether it is a number of Python, which is saved as one."""
     return isinstance(leaf, (bool, int, float))
-
-
-def is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def kind_of(leaf: Any) -> list[Any]:
@@ -49,6 +46,7 @@ def kind_of(leaf: Any) -> list[Any]:
 
 
 def plain(leaf: Any) -> Any:
+    """What Orbax saves of an entry."""
     if is_key(leaf):
         return jax.random.key_data(leaf)
     return np.asarray(leaf) if is_number(leaf) else leaf
@@ -71,24 +69,6 @@ class Saved:
         return self.numbers.get(name, np.asarray(restored[name]).item())
 
 
-@dataclass
-class Plan:
-    """How each entry of a state is made.
-
-    sources: the name that it has in the checkpoint.
-    made: for what is in no checkpoint, a function of the other entries and of what was restored.
-    numbers: the names of the hyperparameters that are numbers on both sides.
-    code: differences of schedules, and of numbers that functions close over, as sentences.
-    """
-
-    sources: dict[str, str] = field(default_factory=dict)
-    made: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = field(
-        default_factory=dict
-    )
-    numbers: list[str] = field(default_factory=list)
-    code: list[str] = field(default_factory=list)
-
-
 def is_equal(saved: Any, given: Any) -> bool:
     """Whether two hyperparameters are the same, a Python number in the precision of an array."""
     if isinstance(given, jax.ShapeDtypeStruct):
@@ -98,10 +78,3 @@ def is_equal(saved: Any, given: Any) -> bool:
         return same(saved, given)
     one, two = (np.asarray(x).astype(arrays[0].dtype).astype(np.float64) for x in (saved, given))
     return np.array_equal(one, two, equal_nan=True)
-
-
-def fits(saved: Any, wanted: Any) -> bool:
-    """A Python number fits an array of shape (): `jax.eval_shape` makes one of it."""
-    if saved is None or wanted is None:
-        return False
-    return saved == wanted or (saved[0] == wanted[0] == [] and "number" in (saved[1], wanted[1]))

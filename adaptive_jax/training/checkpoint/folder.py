@@ -15,11 +15,13 @@ def last() -> Path | None:
 
 
 def remember(path: Path) -> None:
+    """Notes a checkpoint for `last`."""
     global _last
     _last = path.absolute()
 
 
 def orbax_checkpoint() -> Any:
+    """Orbax's module; an ImportError that says how to get it."""
     try:
         import orbax.checkpoint
     except ImportError:
@@ -28,6 +30,7 @@ def orbax_checkpoint() -> Any:
 
 
 def opened(orbax: Any, directory: str | Path, keep: int | None) -> Any:
+    """Orbax's manager of a run's folder, to be used in a `with`."""
     options = orbax.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=False, create=True
     )
@@ -41,6 +44,10 @@ def opened(orbax: Any, directory: str | Path, keep: int | None) -> Any:
 
 
 def check_order(name: str, directory: Any) -> None:
+    """Raises a TypeError for a state in the place of the directory.
+
+    name: the function that was called.
+    """
     if not isinstance(directory, (str, os.PathLike)):
         raise TypeError(
             f"directory={directory!r:.80} is no path: the order is {name}(directory, state)."

@@ -1,8 +1,9 @@
-"""Which rule of a checkpoint is which of a state, and what of it may come and go."""
+"""Which rule of a checkpoint is which of a state, with its hyperparameters on both sides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -11,65 +12,124 @@ import numpy as np
 
 from ..._core import hyper
 from ..origin import under
-from .differences import shown
-from .entries import Plan, Saved
+from .entries import Saved
+from .origins import shown
 
 
-def pairs_of(saved: Saved, given: list[Any]) -> list[tuple[Any, Any]] | None:
-    """Each rule that was saved with the same one here; with None one that is only a hyperparameter.
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One hyperparameter of a rule, in a checkpoint and in a state.
 
-    A weight decay of 0 is no rule at all. None if the rules are those of another optimizer.
+    there, here: what it is in each: None, "number", or what a schedule tells of itself.
+    number: the number in the checkpoint, as a person would say it.
+    leaves: the entries that it has in the state, from their names to what is there.
     """
+
+    name: str
+    there: Any
+    here: Any
+    number: str
+    leaves: Mapping[str, Any]
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it is a schedule on both sides."""
+        return isinstance(self.here, Mapping) and isinstance(self.there, Mapping)
+
+    @property
+    def is_of_another_kind(self) -> bool:
+        """Whether it is none, a number or a schedule in one, and not so in the other."""
+        return self.here != self.there and not self.is_scheduled
+
+    @property
+    def numbers(self) -> list[str]:
+        """The entries that are numbers on both sides, those of a schedule among them."""
+        are_numbers = self.is_scheduled or self.here == self.there == "number"
+        return list(self.leaves) if are_numbers else []
+
+    def __str__(self) -> str:
+        given = next(iter(self.leaves.values())) if len(self.leaves) == 1 else None
+        there = self.number if self.there == "number" else shown(self.there)
+        here = shown_number(given) if self.here == "number" else shown(self.here)
+        return f"{self.name} is {there} in the checkpoint and {here} in the state"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A rule that was saved and the same one of a state, as `origin` tells of them.
+
+    One of the two is None where a rule is only a hyperparameter: a weight decay of 0 is no rule.
+    """
+
+    old: Any
+    new: Any
+    hyperparameters: Sequence[Hyperparameter]
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the hyperparameters that are of another kind."""
+        return [each.name for each in self.hyperparameters if each.is_of_another_kind]
+
+    def sources(self, entries: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """The rule's entries in the state, each with its name in the checkpoint; "" if it has none."""
+        for kind in ("path", "state"):
+            before = None if self.old is None else self.old[kind]
+            after = None if self.new is None else self.new[kind]
+            if after is None:
+                continue
+            for name in entries:
+                if under(name, after):
+                    yield name, "" if before is None else before + name.removeprefix(after)
+
+
+def pairs_of(
+    saved: Saved, given: list[dict[str, Any]], entries: Mapping[str, Any]
+) -> list[Pair] | None:
+    """Each rule that was saved with the same one here; None if they are those of another optimizer."""
+    matched = _matched(saved, given)
+    if matched is None:
+        return None
+    return [Pair(old, new, list(_compared(saved, old, new, entries))) for old, new in matched]
+
+
+def _matched(saved: Saved, given: list[dict[str, Any]]) -> list[tuple[Any, Any]] | None:
     names = [rule["rule"] for rule in given]
     if saved.origin is None:
         unknown = [{**rule, "fields": None} for rule in given]
         return list(zip(unknown, given, strict=True)) if saved.rules == names else None
     before: list[Any] = saved.origin["rules"]
-    pairs: list[tuple[Any, Any]] = []
+    matched: list[tuple[Any, Any]] = []
     for tag, i, j, k, n in SequenceMatcher(None, saved.rules, names, autojunk=False).get_opcodes():
         old, new = before[i:j], given[k:n]
         if tag == "equal":
-            pairs += zip(old, new, strict=True)
+            matched += zip(old, new, strict=True)
             continue
         if any(rule["keeps"] or not rule["fields"] for rule in [*old, *new]):
             return None
-        if {type_of(rule) for rule in old} & {type_of(rule) for rule in new}:
+        if {kind_of_rule(rule) for rule in old} & {kind_of_rule(rule) for rule in new}:
             return None  # The same rule with other options.
-        pairs += [(rule, None) for rule in old] + [(None, rule) for rule in new]
-    return pairs
+        matched += [(rule, None) for rule in old] + [(None, rule) for rule in new]
+    return matched
 
 
-def type_of(rule: Any) -> str:
+def kind_of_rule(rule: Mapping[str, Any]) -> str:
+    """The name of a rule, without its options."""
     return rule["rule"].partition("(")[0]
 
 
-def fields_of(
-    saved: Saved, old: Any, new: Any, entries: Mapping[str, Any], plan: Plan
-) -> tuple[list[str], list[str]]:
-    """The hyperparameters of a rule that are a number on one side only, and a sentence for each."""
-    moved, texts = [], []
+def _compared(
+    saved: Saved, old: Any, new: Any, entries: Mapping[str, Any]
+) -> Iterator[Hyperparameter]:
     for name in (new or old)["fields"]:
-        here, leaves = None, []
+        here: Any = None
+        leaves: dict[str, Any] = {}
         if new is not None:
             here = new["fields"][name]
-            leaves = [each for each in entries if under(each, f"{new['path']}.{name}")]
+            leaves = {
+                each: entries[each] for each in entries if under(each, f"{new['path']}.{name}")
+            }
         there, number = _saved_field(saved, old, name, here)
-        is_schedule = isinstance(here, dict) and isinstance(there, dict)
-        if is_schedule or here == there == "number":
-            plan.numbers += leaves
-        if here == there:
-            continue
-        given = entries[leaves[0]] if len(leaves) == 1 else None
-        text = (
-            f"{name} is {number if there == 'number' else shown(there)} in the checkpoint and "
-            f"{number_shown(given) if here == 'number' else shown(here)} in the state"
-        )
-        if is_schedule:
-            plan.code.append(text)
-        else:
-            moved.append(name)
-            texts.append(text)
-    return moved, texts
+        yield Hyperparameter(name, there, here, number, leaves)
 
 
 def _saved_field(saved: Saved, old: Any, name: str, here: Any) -> tuple[Any, str]:
@@ -77,7 +137,7 @@ def _saved_field(saved: Saved, old: Any, name: str, here: Any) -> tuple[Any, str
     if old is None:
         return None, ""
     path = f"{old['path']}.{name}"
-    number = number_shown(saved.numbers.get(path))
+    number = shown_number(saved.numbers.get(path))
     if old["fields"] is not None:
         return old["fields"].get(name), number
     if any(under(each, path) for each in saved.entries):
@@ -86,41 +146,10 @@ def _saved_field(saved: Saved, old: Any, name: str, here: Any) -> tuple[Any, str
     return ({"": "a schedule, or none"} if here == "number" else here), number
 
 
-def number_shown(value: Any) -> str:
+def shown_number(value: Any) -> str:
     """A hyperparameter as a person would say it, None for one whose value is not at hand."""
     if value is None or isinstance(value, jax.ShapeDtypeStruct):
         return "a number"
     if np.ndim(value) > 0 and np.size(value) <= 8:
         return f"[{', '.join(f'{each:.6g}' for each in np.ravel(value))}]"
     return hyper.show(value)
-
-
-def movable(entries: Iterable[str], rule: Any, moved: list[str]) -> set[str]:
-    """The entries that come and go with hyperparameters: themselves, and what a schedule needs."""
-    if not moved:
-        return set()
-    places = [f"{rule['path']}.{name}" for name in moved]
-    if rule["state"] is not None:
-        places += [f"{rule['state']}{each}.count" for each in ("", ".inner_state")]
-        places += [f"{rule['state']}.{name}_correction" for name in moved]
-    return {name for name in entries if any(under(name, place) for place in places)}
-
-
-def masks(old: Any, new: Any) -> list[str]:
-    """In what the masks of a rule differ, as a sentence."""
-    before, after = old["mask"], new["mask"]
-    if before == after:
-        return []
-
-    def shown(mask: Any) -> str:
-        if mask is None:
-            return "all arrays"
-        if "" in mask and isinstance(mask[""], str):
-            return mask[""]
-        chosen = [path or "the array" for path, selects in mask.items() if selects]
-        return ", ".join(chosen) or "nothing"
-
-    return [
-        f"the mask of {type_of(new)} selects {shown(before)} in the checkpoint and {shown(after)} in "
-        "the state"
-    ]

@@ -1,4 +1,4 @@
-"""Where restored arrays go, and as what."""
+"""On which devices restored arrays go, and as what Orbax makes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from .entries import is_key, is_number
+from ..arrays import is_key
+from .entries import is_number
 
 
 def placing(leaves: Iterable[Any], read: Callable[[], Any]) -> Callable[[str, Any], Any]:
@@ -24,7 +25,7 @@ def placing(leaves: Iterable[Any], read: Callable[[], Any]) -> Callable[[str, An
     meshes = [each.mesh for each in given if isinstance(each, NamedSharding)]
 
     @functools.cache
-    def concrete(mesh: Any) -> Any:
+    def of_devices(mesh: Any) -> Any:
         """A mesh of devices: shapes that were made under an explicit mesh know its axes alone."""
         if not isinstance(mesh, AbstractMesh):
             return mesh
@@ -34,8 +35,8 @@ def placing(leaves: Iterable[Any], read: Callable[[], Any]) -> Callable[[str, An
                 return here
         return jax.make_mesh(mesh.axis_sizes, mesh.axis_names, axis_types=mesh.axis_types)
 
-    def whole() -> Any:
-        mesh = next((concrete(mesh) for mesh in meshes if mesh.size > 1), None)
+    def everywhere() -> Any:
+        mesh = next((of_devices(mesh) for mesh in meshes if mesh.size > 1), None)
         if mesh is None and jax.process_count() == 1:
             return SingleDeviceSharding(jax.devices()[0])
         return NamedSharding(
@@ -47,7 +48,7 @@ def placing(leaves: Iterable[Any], read: Callable[[], Any]) -> Callable[[str, An
             spec = list(sharding.spec)
             while spec and spec[-1] is None:  # P("x", None) is P("x"), but compiles once more.
                 spec.pop()
-            return NamedSharding(concrete(sharding.mesh), PartitionSpec(*spec))
+            return NamedSharding(of_devices(sharding.mesh), PartitionSpec(*spec))
         if sharding is not None:
             return sharding
         if not meshes and (saved := metadata()[name].sharding) is not None:
@@ -55,7 +56,7 @@ def placing(leaves: Iterable[Any], read: Callable[[], Any]) -> Callable[[str, An
                 return saved.to_jax_sharding()
             except (ValueError, KeyError, IndexError):
                 pass  # Of devices that are not there.
-        return whole()
+        return everywhere()
 
     return place
 
@@ -66,20 +67,20 @@ def abstract(name: str, leaf: Any, shape: Any, dtype: str, place: Callable[..., 
     leaf: what the state has; None for what it has no place for.
     """
     if dtype == "number":
-        kind = getattr(leaf, "dtype", type(leaf))
-        whole = is_number(leaf) or leaf is None or not jnp.issubdtype(kind, jnp.floating)
-        return np.asarray(leaf if is_number(leaf) else 0 if whole else 0.0)
+        if is_number(leaf):
+            return np.asarray(leaf)
+        is_float = leaf is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return np.asarray(0.0 if is_float else 0)
     if is_key(leaf):
         data = jax.eval_shape(jax.random.key_data, leaf)
-        concrete = isinstance(leaf, jax.Array)
-        sharding = (jax.random.key_data(leaf) if concrete else leaf).sharding
+        sharding = (jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else leaf).sharding
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=place(name, sharding))
     dtype = dtype if leaf is None or is_number(leaf) else leaf.dtype
     sharding = place(name, getattr(leaf, "sharding", None))
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def like_it(leaf: Any, value: Any) -> Any:
+def as_in_state(value: Any, leaf: Any) -> Any:
     """What was saved, as the state has it; a Python number as what it was."""
     if is_number(value):
         return value

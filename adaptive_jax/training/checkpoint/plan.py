@@ -1,119 +1,102 @@
-"""Which entry of a checkpoint becomes which of a state."""
+"""How each entry of a state is made: of which one of a checkpoint, or of others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..origin import of, under
-from .differences import differences, schedules
-from .entries import Plan, Saved, fits, kind_of
-from .made import maker
-from .messages import difference, refuse
-from .pairs import fields_of, masks, movable, pairs_of
+from .differences import Both, Difference, differences
+from .entries import Saved
+from .made import Maker, maker
+from .pairs import Pair, pairs_of
 
 
-def plan_of(saved: Saved, state: Any, entries: dict[str, Any], choice: str | None) -> Plan:
-    """Raises a ValueError that names what makes the checkpoint one of another optimizer or state."""
+@dataclass(frozen=True)
+class Plan:
+    """How each entry of a state is made.
+
+    sources: for what is restored, the name that it has in the checkpoint.
+    made: for what is in no checkpoint, a function of the other entries and of what was restored.
+    numbers: the names of the hyperparameters that are numbers on both sides.
+    differences: in what the checkpoint and the state differ beside these numbers.
+    """
+
+    sources: Mapping[str, str]
+    made: Mapping[str, Maker]
+    numbers: list[str]
+    differences: list[Difference]
+
+
+def plan_of(saved: Saved, state: Any, entries: Mapping[str, Any]) -> Plan:
+    """The plan for a state, whatever the checkpoint is of."""
     origin = of(state)
-    plan, problems = Plan(), []
-    if saved.origin is not None:
-        problems, plan.code = differences(saved.origin, origin)
-    pairs = pairs_of(saved, origin["rules"])
-    if pairs is None:
-        other = "no rules of this library"
-        names = [rule["rule"] for rule in origin["rules"]]
-        problems.insert(
-            0,
-            f"the optimizer was made of {', '.join(saved.rules) or other}, this one is of "
-            f"{', '.join(names) or other}",
-        )
-        pairs = []
-    is_other = bool(problems)
-    plan.sources = {name: name for name in entries}
-    forms: list[str] = []
-    new_names: set[str] = set()  # What the checkpoint need not have,
-    old_names: set[str] = set()  # and what the state need not have.
-    storages: list[str] = []
-    if saved.origin is not None:
-        before, after = schedules(saved.origin, origin)
-        words = "a schedule", "a number"
-        for places, there, here in ((before, *words), (after, *reversed(words))):
-            forms += [
-                f"the learning rate or decay of {place} is {there} in the checkpoint and {here} in the "
-                "state"
-                for place in places
-            ]
-        old_names |= {f"{place}.count" for place in before}
-        new_names |= {f"{place}.count" for place in after}
-    for old, new in pairs:
-        moved, texts = fields_of(saved, old, new, entries, plan)
-        forms += texts
-        if new is not None:
-            for kind in ("path", "state"):
-                before, after = (old or {}).get(kind), new[kind]
-                for name in entries:
-                    if after is not None and under(name, after):
-                        plan.sources[name] = "" if before is None else before + name[len(after) :]
-            new_names |= movable(entries, new, moved)
-        if old is not None:
-            old_names |= movable(saved.entries, old, moved)
-        if moved and saved.origin is None:  # Where the states of its rules were is not said.
-            old_names |= {
-                each for each in saved.entries if each.endswith((".count", "_correction"))
-            }
-        if old is not None and new is not None and not moved and saved.origin is not None:
-            problems += masks(old, new)
-        if old is not None and new is not None:
-            storages += [
-                f"the storage of {slot} is {old['storage'].get(slot)} in the checkpoint and {storage} in "
-                "the state"
-                for slot, storage in new["storage"].items()
-                if old["storage"].get(slot) != storage
-            ]
-    wanted = {name: kind_of(leaf) for name, leaf in entries.items()}
-    used = set(plan.sources.values())
-    others = []
-    for name, kind in wanted.items():
-        source = plan.sources[name]
-        if source not in saved.entries and name in new_names:
-            make = maker(name, entries, origin["rules"], pairs, saved, plan.sources)
+    both = Both(saved, origin, entries, pairs_of(saved, origin["rules"], entries))
+    sources = {name: name for name in entries}
+    for pair in both.pairs or ():
+        sources |= pair.sources(entries)
+    is_new, may_be_gone = _that_come(both), _that_go(both)
+    made: dict[str, Maker] = {}
+    for name in entries:
+        if name in is_new and sources[name] not in saved.entries:
+            make = maker(name, both, sources)
             if make is not None:
-                plan.made[name] = make
-                del plan.sources[name]
-                continue
-        if not fits(saved.entries.get(source), kind):
-            others.append((name, saved.entries.get(source), kind))
-    unused = set(saved.entries) - used - old_names
-    others += [(name, kind, None) for name, kind in saved.entries.items() if name in unused]
-    # Another optimizer has other entries, which say nothing more.
-    problems += storages if others else []
-    problems += [
-        difference(*each)
-        for each in others
-        if not (is_other and each[0].startswith((".opt_state", ".tx")))
-    ]
-    plan.numbers += injected(entries, origin["types"])
+                made[name] = make
+                del sources[name]
+    return Plan(sources, made, list(_numbers(both)), differences(both, sources, may_be_gone))
+
+
+def _that_come(both: Both) -> set[str]:
+    """The entries of the state that a checkpoint need not have."""
+    _, after = both.schedules()
+    names = {f"{place}.count" for place in after}
+    return names.union(*(_moved(both.entries, pair.new, pair) for pair in both.pairs or ()))
+
+
+def _that_go(both: Both) -> set[str]:
+    """The entries of the checkpoint that a state need not have."""
+    pairs, saved = both.pairs or (), both.saved
+    before, _ = both.schedules()
+    names = {f"{place}.count" for place in before}
+    if saved.origin is None and any(pair.changed for pair in pairs):
+        # Where the states of its rules were is not said.
+        names |= {each for each in saved.entries if each.endswith((".count", "_correction"))}
+    return names.union(*(_moved(saved.entries, pair.old, pair) for pair in pairs))
+
+
+def _moved(entries: Iterable[str], rule: Any, pair: Pair) -> set[str]:
+    """The entries that come and go with hyperparameters: themselves, and what a schedule needs.
+
+    rule: the one of the pair to which the entries belong.
+    """
+    if rule is None or not pair.changed:
+        return set()
+    places = [f"{rule['path']}.{name}" for name in pair.changed]
+    if rule["state"] is not None:
+        places += [f"{rule['state']}{each}.count" for each in ("", ".inner_state")]
+        places += [f"{rule['state']}.{name}_correction" for name in pair.changed]
+    return {name for name in entries if any(under(name, place) for place in places)}
+
+
+def _numbers(both: Both) -> Iterator[str]:
+    """The hyperparameters that are numbers on both sides, by the names of their entries."""
+    for pair in both.pairs or ():
+        for each in pair.hyperparameters:
+            yield from each.numbers
+    yield from _injected(both.entries, both.origin["types"])
     # Numbers that are no rule's, such as those that were traced in a function of optax's.
-    places = [rule["path"] for rule in origin["rules"]]
-    plan.numbers += [
-        name
-        for name in entries
-        if under(name, ".tx") and not any(under(name, place) for place in places)
-    ]
-    refuse(problems, forms, plan, entries, choice)
-    return plan
+    places = [rule["path"] for rule in both.origin["rules"]]
+    for name in both.entries:
+        if under(name, ".tx") and not any(under(name, place) for place in places):
+            yield name
 
 
-def injected(entries: Iterable[str], types: Mapping[str, str]) -> list[str]:
+def _injected(entries: Iterable[str], types: Mapping[str, str]) -> Iterator[str]:
     """The numbers that optax.inject_hyperparams keeps in its state, but for those under a schedule."""
-    places = [path for path, name in types.items() if name.startswith("Inject")]
-    entries = list(entries)
-    found = []
-    for place in places:
+    for place in [path for path, name in types.items() if name.startswith("Inject")]:
         for name in entries:
             key = name.removeprefix(f"{place}.hyperparams[")
             scheduled = f"{place}.hyperparams_states[{key}"
             if key != name and not any(under(each, scheduled) for each in entries):
-                found.append(name)
-    return found
+                yield name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from ..._core import arguments
 from .. import versions
 from .entries import Saved, entries_of, is_equal
 from .folder import check_order, opened, orbax_checkpoint, remember
-from .messages import notice
-from .pairs import number_shown
-from .placement import abstract, fresh, like_it, placing
-from .plan import plan_of
+from .messages import check, notice
+from .pairs import shown_number
+from .placement import abstract, as_in_state, fresh, placing
+from .plan import Plan, plan_of
 
 
 def restore_checkpoint(
@@ -72,7 +73,8 @@ def restore_checkpoint(
         saved = Saved(**layout["layout"])
         run = versions.older(saved.version, state, saved.entries)
         entries = entries_of(run)
-        plan = plan_of(saved, run, entries, hyperparameters)
+        plan = plan_of(saved, run, entries)
+        check(plan, entries, hyperparameters)
         like = {source: entries[name] for name, source in plan.sources.items()}
         place = placing(like.values(), lambda: manager.item_metadata(chosen)["state"])
         wanted = {
@@ -84,32 +86,37 @@ def restore_checkpoint(
             chosen, args=orbax.args.Composite(state=orbax.args.StandardRestore(wanted))
         )["state"]
     remember(Path(directory) / str(chosen))
-    values = {
-        name: like_it(entries[name], saved.value(source, restored))
-        if source in restored
-        else jnp.zeros(entries[name].shape, entries[name].dtype)
-        for name, source in plan.sources.items()
-    }
-    for name, make in plan.made.items():
-        values[name] = make(values, restored)
+    values = _values(plan, saved, entries, restored)
     changed = [
         name
         for name in plan.numbers
         if not is_equal(saved.value(plan.sources[name], restored), entries[name])
     ]
-    notice(
-        [
-            f"{name.rpartition('.')[2]} is {number_shown(values[name])} in the checkpoint and "
-            f"{number_shown(entries[name])} in the state"
-            for name in changed
-        ],
-        plan.code,
-        hyperparameters,
-    )
+    texts = [
+        f"{name.rpartition('.')[2]} is {shown_number(values[name])} in the checkpoint and "
+        f"{shown_number(entries[name])} in the state"
+        for name in changed
+    ]
+    notice(plan, texts, hyperparameters)
     if hyperparameters == "given":
         values |= {
             name: fresh(x, x) if isinstance(x := entries[name], jax.Array) else x
             for name in changed
         }
-    run = jax.tree.unflatten(jax.tree.structure(run), [values[name] for name in entries])
-    return versions.newer(saved.version, state, run)
+    restored_run = jax.tree.unflatten(jax.tree.structure(run), [values[name] for name in entries])
+    return versions.newer(saved.version, state, restored_run)
+
+
+def _values(
+    plan: Plan, saved: Saved, entries: Mapping[str, Any], restored: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The entries of the state, of what was restored: first those that a checkpoint has."""
+    values = {
+        name: as_in_state(saved.value(source, restored), entries[name])
+        if source in restored
+        else jnp.zeros(entries[name].shape, entries[name].dtype)  # It has no elements.
+        for name, source in plan.sources.items()
+    }
+    for name, make in plan.made.items():
+        values[name] = make(values, restored)
+    return values

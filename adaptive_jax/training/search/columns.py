@@ -39,7 +39,8 @@ def in_table(name: str) -> str:
     return f'(Values for an argument of train of this name go in a table: table={{"{name}": […]}}.)'
 
 
-def seed_values_of(seeds: Any) -> np.ndarray:
+def checked_seeds(seeds: Any) -> np.ndarray:
+    """The seeds, of how many or of themselves."""
     try:
         values = np.asarray(seeds)
     except TypeError:  # Keys of JAX.
@@ -72,6 +73,7 @@ def _check_range(name: str, values: np.ndarray, dtype: Any) -> None:
 
 
 def stacked_batches(batches: Iterable[Any]) -> Any:
+    """All batches in one tree, with an axis for the steps."""
     every = list(batches)
     if not every:
         raise ValueError("batches has no batch in it.")

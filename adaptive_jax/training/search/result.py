@@ -176,6 +176,7 @@ class Sweep:
 
 
 def is_numeric(column: Any) -> bool:
+    """Whether a column is an array of real numbers."""
     return isinstance(column, np.ndarray) and column.dtype.kind in "iuf"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..progress import progress_bar
 from . import runs
-from .columns import checked_options, columns_of, in_table, seed_values_of, stacked_batches
+from .columns import checked_options, checked_seeds, columns_of, in_table, stacked_batches
 from .result import Sweep
 
 
@@ -87,7 +87,7 @@ def sweep(
       {'learning_rate': 1.0}
     """
     batch_size = checked_options(batch_size, memory, maximize, step, batches)
-    seed_values = seed_values_of(seeds)
+    seed_values = checked_seeds(seeds)
     columns, is_static = columns_of(table, axes, static)
     takes_seed = _check_arguments(train, columns, len(seed_values))
     # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
