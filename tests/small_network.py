@@ -1,4 +1,4 @@
-"""A small network with its batch, and the ways to train it that tests compare."""
+"""A small network with its batch, and ways to train it: with this library, and by hand with optax."""
 
 from __future__ import annotations
 
@@ -10,18 +10,12 @@ import optax
 import adaptive_jax as aj
 
 rng = np.random.default_rng(0)
-
-
 PARAMS = {
     "hidden": jnp.asarray(rng.normal(size=(5, 8)) / 2, jnp.float32),
     "bias": jnp.zeros((1, 8)),
     "output": jnp.asarray(rng.normal(size=(8, 1)) / 2, jnp.float32),
 }
-
-
 INPUTS = jnp.asarray(rng.normal(size=(16, 5)), jnp.float32)
-
-
 BATCH = {"inputs": INPUTS, "targets": jnp.sin(INPUTS.sum(1, keepdims=True))}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from small_network import BATCH, PARAMS, assert_close, by_hand, create, mean_squared_error, rng, run
+from small_network import BATCH, PARAMS, assert_close, by_hand, create, mean_squared_error, run
 
 import adaptive_jax as aj
 
@@ -48,6 +48,7 @@ def test_a_new_learning_rate_compiles_nothing_and_nothing_else_compiles_twice():
     assert state.step == 6
 
 
+rng = np.random.default_rng(1)
 WIDE = {
     "hidden": jnp.asarray(rng.normal(size=(8, 16)) / 3, jnp.float32),
     "bias": jnp.zeros((1, 16)),
