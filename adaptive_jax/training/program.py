@@ -22,7 +22,10 @@ from .state import TrainState
 def one_step(
     settings: Settings, outline: Outline, numbers: Any, written: Any, rng: Any, batch: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The step itself, a pure function."""
+    """The step itself: what of the state is written over, as it is afterwards, and the metrics.
+
+    written: the same before the step.
+    """
     tx = outline.optimizer(numbers)
     step, params, opt_state, model_state, loss_scale, skipped = written
     state = TrainState(step, params, opt_state, tx, model_state, rng, loss_scale, skipped)
@@ -64,24 +67,29 @@ def one_step(
     )
     if settings.skips(state):
         finite = all_finite((loss, gradients)) & finite_after(state.params, updates)
-        keep = ("params", "opt_state", "model_state")
-        chosen = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            [getattr(new, name) for name in keep],
-            [getattr(state, name) for name in keep],
-        )
-        new = dataclasses.replace(
-            new,
-            **dict(zip(keep, chosen, strict=True)),
-            skipped=jnp.where(finite, state.skipped, optax.safe_increment(state.skipped)),
-            loss_scale=None if state.loss_scale is None else state.loss_scale.after(finite),
-        )
+        new = _chosen(finite, new, state)
     measured = measured_metrics(settings, state, new, updated, loss, gradients, updates)
     if settings.loss.has_aux:
         measured["aux"] = aux
     return (
         new.step, new.params, new.opt_state, new.model_state, new.loss_scale, new.skipped,
     ), measured  # fmt: skip
+
+
+def _chosen(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or where something was not finite the old one, with what counts such steps."""
+    keep = ("params", "opt_state", "model_state")
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        [getattr(new, name) for name in keep],
+        [getattr(old, name) for name in keep],
+    )
+    return dataclasses.replace(
+        new,
+        **dict(zip(keep, kept, strict=True)),
+        skipped=jnp.where(finite, old.skipped, optax.safe_increment(old.skipped)),
+        loss_scale=None if old.loss_scale is None else old.loss_scale.after(finite),
+    )
 
 
 def _explain_promotion(error: Exception, state: TrainState) -> None:

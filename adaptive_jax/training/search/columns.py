@@ -1,9 +1,10 @@
-"""The settings of a sweep, a column for each argument, and its other arguments, checked."""
+"""The arguments of a sweep, checked: a column of settings for each one of train, and the others."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,20 +22,20 @@ def checked_options(
 ) -> int | None:
     """Raises for an option that is none. The batch size as an int, or None."""
     if batch_size is not None:
-        hint = f" None is as many as memory holds. {in_table('batch_size')}"
+        hint = f" None is as many as memory holds. {_in_table('batch_size')}"
         batch_size = arguments.whole("batch_size", batch_size, 1, hint=hint)
     if memory is not None and not (arguments.is_number(memory) and memory > 0):
         raise ValueError(f"memory={memory!r} must be a number of bytes above 0, or None.")
     if not isinstance(maximize, bool):
         raise TypeError(f"maximize={maximize!r} must be True or False.")
     if step is not None and not callable(step):
-        raise TypeError(f"step={step!r:.200} must be what train_step returns. {in_table('step')}")
+        raise TypeError(f"step={step!r:.200} must be what train_step returns. {_in_table('step')}")
     if (step is None) != (batches is None):
         raise ValueError("step and batches go together: give both, or neither.")
     return batch_size
 
 
-def in_table(name: str) -> str:
+def _in_table(name: str) -> str:
     """What to do about an argument of train with the name of an option."""
     return f'(Values for an argument of train of this name go in a table: table={{"{name}": […]}}.)'
 
@@ -158,3 +159,50 @@ def _axis(name: str, values: Any, static: Sequence[str]) -> Any:
 
 def _taken(column: Any, places: np.ndarray) -> Any:
     return column[places] if isinstance(column, np.ndarray) else [column[i] for i in places]
+
+
+def check_arguments(
+    train: Callable[..., Any], columns: Mapping[str, Any], seeds: int, options: Collection[str]
+) -> bool:
+    """Raises unless train takes these arguments, and gets all that it needs. Whether it takes a seed.
+
+    options: the names of the arguments of `sweep` itself, which train may have too.
+    """
+    if not callable(train):
+        raise TypeError(f"train={train!r} must be a function from a setting to its result.")
+    name = getattr(train, "__name__", "train")
+    parameters = inspect.signature(train).parameters
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    known = [
+        each.name
+        for each in parameters.values()
+        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+    ]
+    if "seed" in columns:
+        raise ValueError(
+            "seed is no axis: give the seeds as seeds=…, every setting gets all of them."
+        )
+    unknown = [] if takes_all else [each for each in columns if each not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} has no argument {', '.join(map(repr, unknown))}: it takes {', '.join(known)}."
+        )
+    missing = [
+        each
+        for each in known
+        if parameters[each].default is inspect.Parameter.empty
+        and each not in columns
+        and each != "seed"
+    ]
+    if missing:
+        raise ValueError(
+            f"{name} needs {', '.join(map(repr, missing))}: give values for each, such as "
+            f"{missing[0]}=[…]. {_in_table(missing[0]) if missing[0] in options else ''}".rstrip()
+        )
+    takes_seed = "seed" in known or takes_all
+    if not takes_seed and seeds > 1:
+        raise ValueError(
+            f"{name} has no argument 'seed', so its {seeds} seeds would give the same run: add one, and "
+            "draw from jax.random.key(seed)."
+        )
+    return takes_seed

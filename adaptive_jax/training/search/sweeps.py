@@ -11,7 +11,7 @@ import numpy as np
 
 from ..progress import progress_bar
 from . import runs
-from .columns import checked_options, checked_seeds, columns_of, in_table, stacked_batches
+from .columns import check_arguments, checked_options, checked_seeds, columns_of, stacked_batches
 from .result import Sweep
 
 
@@ -89,7 +89,7 @@ def sweep(
     batch_size = checked_options(batch_size, memory, maximize, step, batches)
     seed_values = checked_seeds(seeds)
     columns, is_static = columns_of(table, axes, static)
-    takes_seed = _check_arguments(train, columns, len(seed_values))
+    takes_seed = check_arguments(train, columns, len(seed_values), _OPTIONS)
     # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
     with jax.set_mesh(_NO_MESH):
         stacked = None if batches is None else stacked_batches(batches)
@@ -132,49 +132,7 @@ _NO_MESH = jax.sharding.Mesh(np.empty((), object), ())  # None is one only since
 _OPTIONS = frozenset(inspect.signature(sweep).parameters) - {"axes"}
 
 
-def _check_arguments(train: Callable[..., Any], columns: Mapping[str, Any], seeds: int) -> bool:
-    """Raises unless train takes these arguments, and gets all that it needs. Whether it takes a seed."""
-    if not callable(train):
-        raise TypeError(f"train={train!r} must be a function from a setting to its result.")
-    name = getattr(train, "__name__", "train")
-    parameters = inspect.signature(train).parameters
-    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    known = [
-        each.name
-        for each in parameters.values()
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-    ]
-    if "seed" in columns:
-        raise ValueError(
-            "seed is no axis: give the seeds as seeds=…, every setting gets all of them."
-        )
-    unknown = [] if takes_all else [each for each in columns if each not in known]
-    if unknown:
-        raise ValueError(
-            f"{name} has no argument {', '.join(map(repr, unknown))}: it takes {', '.join(known)}."
-        )
-    missing = [
-        each
-        for each in known
-        if parameters[each].default is inspect.Parameter.empty
-        and each not in columns
-        and each != "seed"
-    ]
-    if missing:
-        raise ValueError(
-            f"{name} needs {', '.join(map(repr, missing))}: give values for each, such as "
-            f"{missing[0]}=[…]. {in_table(missing[0]) if missing[0] in _OPTIONS else ''}".rstrip()
-        )
-    takes_seed = "seed" in known or takes_all
-    if not takes_seed and seeds > 1:
-        raise ValueError(
-            f"{name} has no argument 'seed', so its {seeds} seeds would give the same run: add one, and "
-            "draw from jax.random.key(seed)."
-        )
-    return takes_seed
-
-
-def numbered(column: Sequence[Any]) -> list[int]:
+def _numbered(column: Sequence[Any]) -> list[int]:
     """A number for each value, the same for equal ones, which need not hash."""
     known: list[runs.Choices] = []
     numbers = []
@@ -197,7 +155,7 @@ def _plans(
 ) -> Iterator[runs.Plan]:
     """One plan for each combination of the values that choose code."""
     length = len(next(iter(columns.values()))) if columns else 1
-    numbers = {name: numbered(columns[name]) for name in columns if is_static[name]}
+    numbers = {name: _numbered(columns[name]) for name in columns if is_static[name]}
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in range(length):
         groups.setdefault(tuple(each[row] for each in numbers.values()), []).append(row)
