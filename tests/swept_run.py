@@ -36,7 +36,7 @@ def train(learning_rate, b1=0.9, *, seed=0, make=aj.adam, **options):
 
 
 def diverging(learning_rate, seed):
-    """A loss that large learning rates lose, with all seeds but one."""
+    """A loss that is lost at large learning rates, with all seeds but the first."""
     return jnp.where(
         (learning_rate > 1) & (seed > 0), jnp.nan, learning_rate + 0.1 * seed.astype(float)
     )
