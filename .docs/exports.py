@@ -30,10 +30,25 @@ PAGES = {
             "transforms.precision",
         ],
     ),
-    "training": ("Training", ["training.run", "training.checkpoint"]),
+    "training": (
+        "Training",
+        [
+            "training.loss_scale",
+            "training.state",
+            "training.step",
+            "training.loop",
+            "training.checkpoint.save",
+            "training.checkpoint.restore",
+        ],
+    ),
     "sweeps": (
         "Sweeps and comparisons",
-        ["training.search.sweeps", "training.search.distributions", "training.search.comparison"],
+        [
+            "training.search.result",
+            "training.search.sweeps",
+            "training.search.distributions",
+            "training.search.comparison",
+        ],
     ),
     "problems": (
         "Problems",

@@ -51,10 +51,8 @@ from .rules.scaling import WeightDecay as WeightDecay
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
 from .training.convert import convert_storage as convert_storage
-from .training.run import LossScale as LossScale
-from .training.run import TrainState as TrainState
-from .training.run import fit as fit
-from .training.run import train_step as train_step
+from .training.loop import fit as fit
+from .training.loss_scale import LossScale as LossScale
 from .training.search.comparison import Comparison as Comparison
 from .training.search.comparison import Finalist as Finalist
 from .training.search.comparison import compare as compare
@@ -63,8 +61,10 @@ from .training.search.distributions import Distribution as Distribution
 from .training.search.distributions import LogUniform as LogUniform
 from .training.search.distributions import Uniform as Uniform
 from .training.search.distributions import draw as draw
-from .training.search.sweeps import Sweep as Sweep
+from .training.search.result import Sweep as Sweep
 from .training.search.sweeps import sweep as sweep
+from .training.state import TrainState as TrainState
+from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
 from .transforms.chain import chain as chain
 from .transforms.diagnose import diagnose as diagnose

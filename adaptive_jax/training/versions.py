@@ -3,6 +3,9 @@
 Layout 1 is that of version 0.1.0: weight decay and learning rate were one rule, a velocity of steps
 had weight decay after it even if there was none, and nothing kept the places of optax's `identity` and
 `masked`. Layout 2 is optax's.
+
+With the optimizer at hand, as in a run, its rules tell the old layout. A state alone is brought into
+that which the names of what was saved show.
 """
 
 from __future__ import annotations
@@ -91,9 +94,6 @@ def _matched(
     return found
 
 
-# ---------------------------------------------------------------------------- with the optimizer
-
-
 def _is_run(node: Any) -> bool:
     return hasattr(node, "tx") and hasattr(node, "opt_state")
 
@@ -161,9 +161,6 @@ def _of_layout_1(lifted: Lifted) -> Lifted:
     return dataclasses.replace(lifted, rules=made, storages=storages, order=tuple(range(len(made))))
 
 
-# ---------------------------------------------------------------------------- without the optimizer
-
-
 def _is_state(node: Any) -> bool:
     """Whether a node is the state of several rules: a tuple of their NamedTuples."""
     return type(node) is tuple and bool(node) and all(map(_is_part, node))
@@ -191,8 +188,8 @@ def _older_state(prefix: str, state: tuple[Any, ...], names: Collection[str]) ->
         if found := re.match(r"(?:\[(\d+)\])?\.(\w+)", name.removeprefix(prefix)):
             place = None if found[1] is None else int(found[1])
             entries.setdefault(place, {})[found[2]] = None
-    fields = {field for each in entries.values() for field in each}
-    if own == set(saved) or any(not any(field in each for each in held) for field in fields):
+    named = {field for each in entries.values() for field in each}
+    if own == set(saved) or any(not any(field in each for each in held) for field in named):
         return state
     layouts = [states.Layout("State", tuple(each), False) for each in entries.values()]
     made = _matched([layout.fields for layout in layouts], held)

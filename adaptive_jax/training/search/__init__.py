@@ -8,5 +8,5 @@ from .distributions import Distribution as Distribution
 from .distributions import LogUniform as LogUniform
 from .distributions import Uniform as Uniform
 from .distributions import draw as draw
-from .sweeps import Sweep as Sweep
+from .result import Sweep as Sweep
 from .sweeps import sweep as sweep

@@ -17,9 +17,10 @@ import optax
 from ... import maths
 from ..._core import arguments, pytrees
 from ...problems import Problem
-from ..run import progress_bar
+from ..progress import progress_bar
 from .distributions import Distribution, draw
-from .sweeps import Sweep, sweep
+from .result import Sweep
+from .sweeps import sweep
 from .table import Table, counted, plain, shown
 
 CONFIDENCE = 0.95

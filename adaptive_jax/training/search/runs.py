@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ... import maths
 from ..._core import pytrees
-from ..run import TrainState
+from ..state import TrainState
 from .table import counted, plain, shown
 
 
@@ -182,7 +182,7 @@ def trace(plan: Plan, batches: Any) -> Traced:
     """One run, traced: nothing is compiled."""
     varied, run = plan.numbers, plan.run
 
-    def trace(concrete: Sequence[str], seed: int | None = None) -> tuple[Any, ...]:
+    def traced_with(concrete: Sequence[str], seed: int | None = None) -> tuple[Any, ...]:
         known = {name: plain(varied[name][0]) for name in concrete}
         traced = {
             name: jax.ShapeDtypeStruct((), jax.dtypes.canonicalize_dtype(values.dtype))
@@ -199,13 +199,13 @@ def trace(plan: Plan, batches: Any) -> Traced:
 
     def works(*arguments: Any) -> bool:
         try:
-            trace(*arguments)
+            traced_with(*arguments)
         except Exception:
             return False
         return True
 
     try:
-        traced = trace(())
+        traced = traced_with(())
     except Exception as error:
         needed = list(varied)
         because = f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]})"
@@ -241,12 +241,12 @@ def trace(plan: Plan, batches: Any) -> Traced:
 
 def _is_raised_in(error: BaseException, module: str) -> bool:
     """Whether an error comes out of a module, or one below it."""
-    trace = error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_globals.get("__name__", "")
+    place = error.__traceback__
+    while place is not None:
+        name = place.tb_frame.f_globals.get("__name__", "")
         if name == module or name.startswith(f"{module}."):
             return True
-        trace = trace.tb_next
+        place = place.tb_next
     return False
 
 

@@ -1,4 +1,4 @@
-"""A run that saves itself, for `test_checkpoint.py` to kill.
+"""A run that saves itself, for `test_save.py` to kill.
 
 python checkpointed_run.py DIRECTORY STEPS: goes on from the newest checkpoint, prints the number of each
 step that it takes, and at the end writes the parameters to DIRECTORY/end.npy.

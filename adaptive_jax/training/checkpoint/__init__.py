@@ -1,0 +1,5 @@
+"""Saving a run and going on with it, by Orbax: every entry under its name, and checked."""
+
+from .folder import last as last
+from .restore import restore_checkpoint as restore_checkpoint
+from .save import save_checkpoint as save_checkpoint

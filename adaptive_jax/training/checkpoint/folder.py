@@ -1,0 +1,54 @@
+"""The folder of a run, as Orbax keeps it, and the checkpoint that was touched last."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+_last: Path | None = None
+
+
+def last() -> Path | None:
+    """The checkpoint that this process saved or restored last, if it did."""
+    return _last
+
+
+def remember(path: Path) -> None:
+    """Notes a checkpoint for `last`."""
+    global _last
+    _last = path.absolute()
+
+
+def orbax_checkpoint() -> Any:
+    """Orbax's module; an ImportError that says how to get it."""
+    try:
+        import orbax.checkpoint
+    except ImportError:
+        raise ImportError('Checkpoints need Orbax: pip install -e ".[checkpoint]".') from None
+    return orbax.checkpoint
+
+
+def opened(orbax: Any, directory: str | Path, keep: int | None) -> Any:
+    """Orbax's manager of a run's folder, to be used in a `with`."""
+    options = orbax.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False, create=True
+    )
+    handlers = {
+        "state": orbax.StandardCheckpointHandler(),
+        "layout": orbax.JsonCheckpointHandler(),
+    }
+    return orbax.CheckpointManager(
+        Path(directory).absolute(), options=options, item_handlers=handlers
+    )
+
+
+def check_order(name: str, directory: Any) -> None:
+    """Raises a TypeError for a state in the place of the directory.
+
+    name: the function that was called.
+    """
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(
+            f"directory={directory!r:.80} is no path: the order is {name}(directory, state)."
+        )

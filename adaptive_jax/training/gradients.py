@@ -1,0 +1,146 @@
+"""The loss and the gradients of a batch: of the whole, or the mean over its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from .. import maths
+from .._core import pytrees
+from .._core.storage.sharding import explicit_sharding
+from ..transforms import precision
+from .settings import Settings
+from .state import TrainState
+
+
+def loss_and_gradients(
+    settings: Settings, state: TrainState, batch: Any, rng: Any, scale: jax.Array
+) -> tuple[Any, Any, Any, Any]:
+    """Loss, model state, aux and gradients: of the batch, or the mean of those of its parts."""
+    differentiated = jax.value_and_grad(settings.loss, has_aux=True)
+
+    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, Any, Any]:
+        (_, (loss, model_state, aux)), gradients = differentiated(
+            state.params, model_state, part, rng, scale
+        )
+        return loss, model_state, aux, gradients
+
+    parts = settings.accumulate
+    dtypes = jax.tree.map(lambda x: _update_dtype(jnp.result_type(x)), state.params)
+    if parts == 1:
+        loss, model_state, aux, gradients = of_part(state.model_state, batch, rng)
+    else:
+        part = _parts(batch, parts)
+
+        def body(carry: Any, index: Any) -> tuple[Any, Any]:
+            total, total_loss, model_state = carry
+            part_rng = None if rng is None else jax.random.fold_in(rng, index)
+            loss, model_state, aux, gradients = of_part(model_state, part(index), part_rng)
+            # Of a part of each, so that no sum overflows.
+            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype) / parts, total, gradients)
+            return (total, total_loss + loss / parts, model_state), aux
+
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), state.params
+        )
+        kind = jax.eval_shape(lambda: of_part(state.model_state, part(0), rng)[0]).dtype
+        (gradients, loss, model_state), aux = jax.lax.scan(
+            body, (zeros, jnp.zeros((), kind), state.model_state), jnp.arange(parts)
+        )
+    gradients = jax.tree.map(lambda g, dtype: g.astype(dtype), gradients, dtypes)
+    if settings.loss_scale is not None or state.loss_scale is not None:
+        gradients = jax.tree.map(lambda g: maths.scaled(g, 1 / scale), gradients)
+    return loss, model_state, aux, maths.ascent(gradients)
+
+
+def scale_in_force(settings: Settings, state: TrainState) -> jax.Array:
+    """The factor on the loss: a constant of the step, or that of the state; a ValueError for both."""
+    if settings.loss_scale is None:
+        return jnp.ones(()) if state.loss_scale is None else state.loss_scale.scale
+    if state.loss_scale is not None:
+        raise ValueError(
+            f"train_step has loss_scale={settings.loss_scale} and the state has another one: give one."
+        )
+    return jnp.asarray(settings.loss_scale, jnp.float32)
+
+
+def _update_dtype(dtype: Any) -> Any:
+    """The dtype of the gradients and updates of a parameter: its own, but float32 for few bits.
+
+    An update of 8 bits would be rounded twice, the first time to the nearest number, which may be 0.
+    """
+    return jnp.dtype(jnp.float32) if precision.is_coarse(dtype) else dtype
+
+
+def loss_of_batch(
+    settings: Settings, params: Any, model_state: Any, batch: Any, rng: Any
+) -> jax.Array:
+    """The loss of the whole batch, the mean over its parts."""
+
+    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any]:
+        _, (loss, model_state, _) = settings.loss(params, model_state, part, rng, jnp.ones(()))
+        return loss, model_state
+
+    parts = settings.accumulate
+    if parts == 1:
+        return of_part(model_state, batch, rng)[0]
+    part = _parts(batch, parts)
+
+    def body(carry: Any, index: Any) -> tuple[Any, None]:
+        total, model_state = carry
+        part_rng = None if rng is None else jax.random.fold_in(rng, index)
+        loss, model_state = of_part(model_state, part(index), part_rng)
+        return (total + loss / parts, model_state), None
+
+    kind = jax.eval_shape(lambda: of_part(model_state, part(0), rng)[0]).dtype
+    carry = jnp.zeros((), kind), model_state
+    return jax.lax.scan(body, carry, jnp.arange(parts))[0][0]
+
+
+def _parts(batch: Any, parts: int) -> Callable[[Any], Any]:
+    """A function from the number of a part of the batch to that part."""
+    split = _split(batch, parts)
+    return lambda index: jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=1, keepdims=False), split
+    )
+
+
+def _split(batch: Any, parts: int) -> Any:
+    """The batch with a second axis for the parts, each of which has every parts-th row.
+
+    So that the first axis keeps its sharding, and no part has to be moved between devices.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    if len({np.shape(x)[:1] for _, x in leaves}) > 1:
+        lengths = ", ".join(
+            f"batch{jax.tree_util.keystr(path)} is {pytrees.describe(x)}" for path, x in leaves
+        )
+        raise ValueError(
+            f"the arrays of a batch are split along their first axis, with accumulate={parts}, and must "
+            f"have it in common: {lengths}."
+        )
+    for path, x in leaves:
+        rows = np.shape(x)[:1]
+        if not rows or rows[0] % parts:
+            raise ValueError(
+                f"batch{jax.tree_util.keystr(path)} is {pytrees.describe(x)}: with "
+                f"accumulate={parts} the first axis of every array is split into {parts} parts of "
+                "one size."
+            )
+
+    def cut(x: Any) -> Any:
+        shape = x.shape[0] // parts, *x.shape[1:]
+        # Fewer rows than devices cannot be split between these: all have them.
+        sharding = explicit_sharding(x, shape)
+        if sharding is not None:
+            first, *rest = sharding.spec
+            sharding = sharding.update(spec=PartitionSpec(first, None, *rest))
+        return lax.reshape(x, (shape[0], parts, *shape[1:]), out_sharding=sharding)
+
+    return jax.tree.map(cut, batch)

@@ -1,0 +1,103 @@
+"""What a training step computes, as a pure function."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .._core import pytrees
+from ..transforms import precision
+from ..transforms.finite import all_finite, finite_after
+from .gradients import loss_and_gradients, loss_of_batch, scale_in_force
+from .metrics import measured_metrics
+from .outline import Outline
+from .settings import Settings
+from .state import TrainState
+
+
+def one_step(
+    settings: Settings, outline: Outline, numbers: Any, written: Any, rng: Any, batch: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The step itself: what of the state is written over, as it is afterwards, and the metrics.
+
+    written: the same before the step.
+    """
+    tx = outline.optimizer(numbers)
+    step, params, opt_state, model_state, loss_scale, skipped = written
+    state = TrainState(step, params, opt_state, tx, model_state, rng, loss_scale, skipped)
+    rng = None
+    if "rng" in settings.loss.wants:
+        if state.rng is None:
+            raise ValueError(
+                "the loss function takes rng, and the state has none: make it with "
+                "TrainState.create(params, tx, rng=jax.random.key(0))."
+            )
+        rng = jax.random.fold_in(state.rng, state.step)
+    scale = scale_in_force(settings, state)
+    loss, model_state, aux, gradients = loss_and_gradients(settings, state, batch, rng, scale)
+
+    def value_fn(params: Any) -> Any:
+        return loss_of_batch(settings, params, state.model_state, batch, rng)
+
+    try:
+        updates, updated = tx.update(
+            gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=value_fn
+        )
+    except ValueError as error:
+        if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
+            _explain_promotion(error, state)
+        raise
+    params = precision.apply_updates(
+        state.params,
+        updates,
+        rounding=settings.rounding,
+        step=state.step if settings.rounding == "stochastic" else None,
+    )
+    new = dataclasses.replace(
+        state,
+        # It wraps round: where it stopped instead, all further steps would have the same random bits.
+        step=state.step + 1,
+        params=params,
+        opt_state=updated,
+        model_state=model_state,
+    )
+    if settings.skips(state):
+        finite = all_finite((loss, gradients)) & finite_after(state.params, updates)
+        new = _chosen(finite, new, state)
+    measured = measured_metrics(settings, state, new, updated, loss, gradients, updates)
+    if settings.loss.has_aux:
+        measured["aux"] = aux
+    return (
+        new.step, new.params, new.opt_state, new.model_state, new.loss_scale, new.skipped,
+    ), measured  # fmt: skip
+
+
+def _chosen(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or where something was not finite the old one, with what counts such steps."""
+    keep = ("params", "opt_state", "model_state")
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        [getattr(new, name) for name in keep],
+        [getattr(old, name) for name in keep],
+    )
+    return dataclasses.replace(
+        new,
+        **dict(zip(keep, kept, strict=True)),
+        skipped=jnp.where(finite, old.skipped, optax.safe_increment(old.skipped)),
+        loss_scale=None if old.loss_scale is None else old.loss_scale.after(finite),
+    )
+
+
+def _explain_promotion(error: Exception, state: TrainState) -> None:
+    """Raises an error by name where another library meets float32 gradients of 8-bit parameters."""
+    for path, param in jax.tree_util.tree_leaves_with_path(state.params):
+        if precision.is_coarse(jnp.result_type(param)):
+            raise TypeError(
+                f"the parameter at {jax.tree_util.keystr(path) or 'the root'} is "
+                f"{pytrees.describe(param)}, and its gradient float32, which {state.tx!r:.200} does not "
+                f"take together: take one of this library's optimizers. ({error})"
+            ) from error

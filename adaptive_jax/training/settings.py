@@ -1,0 +1,26 @@
+"""The arguments of `train_step`, as every part of a step reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .loss import Loss
+from .state import TrainState
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `train_step`."""
+
+    loss: Loss
+    accumulate: int
+    loss_scale: float | None
+    skip_nonfinite: bool
+    rounding: str
+    metrics: tuple[str, ...]
+    by_name: bool
+    told: list[str] = field(default_factory=list)  # What was warned about.
+
+    def skips(self, state: TrainState) -> bool:
+        """Whether a step that is not finite is left out."""
+        return self.skip_nonfinite or state.loss_scale is not None

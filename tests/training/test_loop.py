@@ -1,0 +1,188 @@
+"""The loop around the step, and how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_network import BATCH, FIT_STEP, assert_close, create, mean_squared_error, run
+
+import adaptive_jax as aj
+
+
+def test_fit():
+    step = aj.train_step(mean_squared_error)
+    expected, metrics = run(step, create(), [BATCH] * 70)
+    state, history = aj.fit(create(), step, [BATCH] * 70)
+    assert_close(state.params, expected.params, 0)
+    assert type(history["loss"]) is np.ndarray
+    np.testing.assert_array_equal(history["loss"], [m["loss"] for m in metrics])
+    state, history = aj.fit(state, step, iter([BATCH] * 70), steps=3)
+    assert (state.step, history["loss"].shape) == (73, (3,))
+    state, history = aj.fit(state, step, [])
+    assert history == {}
+
+
+@pytest.mark.parametrize(
+    "answer", [bool, np.bool_, np.array, jnp.array], ids=["python", "numpy", "array", "jax"]
+)
+def test_fit_ends_when_the_callback_says_so(answer):
+    seen = []
+
+    def callback(state, metrics):
+        seen.append(int(state.step))
+        return None if len(seen) == 1 else answer(len(seen) == 3)
+
+    state, history = aj.fit(create(), FIT_STEP, [BATCH] * 9, callback=callback)
+    assert (seen, len(history["loss"]), state.step) == ([1, 2, 3], 3, 3)
+    assert not history.interrupted
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda state: 1, r"returned int32\[\]: it must return True to stop the loop"),
+        (lambda state: "stop", "returned a str"),
+        (lambda state: np.array([True]), r"returned bool\[1\]"),
+        (lambda state: state.step, r"returned int32\[\]"),
+        (lambda state: {}, "returned a dict"),
+        (lambda state: state, r"returned a TrainState.*return change\(state\), metrics"),
+        (lambda state: (state, {}), "returned a TrainState"),
+    ],
+    ids=["one", "text", "vector", "number", "dict", "state", "pair"],
+)
+def test_a_callback_that_answers_something_else(answer, message):
+    with pytest.raises(TypeError, match=message) as caught:
+        aj.fit(create(), FIT_STEP, [BATCH] * 9, callback=lambda state, metrics: answer(state))
+    assert caught.value.state.step == 1
+    state, _ = FIT_STEP(caught.value.state, BATCH)
+    assert state.step == 2
+
+
+def test_a_step_around_the_step_changes_the_state():
+    """As an error about a callback says."""
+
+    def changing(state, batch):
+        state, metrics = FIT_STEP(state, batch)
+        return state.replace(params=jax.tree.map(jnp.zeros_like, state.params)), metrics
+
+    state, history = aj.fit(create(), changing, [BATCH] * 3)
+    assert not np.any(state.params["hidden"])
+    assert len(history["loss"]) == 3
+
+
+def test_a_step_that_fails_has_used_the_state_up(tmp_path):
+    """A failure of the runtime, at once or late: here an error in a host callback."""
+
+    def broken(weight):
+        if weight < 0.75:
+            raise OSError("the disk is full, and a file was deleted")
+        return np.float32(0)
+
+    def loss(params, batch):
+        seen = jax.pure_callback(
+            broken, jax.ShapeDtypeStruct((), jnp.float32), jax.lax.stop_gradient(params["w"])
+        )
+        return params["w"] * (1 + seen)
+
+    for metrics in (("loss",), ()):
+        state = aj.TrainState.create({"w": jnp.ones(())}, aj.sgd(0.1))
+        with pytest.raises(Exception, match="disk is full") as caught:
+            aj.fit(state, aj.train_step(loss, metrics=metrics), [0.0] * 5)
+        error = caught.value
+        assert error.state is None
+        assert "The state is lost" in error.__notes__[0]
+        assert len(error.history.get("loss", ())) <= 3
+    pytest.importorskip("orbax.checkpoint")
+    state = aj.TrainState.create({"w": jnp.ones(())}, aj.sgd(0.1))
+    aj.save_checkpoint(tmp_path, state)
+    with pytest.raises(Exception, match="disk is full") as caught:
+        aj.fit(state, aj.train_step(loss), [0.0] * 5)
+    assert f"Go on from the last checkpoint, {tmp_path / '0'}." in caught.value.__notes__[0]
+
+
+def test_an_error_in_the_loop_brings_the_state_along():
+    with pytest.raises(ValueError, match="ended after 2 of 5 steps"):
+        aj.fit(create(), aj.train_step(mean_squared_error), [BATCH] * 2, steps=5)
+    with pytest.raises(ValueError, match="steps=-1"):
+        aj.fit(create(), aj.train_step(mean_squared_error), [BATCH], steps=-1)
+
+
+def test_fit_shows_a_bar(capsys):
+    aj.fit(create(), FIT_STEP, [BATCH] * 70, progress=True)
+    assert "70step" in capsys.readouterr().err.replace(" ", "")
+
+
+def by_name(params, batch):
+    return jnp.sum(params["hidden"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda s: aj.fit(s, by_name, [BATCH]),
+            r"step=by_name .*object is not subs.*aj.train_step\(",
+        ),
+        (
+            lambda s: aj.fit(s, lambda p, b: jnp.sum(p), [BATCH]),
+            r"failed: .*aj.train_step\(loss_fn\)",
+        ),
+        (lambda s: aj.fit(s, lambda p, b: p.w.sum(), [BATCH]), "no attribute 'w'.*aj.train_step"),
+        (
+            lambda s: aj.fit(s, lambda p, b: jnp.ones(()), [BATCH]),
+            r"returned float32\[\]\. It must",
+        ),
+        (lambda s: aj.fit(s, lambda p, b: (1.0, {}), [BATCH]), r"returned \(float32\[\], a dict\)"),
+        (lambda s: aj.fit(s, lambda s, b: s, [BATCH]), "returned a TrainState. It must return"),
+        (lambda s: aj.fit(s, lambda s, b: (s, 1.0), [BATCH]), r"\(a TrainState, float32\[\]\)"),
+        (lambda s: aj.fit(FIT_STEP, s, [BATCH]), r"wrong order: call fit\(state, step, batches\)"),
+        (lambda s: aj.fit(FIT_STEP, by_name, [BATCH]), "wrong order"),
+        (
+            lambda s: aj.fit(s, FIT_STEP, BATCH),
+            "batches is a dict, which is one batch: give a list",
+        ),
+        (lambda s: aj.fit(s, FIT_STEP, "train.npz"), "batches is a str"),
+        (lambda s: aj.fit(s, FIT_STEP, [BATCH], callback=3), "callback=3 must be a function"),
+    ],
+    ids=range(12),
+)
+def test_what_fit_cannot_take(call, message):
+    state = create()
+    with pytest.raises(TypeError, match=message):
+        call(state)
+    assert FIT_STEP(state, BATCH)[0].step == 1
+
+
+def test_an_error_of_a_step_is_not_taken_for_that_of_a_loss():
+    def step(state, batch):
+        raise ValueError("TrainState.create has no rng")
+
+    with pytest.raises(ValueError, match="has no rng"):
+        aj.fit(create(), step, [BATCH])
+    state = create()
+    FIT_STEP(state, BATCH)
+    with pytest.raises(ValueError, match="used up by a step before") as caught:
+        aj.fit(state, FIT_STEP, [BATCH])
+    assert caught.value.state is None
+    assert not hasattr(caught.value, "__notes__")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    reason: str
+
+
+def test_an_exception_that_takes_no_attributes_keeps_the_state():
+    def callback(state, metrics):
+        raise Frozen("stop")
+
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.1))
+    step = aj.train_step(lambda params, batch: jnp.sum(params**2))
+    with pytest.raises(Frozen) as caught:
+        aj.fit(state, step, [None] * 3, callback=callback)
+    assert caught.value.state.step == 1
+    assert len(caught.value.history["loss"]) == 1

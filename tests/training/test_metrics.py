@@ -1,0 +1,154 @@
+"""What a step measures, and which learning rate is in force."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small_network import BATCH, PARAMS, assert_close, create, mean_squared_error, run
+
+import adaptive_jax as aj
+
+
+def test_metrics():
+    from adaptive_jax.training import METRICS
+
+    schedule = optax.linear_schedule(0.1, 0.0, 10)
+    step = aj.train_step(mean_squared_error, metrics=METRICS)
+    state = aj.TrainState.create(PARAMS, aj.sgd(schedule))
+    for count in range(3):
+        params = jax.tree.map(np.asarray, state.params)
+        loss, gradients = jax.value_and_grad(mean_squared_error)(params, BATCH)
+        state, metrics = step(state, BATCH)
+        assert set(metrics) == set(METRICS)
+        norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradients)))
+        size = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(params)))
+        rate = 0.1 * (1 - count / 10)
+        expected = {
+            "loss": loss,
+            "learning_rate": rate,
+            "skipped": 0,
+            "gradient_norm": norm,
+            "update_norm": rate * norm,
+            "parameter_norm": size,
+            "update_ratio": rate * norm / size,
+        }
+        assert_close(metrics, expected, 1e-5)
+
+
+RAMP = optax.linear_schedule(0.1, 0.0, 2)
+
+
+PLATEAU = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, atol=10.0)
+
+
+@pytest.mark.parametrize(
+    ("tx", "rates"),
+    [
+        (aj.chain(optax.identity(), aj.adam(0.1)), [0.1, 0.1]),
+        (aj.skip_nonfinite(aj.adam(RAMP)), [0.1, 0.05]),
+        (aj.compensate(aj.multi_steps(aj.sgd(RAMP), 2)), [0.1, 0.1]),
+        (aj.diagnose(aj.sgd(RAMP), ("cosine",)), [0.1, 0.05]),
+        (aj.interop.torch.adagrad(0.1, lr_decay=1.0), [0.1, 0.05]),
+        (aj.interop.keras.sgd(0.1, momentum=0.9, weight_decay=0.1), [0.1, 0.1]),
+        (aj.chain(aj.adam(RAMP), aj.scale_by_learning_rate(0.01, flip_sign=False)), [1e-3, 5e-4]),
+        (aj.chain(optax.clip(1.0), optax.add_decayed_weights(0.1, True), aj.sgd(0.1)), [0.1, 0.1]),
+        (optax.inject_hyperparams(aj.adam)(learning_rate=RAMP), [0.1, 0.05]),
+        (aj.multi_steps(optax.inject_hyperparams(aj.sgd)(RAMP), 1), [0.1, 0.05]),
+        (optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.sgd)(0.1)), [0.1, 0.1]),
+        (aj.chain(aj.sgd(0.1), PLATEAU), [0.1, 0.05]),
+    ],
+    ids=range(12),
+)
+def test_the_learning_rate_in_force(tx, rates):
+    step = aj.train_step(mean_squared_error, metrics=("learning_rate",))
+    with jax.numpy_dtype_promotion("standard"):
+        _, metrics = run(step, aj.TrainState.create(PARAMS, tx), [BATCH] * 2)
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], rates, rtol=1e-6)
+
+
+def test_the_learning_rate_of_a_step_that_is_skipped():
+    tx = optax.inject_hyperparams(optax.sgd)(RAMP)
+    step = aj.train_step(lambda p, b: jnp.sum(p * b), skip_nonfinite=True)
+    _, metrics = run(step, aj.TrainState.create(jnp.ones(2), tx), [1.0, jnp.nan, 1.0])
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], [0.1, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.scale_by_adam(),
+        optax.adam(0.1),
+        optax.sgd(RAMP),
+        optax.masked(aj.adam(RAMP), {"hidden": True, "bias": False, "output": True}),
+        optax.partition({"a": optax.inject_hyperparams(aj.sgd)(0.1), "b": aj.sgd(0.2)}, "a"),
+        aj.chain(aj.sgd(0.1), optax.scale(0.5)),
+        optax.chain(optax.sgd(0.1), PLATEAU),
+        aj.chain(aj.sgd(0.1), optax.scale_by_schedule(lambda count: 0.5)),
+    ],
+    ids=range(8),
+)
+def test_a_learning_rate_that_cannot_be_known(tx):
+    """Named, it is an error and loses nothing; else one warning, whatever compiles again."""
+    state = aj.TrainState.create(PARAMS, tx)
+    with jax.numpy_dtype_promotion("standard"):
+        named = aj.train_step(mean_squared_error, metrics=("learning_rate", "loss"))
+        with pytest.raises(
+            ValueError, match=r"names 'learning_rate', and none is known of .*inject"
+        ):
+            named(state, BATCH)
+        step = aj.train_step(mean_squared_error)
+        with pytest.warns(UserWarning, match="metric 'learning_rate' is left out: none") as caught:
+            state, metrics = step(state, BATCH)
+        assert len(caught) == 1
+        assert set(metrics) == {"loss", "skipped"}
+        half = jax.tree.map(lambda x: x[:8], BATCH)
+        state, _ = step(state, half)
+        _, metrics = aj.train_step(mean_squared_error, metrics=("loss", "skipped"))(state, BATCH)
+    assert set(metrics) == {"loss", "skipped"}
+
+
+def test_the_ratio_of_update_and_parameter_is_that_of_diagnose():
+    """0 where the parameters are: there is nothing to compare with."""
+
+    def loss(params, batch):
+        return jnp.sum(params * batch)
+
+    tx = aj.diagnose(aj.sgd(0.1), ("update_ratio",), group_by=lambda path: "all")
+    step = aj.train_step(loss, metrics=("update_ratio",))
+    for start in (0.0, 1e-30, 3.0):
+        state, metrics = step(aj.TrainState.create(jnp.full(4, start), tx), jnp.ones(4))
+        assert metrics["update_ratio"] == state.opt_state.measured["update_ratio"]["all"]
+        assert np.isfinite(metrics["update_ratio"])
+        assert start or metrics["update_ratio"] == 0
+
+
+def test_metrics_outlive_the_state():
+    """A number that no step changes is not the state's own array: users may donate that."""
+    step = aj.train_step(mean_squared_error)
+    state, first = step(create(), BATCH)
+    state, second = step(state, BATCH)
+    jax.tree.map(lambda x: x.delete(), dataclasses.replace(state, tx=None))
+    assert (first["skipped"], second["skipped"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [
+        lambda: optax.inject_hyperparams(optax.scale)(step_size=0.01),
+        lambda: optax.masked(optax.scale(0.01), True),
+        lambda: optax.contrib.split_real_and_imaginary(optax.scale(0.01)),
+    ],
+    ids=["inject", "masked", "split"],
+)
+def test_a_factor_inside_of_what_is_optax_s_is_not_overlooked(factor):
+    step = aj.train_step(
+        lambda params, batch: jnp.sum(params["w"] ** 2), metrics=("learning_rate",)
+    )
+    state = aj.TrainState.create({"w": jnp.ones(2)}, aj.chain(aj.sgd(0.1), factor()))
+    with pytest.raises(ValueError, match="none is known of"):
+        step(state, None)
