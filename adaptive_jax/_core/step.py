@@ -12,17 +12,26 @@ import jax.numpy as jnp
 from .. import maths
 from . import hyper, states
 from .rule import Rule, decay_names, fields, replace
+from .storage import base
 
 
-class Step:
-    """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
+class RuleAtStep:
+    """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ().
 
-    def __init__(self, rule: Rule, layout: states.Layout, old: Any, rounds: bool) -> None:
-        self._rule = rule
-        self._layout = layout
+    step: the number of the step; None for a rule that does not count them.
+    count: what the state will hold of it: the same, and where slots are rounded at random, that of
+      which the keys are made.
+    scalars: the rule's `scalars` after this step.
+    """
+
+    def __init__(self, rule: Rule, storages: tuple[base.Storage, ...], old: Any) -> None:
+        self.rule, self.storages = rule, storages
+        self.stochastic = any(storage.stochastic for storage in storages)
+        self._layout = states.layout(rule, self.stochastic)
+        self._old = old
         self._in_dtype: dict[Any, Rule] = {}
-        count = old.count if "count" in layout.fields else None
-        if rounds:
+        count = old.count if "count" in self._layout.fields else None
+        if self.stochastic:
             self.count = _next_count(count)
             count, self.step = reached(count), reached(self.count)
         else:
@@ -43,7 +52,7 @@ class Step:
         self.scalars = {name: getattr(old, name) for name in rule.scalars}
         if self.scalars:
             dtype = next(iter(self.scalars.values())).dtype
-            self.scalars = dict(self.rule_in(dtype).advance(self.scalars, self.step))
+            self.scalars = dict(self.in_dtype(dtype).advance(self.scalars, self.step))
 
     def _advance(self, name: str, correction: jax.Array) -> jax.Array:
         """1 - b(1)···b(t): the moving average, with these b, of the number one."""
@@ -57,7 +66,7 @@ class Step:
         value = cast(value, dtype)
         return maths.DecayRate(value, maths.complement(value))
 
-    def rule_in(self, dtype: Any) -> Rule:
+    def in_dtype(self, dtype: Any) -> Rule:
         """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
         dtype = jnp.finfo(dtype).dtype
         if dtype not in self._in_dtype:
@@ -67,7 +76,7 @@ class Step:
                 else cast(value, dtype)
                 for name, value in self._values.items()
             }
-            for name in decay_names(type(self._rule)):
+            for name in decay_names(type(self.rule)):
                 if values[name] is None:
                     continue
                 decay = self._decay(name, dtype)
@@ -77,21 +86,26 @@ class Step:
                 elif self.step is not None:
                     decay = decay._replace(correction=maths.power_complement(decay, self.step))
                 values[name] = decay
-            self._in_dtype[dtype] = replace(self._rule, **values)
+            self._in_dtype[dtype] = replace(self.rule, **values)
         return self._in_dtype[dtype]
+
+    def scalars_in(self, dtype: Any) -> dict[str, jax.Array]:
+        """The rule's `scalars` after this step, in the precision of dtype."""
+        dtype = jnp.finfo(dtype).dtype
+        return {name: cast(number, dtype) for name, number in self.scalars.items()}
 
     def statistic(self, directions: Sequence[Any]) -> Any:
         """What the rule wants to know of the whole tree."""
-        if self._rule.statistic is None:
+        if self.rule.statistic is None:
             return None
         arrays = [cast(x, dtype_for(x)) for x in directions if x is not None]
-        rule = self.rule_in(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
+        rule = self.in_dtype(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
         return rule.statistic(arrays)  # type: ignore[misc]  # Not None: checked above.
 
-    def state(self, old: Any, slots: dict[str, Any]) -> Any:
+    def new_state(self, slots: dict[str, Any]) -> Any:
         """The rule's state after this step. A rule without state hands back what it got."""
         if not self._layout.fields:
-            return old
+            return self._old
         return self._layout.make(
             **({"count": self.count} if "count" in self._layout.fields else {}),
             **self._corrections,
