@@ -12,6 +12,7 @@ import numpy as np
 
 from . import pytrees
 from .lifted import Lifted
+from .rule import mask_of
 
 
 @dataclass
@@ -80,7 +81,7 @@ def matched(
         indices: Sequence[Any] = [np.uint32(i) for i in range(len(gradients.leaves))]
         selected = list(
             zip(
-                *(gradients.selected(getattr(rule, "mask", None), params) for rule in rules),
+                *(gradients.selected(mask_of(rule), params) for rule in rules),
                 strict=True,
             )
         )

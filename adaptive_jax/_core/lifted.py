@@ -131,7 +131,7 @@ def are_decays(tree: Any) -> list[bool]:
             found.append(False)
             continue
         decays = decay_names(type(node))
-        for name in fields(type(node))[0]:
+        for name in fields(type(node)).data:
             leaves = jax.tree.leaves(value := getattr(node, name))
             found += [name in decays and leaf is value for leaf in leaves]
     return found

@@ -12,7 +12,7 @@ import optax
 
 from . import export
 from .pytrees import ORDER, describe
-from .rule import Rule, decay_names, fields
+from .rule import Rule, decay_names, fields, mask_of
 
 
 def split(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ def _outline(state: Any) -> str:
 def counts_steps(rule: Rule) -> bool:
     """Whether the rule's state holds the number of updates so far."""
     counts = rule.counts_steps if rule.counts_steps is not None else bool(rule.slots)
-    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule))[0])
+    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule)).data)
 
 
 def scheduled_decays(rule: Rule) -> list[str]:
@@ -115,7 +115,7 @@ def layout(rule: Rule, counts: bool = False) -> Layout:
     return Layout(
         rule.state_type_name or f"{type(rule).__name__}State",
         (*count, *corrections, *rule.scalars, *rule.slots),
-        rule.state_is_masked and getattr(rule, "mask", None) is not None,
+        rule.state_is_masked and mask_of(rule) is not None,
     )
 
 

@@ -38,7 +38,7 @@ class RuleAtStep:
             self.step: Any = None if count is None else maths.incremented(count)
             self.count = self.step
         self._values = {}
-        for name in fields(type(rule))[0]:
+        for name in fields(type(rule)).data:
             value = getattr(rule, name)
             hyper.one_number(type(rule).__name__, name, value)
             if callable(value):
