@@ -100,25 +100,22 @@ class Rule:
         """The rule's `scalars` after this step, computed once and not once per array."""
         raise NotImplementedError(f"{type(self).__name__} has scalars, but defines no `advance`.")
 
-    def learning_rate_at(self, count: Any) -> Any:
-        """The learning rate of the update after so many; None for a rule that has none.
+    def learning_rate_at(self, step: Any) -> Any:
+        """The learning rate at a step; None for a rule that has none.
 
-        A schedule is asked for its value. `update` sees hyperparameters as arrays, and gets an array;
-        outside of it the rate is a Python number where the hyperparameter is one.
-
-        Args:
-          count: the number of updates before it, an array of shape (); None for a rule that does not
-            count its steps.
+        step: 1 for the first update, as in `ctx.step`. A schedule is asked for its value after the
+          updates before it.
 
         Example:
           >>> import adaptive_jax as aj
-          >>> rule = aj.LearningRate(lambda count: 0.5**count)
-          >>> rule.learning_rate_at(jnp.asarray(3))
-          Array(0.125, dtype=float32, weak_type=True)
+          >>> aj.LearningRate(0.5, learning_rate_decay=1.0).learning_rate_at(3)
+          Array(0.16666667, dtype=float32)
         """
         name = self.learning_rate_field
         rate = None if name is None else getattr(self, name, None)
-        return hyper.scheduled(type(self).__name__, name, rate, count) if callable(rate) else rate
+        return (
+            hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
+        )
 
     statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
     """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""

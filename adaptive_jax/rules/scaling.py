@@ -42,14 +42,14 @@ class LearningRate(Rule):
     def needs_params(self):
         return self.weight_decay is not None
 
-    def learning_rate_at(self, count):
-        rate = super().learning_rate_at(count)
+    def learning_rate_at(self, step):
+        rate = super().learning_rate_at(step)
         if self.learning_rate_decay is None:
             return rate
-        return rate / (1 + self.learning_rate_decay * jnp.asarray(count, jnp.result_type(rate)))
+        return rate / (1 + self.learning_rate_decay * jnp.asarray(step - 1, jnp.result_type(rate)))
 
     def update(self, grad, slots, param, ctx):
-        rate = self.learning_rate_at(None if ctx.step is None else ctx.step - 1)
+        rate = self.learning_rate_at(ctx.step)
         if self.weight_decay is not None and ctx.selected:
             grad = grad + self.weight_decay * param
         return scaled(grad, lax.neg(rate) if self.flip_sign else rate), {}

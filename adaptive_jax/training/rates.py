@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .. import maths
 from .._core.step import reached
 from .._core.transformation import Foreign
 from ..transforms.chain import Chained
@@ -56,8 +57,9 @@ def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Arra
         yield from _rates_of_foreign(data, new_state)
     else:
         for rule, _, part in parts(transformation, state):
-            count = reached(part.count) if "count" in getattr(part, "_fields", ()) else None
-            rate = rule.learning_rate_at(count)
+            counts = "count" in getattr(part, "_fields", ())
+            step = maths.incremented(reached(part.count)) if counts else None
+            rate = rule.learning_rate_at(step)
             if rate is not None:
                 yield jnp.asarray(rate, jnp.float32)
 
