@@ -67,7 +67,7 @@ def matched(
     """All trees of an update, checked, in the order of the gradients."""
     rules = lifted.rules
     gradients = pytrees.Arrays("gradients", updates)
-    pytrees.no_complex("gradients", updates, rules)
+    pytrees.check_no_complex("gradients", updates, rules)
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
     slots = [

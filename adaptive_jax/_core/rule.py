@@ -112,7 +112,9 @@ class Rule:
           Array(0.16666667, dtype=float32)
         """
         name = self.learning_rate_field
-        rate = None if name is None else getattr(self, name, None)
+        if name is None:
+            return None
+        rate = getattr(self, name, None)
         return (
             hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
         )
@@ -148,7 +150,9 @@ class Rule:
             object.__setattr__(self, name, value)
         for slot in self.slots.values():
             if isinstance(slot.initial, str):
-                hyper.first_value(type(self).__name__, slot.initial, getattr(self, slot.initial))
+                hyper.check_first_value(
+                    type(self).__name__, slot.initial, getattr(self, slot.initial)
+                )
         name = fields(type(self)).mask
         if name is not None and getattr(self, name) is not None:
             object.__setattr__(self, name, Selection.of(getattr(self, name)))

@@ -44,7 +44,7 @@ def update_array(
         )
         with promotion, contract.of_update(stage.rule):
             result = stage.rule.update(direction, kept.read(), param, context)
-        direction, values = contract.returned(stage.rule, gradient, result)
+        direction, values = contract.checked_result(stage.rule, gradient, result)
         new.append(kept.encoded(values))
     return maths.saturating_cast(direction, plan.out_dtype), new
 
@@ -69,7 +69,7 @@ class _Slots:
 
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""
-        contract.slot_name(name, self._stored)
+        contract.check_slot_name(name, self._stored)
         storage, key = self._storages[name], None
         if storage.stochastic:
             key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))

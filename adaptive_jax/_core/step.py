@@ -1,4 +1,4 @@
-"""A rule at the step at hand."""
+"""A rule at the step at hand: its count, and its hyperparameters as arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RuleAtStep:
     def __init__(self, rule: Rule, storages: tuple[base.Storage, ...], old: Any) -> None:
         self.rule, self.storages = rule, storages
         self.stochastic = any(storage.stochastic for storage in storages)
-        self._layout = states.layout(rule, self.stochastic)
+        self._layout = states.layout_of(rule, self.stochastic)
         self._old = old
         self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in self._layout.fields else None
@@ -40,7 +40,7 @@ class RuleAtStep:
         self._values = {}
         for name in fields(type(rule)).data:
             value = getattr(rule, name)
-            hyper.one_number(type(rule).__name__, name, value)
+            hyper.check_one_number(type(rule).__name__, name, value)
             if callable(value):
                 value = hyper.scheduled(type(rule).__name__, name, value, count)
             self._values[name] = value

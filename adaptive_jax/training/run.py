@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from .. import maths
 from .._core import export, pytrees
 from .._core.arguments import floating, is_number, one_of, whole
-from .._core.lifted import Text, are_decays
+from .._core.lifted import Unquoted, are_decays
 from .._core.storage.sharding import explicit_sharding
 from .._core.transformation import member
 from ..transforms import precision
@@ -164,7 +164,7 @@ class TrainState:
         """
         tx = member(tx, "TrainState.create")
         _check_no_shapes(params=params, model_state=model_state, rng=rng)
-        pytrees.leaves("params", params)
+        pytrees.check_floats("params", params)
         if rng is not None and not _is_key(rng):
             raise TypeError(f"rng={rng!r} is no random key: give jax.random.key(0).")
         if copy:
@@ -202,7 +202,7 @@ class TrainState:
         """The optimizer, and the shapes of the arrays."""
 
         def shown(value: Any) -> str:
-            return repr(jax.tree.map(lambda x: Text(pytrees.describe(x)), value))
+            return repr(jax.tree.map(lambda x: Unquoted(pytrees.describe(x)), value))
 
         fields = [(each.name, getattr(self, each.name)) for each in dataclasses.fields(self)]
         parts = (
@@ -289,8 +289,8 @@ def _explain(error: Exception, state: TrainState, batch: Any) -> None:
         _check_not_used_up(state)
     if isinstance(error, TypeError):
         for each in dataclasses.fields(state):
-            pytrees.arrays(f"state.{each.name}", getattr(state, each.name))
-        pytrees.arrays("batch", batch)
+            pytrees.check_arrays(f"state.{each.name}", getattr(state, each.name))
+        pytrees.check_arrays("batch", batch)
     if "donate" in str(error):
         _refuse_repeated(state, batch, _buffers)
 
