@@ -79,12 +79,8 @@ def matched(
     ]
     if piece is None:
         indices: Sequence[Any] = [np.uint32(i) for i in range(len(gradients.leaves))]
-        selected = list(
-            zip(
-                *(gradients.selected(mask_of(rule), params) for rule in rules),
-                strict=True,
-            )
-        )
+        by_rule = [gradients.selected(mask_of(rule), params) for rule in rules]
+        selected = list(zip(*by_rule, strict=True))
     else:
         indices, selected = piece.indices, [piece.selected] * len(gradients.leaves)
     leaves = [

@@ -27,7 +27,9 @@ def update_array(
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
     """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once.
 
+    gradient: or what the rules before these made of it.
     slots: of each rule, what the state holds.
+    param: None where no parameters came.
     index: the place of the array in the tree, where the plan is stochastic.
     """
     direction = cast(gradient, plan.dtype)

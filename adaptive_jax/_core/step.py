@@ -25,10 +25,9 @@ class RuleAtStep:
     """
 
     def __init__(self, rule: Rule, storages: tuple[base.Storage, ...], old: Any) -> None:
-        self.rule, self.storages = rule, storages
+        self._rule, self._old, self.storages = rule, old, storages
         self.stochastic = any(storage.stochastic for storage in storages)
         self._layout = states.layout_of(rule, self.stochastic)
-        self._old = old
         self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in self._layout.fields else None
         if self.stochastic:
@@ -76,7 +75,7 @@ class RuleAtStep:
                 else cast(value, dtype)
                 for name, value in self._values.items()
             }
-            for name in decay_names(type(self.rule)):
+            for name in decay_names(type(self._rule)):
                 if values[name] is None:
                     continue
                 decay = self._decay(name, dtype)
@@ -86,7 +85,7 @@ class RuleAtStep:
                 elif self.step is not None:
                     decay = decay._replace(correction=maths.power_complement(decay, self.step))
                 values[name] = decay
-            self._in_dtype[dtype] = replace(self.rule, **values)
+            self._in_dtype[dtype] = replace(self._rule, **values)
         return self._in_dtype[dtype]
 
     def scalars_in(self, dtype: Any) -> dict[str, jax.Array]:
@@ -96,7 +95,7 @@ class RuleAtStep:
 
     def statistic(self, directions: Sequence[Any]) -> Any:
         """What the rule wants to know of the whole tree."""
-        if self.rule.statistic is None:
+        if self._rule.statistic is None:
             return None
         arrays = [cast(x, dtype_for(x)) for x in directions if x is not None]
         rule = self.in_dtype(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
@@ -135,4 +134,5 @@ def cast(value: Any, dtype: Any) -> jax.Array:
 
 
 def dtype_for(x: Any, stored: Any = ()) -> Any:
+    """In which a rule computes: float32, or what is wider or complex in an array and its slots."""
     return maths.compute_dtype(x.dtype, *(leaf.dtype for leaf in jax.tree.leaves(stored)))

@@ -32,15 +32,11 @@ def update_tree(
                 leaf.direction, leaf.slots[places] = update_array(
                     plan, leaf.direction, leaf.slots[places], leaf.param, index
                 )
-    new_states = [
-        rule.new_state(
-            {
-                name: gradients.slot_tree(
-                    getattr(old, name), [leaf.slots[i][name] for leaf in leaves]
-                )
-                for name in rule.rule.slots
-            }
-        )
-        for i, (rule, old) in enumerate(zip(rules, states, strict=True))
-    ]
+    new_states = []
+    for i, (rule, old) in enumerate(zip(rules, states, strict=True)):
+        slots = {
+            name: gradients.slot_tree(getattr(old, name), [leaf.slots[i][name] for leaf in leaves])
+            for name in lifted.rules[i].slots
+        }
+        new_states.append(rule.new_state(slots))
     return gradients.treedef.unflatten([leaf.direction for leaf in leaves]), lifted.join(new_states)
