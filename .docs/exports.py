@@ -16,7 +16,7 @@ PAGES = {
     "chains": ("Pieces for chains", []),
     "rules": (
         "Rules and the lift",
-        ["_core.hyper", "_core.rule", "_core.transform", "transforms.chain", "rules"],
+        ["_core.hyper", "_core.mask", "_core.rule", "_core.transform", "transforms.chain", "rules"],
     ),
     "storage": (
         "Storage, memory and precision",

@@ -10,6 +10,7 @@ from ._core.hyper import Decay as Decay
 from ._core.hyper import Fraction as Fraction
 from ._core.hyper import Hyper as Hyper
 from ._core.hyper import NonNegative as NonNegative
+from ._core.mask import Mask as Mask
 from ._core.rule import Context as Context
 from ._core.rule import Rule as Rule
 from ._core.rule import Slot as Slot

@@ -43,14 +43,14 @@ def whole(argument: str, value: Any, least: int, where: str = "", hint: str = ""
     """
     try:
         is_bool = isinstance(value, (bool, np.bool_))  # NumPy 2.0 has an index for its own.
-        number = least - 1 if is_bool else operator.index(value)
+        found = least - 1 if is_bool else operator.index(value)
     except TypeError:
-        number = least - 1
-    if number < least:
+        found = least - 1
+    if found < least:
         raise ValueError(
             f"{argument}={value!r}{where} must be a whole number, {least} or more.{hint}"
         )
-    return number
+    return found
 
 
 def number(argument: str, value: Any, least: float) -> None:

@@ -14,14 +14,14 @@ from .errors import of_function
 from .pytrees import describe
 
 
-def slot_name(name: str, known: Iterable[str]) -> None:
+def check_slot_name(name: str, known: Iterable[str]) -> None:
     """Raises a ValueError for a slot that the rule does not declare."""
     if name not in known:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
 
 
 @functools.cache
-def update_arguments(rule: type) -> None:
+def check_update(rule: type) -> None:
     """Raises a TypeError unless a rule's update takes what the lift gives it."""
     taken = inspect.signature(rule.update)  # type: ignore[attr-defined]
     try:
@@ -47,7 +47,7 @@ def of_update(rule: Any) -> Iterator[None]:
         ) from error
 
 
-def returned(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:
+def checked_result(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:
     """What a rule's update returned, if it is a direction like its gradient, and all its slots."""
     name = type(rule).__name__
     if not isinstance(result, tuple) or len(result) != 2:

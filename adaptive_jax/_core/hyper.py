@@ -13,6 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from .. import maths
+from .arguments import is_number
 from .errors import of_function
 from .pytrees import describe
 
@@ -84,7 +85,7 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
     raise TypeError(f"{name}={value!r:.200} is a {type(value).__name__} in {rule}: {allowed}.")
 
 
-def first_value(rule: str, name: str, value: Any) -> None:
+def check_first_value(rule: str, name: str, value: Any) -> None:
     """Raises a TypeError if the first value of a slot is a schedule."""
     if callable(value):
         raise TypeError(
@@ -99,7 +100,7 @@ def _name(function: Any) -> str:
     return getattr(function, "__name__", f"{function!r:.100}")
 
 
-def one_number(rule: str, name: str, value: Any) -> None:
+def check_one_number(rule: str, name: str, value: Any) -> None:
     """Raises a ValueError for a hyperparameter that is many numbers when it comes to be used."""
     if shape := np.shape(value) if hasattr(value, "shape") else ():
         raise ValueError(
@@ -157,8 +158,7 @@ def none_if_zero(value: Any) -> Any:
 
     An array may be a tracer, so it stays whatever its value.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return None if is_number and value == 0 else value
+    return None if is_number(value) and value == 0 else value
 
 
 def show(value: Any) -> str:

@@ -39,7 +39,7 @@ class Lifted:
     def layout(self) -> list[states.Layout]:
         """How each rule's state is laid out. What rounds at random has its steps counted."""
         return [
-            states.layout(rule, any(each.stochastic for each in storages))
+            states.layout_of(rule, any(each.stochastic for each in storages))
             for rule, storages in zip(self.rules, self.storages, strict=True)
         ]
 
@@ -49,11 +49,11 @@ class Lifted:
         entries = states.split(state, [layout[place] for place in self.order])
         return tuple(entries[self.order.index(place)] for place in range(len(layout)))
 
-    def join(self, parts: Sequence[Any]) -> Any:
+    def join(self, rule_states: Sequence[Any]) -> Any:
         """The reverse of `split`."""
         entries = [
-            optax.MaskedState(part) if layout.masked else part
-            for part, layout in zip(parts, self.layout(), strict=True)
+            optax.MaskedState(each) if layout.masked else each
+            for each, layout in zip(rule_states, self.layout(), strict=True)
         ]
         return tuple(entries[place] for place in self.order) if len(entries) > 1 else entries[0]
 
@@ -76,10 +76,10 @@ class Lifted:
         A factory whose arguments are not named like the fields of its rules has a table, `fields`.
         """
         assert self.factory is not None
-        options, fields = dict(self.options), getattr(self.factory, "fields", {})
+        options, renamed = dict(self.options), getattr(self.factory, "fields", {})
         values = {}
         for name in inspect.signature(self.factory).parameters:
-            field = fields.get(name, name)
+            field = renamed.get(name, name)
             if name in options:
                 values[name] = options[name]
             elif isinstance(field, tuple):
@@ -96,31 +96,31 @@ class Lifted:
         return next((value for value in values if value is not None), None)
 
 
-class Text(str):
+class Unquoted(str):
     """A string that is shown without quotes."""
 
     __slots__ = ()
     __repr__ = str.__str__
 
 
-def exact(tree: Any) -> Any:
+def with_complements(tree: Any) -> Any:
     """Rules with 1 - b beside each decay rate that is a Python number, taken in float64.
 
     Before jit rounds b. tree: a `Lifted`, or anything with such in it.
     """
 
-    def with_complements(rule: Any) -> Any:
+    def of_rule(rule: Any) -> Any:
         if not isinstance(rule, Rule):
             return rule
         values = {name: getattr(rule, name) for name in decay_names(type(rule))}
-        exact = {
+        decays = {
             name: maths.DecayRate(value, 1.0 - value)  # type: ignore[arg-type]
             for name, value in values.items()
             if isinstance(value, float)
         }
-        return replace(rule, **exact) if exact else rule
+        return replace(rule, **decays) if decays else rule
 
-    return jax.tree.map(with_complements, tree, is_leaf=lambda x: isinstance(x, Rule))
+    return jax.tree.map(of_rule, tree, is_leaf=lambda x: isinstance(x, Rule))
 
 
 def are_decays(tree: Any) -> list[bool]:
@@ -131,7 +131,7 @@ def are_decays(tree: Any) -> list[bool]:
             found.append(False)
             continue
         decays = decay_names(type(node))
-        for name in fields(type(node))[0]:
+        for name in fields(type(node)).data:
             leaves = jax.tree.leaves(value := getattr(node, name))
             found += [name in decays and leaf is value for leaf in leaves]
     return found

@@ -1,10 +1,10 @@
-"""Which arrays a rule selects."""
+"""Which arrays a rule selects: what a mask may be, and how a rule says that it has one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -15,7 +15,45 @@ from . import errors
 from .pytrees import describe
 
 
-def mask_leaves(mask: Any) -> None:
+@dataclass(frozen=True)
+class Selection:
+    """The arrays that a mask selects: a function of the parameters, or a tree of bools.
+
+    It is static data, so a tree is kept as its leaves and its structure, which hash.
+    """
+
+    function: Callable[[Any], Any] | None
+    leaves: tuple[bool, ...] = ()
+    treedef: Any = None
+
+    @classmethod
+    def of(cls, mask: Any) -> Selection:
+        """The selection of what a user gives as a mask."""
+        if isinstance(mask, Selection):
+            return mask
+        # A module that can be called but is a pytree is a tree of bools.
+        if callable(mask) and jax.tree_util.all_leaves([mask]):
+            return cls(mask)
+        leaves, treedef = jax.tree_util.tree_flatten(mask)
+        _check_bools(mask)
+        return cls(None, tuple(bool(leaf) for leaf in leaves), treedef)
+
+    def tree(self, params: Any) -> Any:
+        """A tree of bools, whose structure is a prefix of that of params."""
+        if self.function is None:
+            return jax.tree_util.tree_unflatten(self.treedef, self.leaves)
+        with errors.of_function(f"mask={self!r}", "a value of the parameters, which"):
+            tree = self.function(params)
+        _check_bools(tree)
+        return tree
+
+    def __repr__(self) -> str:
+        if self.function is not None:
+            return getattr(self.function, "__name__", type(self.function).__name__)
+        return repr(jax.tree_util.tree_unflatten(self.treedef, self.leaves))
+
+
+def _check_bools(mask: Any) -> None:
     """Raises a TypeError unless every leaf of a mask is True or False."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
         if isinstance(leaf, Tracer):
@@ -32,38 +70,6 @@ def mask_leaves(mask: Any) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Mask:
-    """Which arrays a rule's `mask` selects: a function of the parameters, or a tree of bools.
-
-    It is static data, so a tree is kept as its leaves and its structure, which hash.
-    """
-
-    function: Callable[[Any], Any] | None
-    leaves: tuple[bool, ...] = ()
-    treedef: Any = None
-
-    @classmethod
-    def of(cls, mask: Any) -> Mask:
-        if isinstance(mask, Mask):
-            return mask
-        # A module that can be called but is a pytree is a tree of bools.
-        if callable(mask) and jax.tree_util.all_leaves([mask]):
-            return cls(mask)
-        leaves, treedef = jax.tree_util.tree_flatten(mask)
-        mask_leaves(mask)
-        return cls(None, tuple(bool(leaf) for leaf in leaves), treedef)
-
-    def tree(self, params: Any) -> Any:
-        """A tree of bools, whose structure is a prefix of that of params."""
-        if self.function is None:
-            return jax.tree_util.tree_unflatten(self.treedef, self.leaves)
-        with errors.of_function(f"mask={self!r}", "a value of the parameters, which"):
-            tree = self.function(params)
-        mask_leaves(tree)
-        return tree
-
-    def __repr__(self) -> str:
-        if self.function is not None:
-            return getattr(self.function, "__name__", type(self.function).__name__)
-        return repr(jax.tree_util.tree_unflatten(self.treedef, self.leaves))
+Mask = Annotated[Any, Selection]
+"""Which arrays a rule is for: a tree of bools, a prefix of one, a function of the parameters that makes
+one, or None for all. What it says of the array at hand, `update` finds in `ctx.selected`."""

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from .leaves import Piece, matched
 from .lifted import Lifted
-from .update import matched, selection, update_tree
+from .update import update_tree
 
 _MOST_ARRAYS = 256
 """The most arrays that are one program outside of `jit`: XLA compiles larger ones for too long."""
@@ -44,9 +45,8 @@ def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
     if pieces is None:
         return update_tree(lifted, *trees)
     new_leaves = list(leaves)
-    for places, indices, selected in pieces:
-        piece = jax.tree.map(leaves.__getitem__, places)
-        new = update_tree(lifted, *piece, indices=indices, selected=selected)
+    for places, piece in pieces:
+        new = update_tree(lifted, *jax.tree.map(leaves.__getitem__, places), piece)
         for place, leaf in zip(jax.tree.leaves(places[:2]), jax.tree.leaves(new), strict=True):
             new_leaves[place] = leaf
     return jax.tree.unflatten(structure, new_leaves)[:2]
@@ -62,38 +62,34 @@ _cuts: dict[Any, Any] = {}
 def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     """How trees are cut: gradients, state and parameters of each piece, as places among all leaves.
 
-    Beside them, the indices of its arrays, and which of them the masks select. None where so few arrays
-    are equal that it does not pay. All checks run in here, as they do where a program is traced.
+    Beside them, what the piece is of the whole. None where so few arrays are equal that it does not
+    pay. All checks run in here, as they do where a program is traced.
     """
-    gradients, _, _, slots = matched(lifted, updates, state, params)
-    masks: list[Sequence[bool]] = []
-    # Traced: a mask may not look at values, here as elsewhere.
-    jax.eval_shape(lambda params: masks.extend(selection(lifted, gradients, params)), params)
+    treedef, selected_of = _selected(lifted, updates, state, params)
     leaves, structure = jax.tree.flatten((updates, state, params))
     of_updates, of_state, of_params = jax.tree.unflatten(structure, range(len(leaves)))
-    flat = gradients.treedef.flatten_up_to
-    gradient_at = flat(of_updates)
-    param_at = [None] * len(gradient_at) if params is None else flat(of_params)
+    gradient_at = treedef.flatten_up_to(of_updates)
+    param_at = [None] * len(gradient_at) if params is None else treedef.flatten_up_to(of_params)
     states_at = lifted.split(of_state)
     slots_at = [
-        {name: flat(getattr(old, name)) for name in each}
-        for old, each in zip(states_at, slots, strict=True)
+        {name: treedef.flatten_up_to(getattr(old, name)) for name in rule.slots}
+        for rule, old in zip(lifted.rules, states_at, strict=True)
     ]
 
-    def places(piece: Sequence[int]) -> Any:
+    def places(indices: Sequence[int]) -> Any:
         of_rules = [
-            old._replace(**{name: [at[i] for i in piece] for name, at in each.items()})
+            old._replace(**{name: [at[i] for i in indices] for name, at in each.items()})
             if each
             else old
             for old, each in zip(states_at, slots_at, strict=True)
         ]
-        return [gradient_at[i] for i in piece], lifted.join(of_rules), [param_at[i] for i in piece]
+        gradients, of_params = ([at[i] for i in indices] for at in (gradient_at, param_at))
+        return gradients, lifted.join(of_rules), of_params
 
     equal: dict[tuple[Any, Any, Any], list[int]] = {}
-    for i, gradient in enumerate(gradients.leaves):
-        if gradient is not None:
+    for i, selected in enumerate(selected_of):
+        if selected is not None:
             found, tree = jax.tree.flatten(places([i]))
-            selected = tuple([each[i] for each in masks])
             kinds = tuple([(x.shape, x.dtype, x.sharding) for x in map(leaves.__getitem__, found)])
             equal.setdefault((selected, tree, kinds), []).append(i)
     pieces, total, compiled = [], 0, 0
@@ -101,8 +97,20 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
         size = -(-len(group) // -(-len(group) // _PIECE))  # Pieces of one size, where that goes.
         cuts = [group[start : start + size] for start in range(0, len(group), size)]
         total += len(group)
-        compiled += sum({len(piece) for piece in cuts})
-        for piece in cuts:
-            indices = [np.uint32(i) for i in piece]
-            pieces.append((places(piece), indices, tuple((x,) * len(piece) for x in selected)))
+        compiled += sum({len(indices) for indices in cuts})
+        for indices in cuts:
+            pieces.append((places(indices), Piece([np.uint32(i) for i in indices], selected)))
     return pieces if compiled <= total / 2 else None
+
+
+def _selected(lifted: Lifted, *trees: Any) -> tuple[Any, list[tuple[bool, ...] | None]]:
+    """The structure of the gradients, and of each the rules whose masks select it; None without one."""
+    found: list[Any] = []
+
+    def look(*trees: Any) -> None:
+        gradients, _, leaves = matched(lifted, *trees)
+        selected = [None if leaf.gradient is None else leaf.selected for leaf in leaves]
+        found.append((gradients.treedef, selected))
+
+    jax.eval_shape(look, *trees)  # A mask may not look at values, here as elsewhere.
+    return found[0]

@@ -51,7 +51,7 @@ def _inexact(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
-def leaves(what: str, tree: Any) -> None:
+def check_floats(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is not an array of real or complex floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not _inexact(leaf):
@@ -115,14 +115,14 @@ def gradients(updates: Any) -> Any:
 
 def with_gradient(updates: Any, params: Any) -> Any:
     """The parameters, with None for what has no gradient and is no array, as in a whole module."""
-    gradients, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
+    leaves, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
     try:
         found = treedef.flatten_up_to(params)
     except ValueError:
         return params
     kept = [
         param if gradient is not None or hasattr(param, "dtype") else None
-        for gradient, param in zip(gradients, found, strict=True)
+        for gradient, param in zip(leaves, found, strict=True)
     ]
     return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
 
@@ -131,7 +131,7 @@ def _is_not(x: Any, y: Any) -> bool:
     return x is not y
 
 
-def arrays(what: str, tree: Any) -> None:
+def check_arrays(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is nothing that a compiled function takes."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.ShapeDtypeStruct) or not _is_taken(leaf):
@@ -175,7 +175,7 @@ def _remedy(leaf: Any) -> str:
     )
 
 
-def no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
+def check_no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
     """Raises a TypeError, with the path, for a complex leaf that one of the rules cannot take."""
     for rule in rules:
         if rule.takes_complex:
@@ -199,7 +199,7 @@ class Arrays:
         self._what, self._tree = what, tree
         given, self.treedef = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
         self.leaves: list[Any] = [None if is_float0(leaf) else leaf for leaf in given]
-        leaves(what, gradients(tree))
+        check_floats(what, gradients(tree))
 
     def params(self, params: Any, needed_by: Sequence[Any]) -> list[Any]:
         """The parameter of each gradient; None for each if no params came and none are needed."""
@@ -214,7 +214,7 @@ class Arrays:
             # Without a gradient it may be anything: a number of layers, a function.
             if gradient is not None:
                 if not _inexact(param):
-                    leaves(f"params{self.paths()[index]}", param)
+                    check_floats(f"params{self.paths()[index]}", param)
                 self._same_kind("params", index, param, may_be_real=False)
         return params
 

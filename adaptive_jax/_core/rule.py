@@ -7,13 +7,13 @@ import functools
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
 from . import closures, export, hyper
-from .hyper import ANNOTATIONS, show
-from .mask import Mask
+from .hyper import show
+from .mask import Mask, Selection
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Context:
     step: 1 for the first update, int32, shape (). None for a rule that does not count its steps.
     scalars: the rule's `scalars` after this step, as arrays of shape ().
     statistic: what `Rule.statistic` returned for this step; None without one.
-    selected: whether the rule's `mask` selects this array; True without a mask.
+    selected: whether the rule's mask selects this array; True without a mask.
     store: `store(name, value)` returns value as the slot will hold it. A rule that computes its
       direction from stored values takes the same steps after a restart, whatever the storage.
     """
@@ -51,7 +51,8 @@ class Rule:
     """The maths of one array. Subclass it as a frozen dataclass whose fields are hyperparameters.
 
     A field annotated `Hyper`, `NonNegative`, `Fraction` or `Decay` is data: changing its value
-    compiles nothing again. Every other field is static, an option that chooses code. A rule knows
+    compiles nothing again. Every other field is static, an option that chooses code. One annotated
+    `Mask` says which arrays the rule is for: what it says of each is in `ctx.selected`. A rule knows
     nothing of pytrees, dtypes, schedules or storage: it sees arrays of float32 at least, and
     hyperparameters as arrays of shape () in the same precision.
 
@@ -75,7 +76,7 @@ class Rule:
       needs_params: whether it needs the parameters (otherwise `param` may be None).
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
-      state_is_masked: whether the state of a rule that has a `mask` is an `optax.MaskedState`, as
+      state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
         that of `optax.masked`.
       learning_rate_field: the field that multiplies the direction; None for none.
     """
@@ -99,6 +100,25 @@ class Rule:
         """The rule's `scalars` after this step, computed once and not once per array."""
         raise NotImplementedError(f"{type(self).__name__} has scalars, but defines no `advance`.")
 
+    def learning_rate_at(self, step: Any) -> Any:
+        """The learning rate at a step; None for a rule that has none.
+
+        step: 1 for the first update, as in `ctx.step`. A schedule is asked for its value after the
+          updates before it.
+
+        Example:
+          >>> import adaptive_jax as aj
+          >>> aj.LearningRate(0.5, learning_rate_decay=1.0).learning_rate_at(3)
+          Array(0.16666667, dtype=float32)
+        """
+        name = self.learning_rate_field
+        if name is None:
+            return None
+        rate = getattr(self, name, None)
+        return (
+            hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
+        )
+
     statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
     """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""
 
@@ -113,7 +133,7 @@ class Rule:
         export.node(cls)
 
     def __post_init__(self) -> None:
-        for name, interval in fields(type(self))[1].items():
+        for name, interval in fields(type(self)).intervals.items():
             value = getattr(self, name)
             if type(value) is float and value in interval:
                 continue  # At once: a new learning rate may come in every step.
@@ -130,9 +150,12 @@ class Rule:
             object.__setattr__(self, name, value)
         for slot in self.slots.values():
             if isinstance(slot.initial, str):
-                hyper.first_value(type(self).__name__, slot.initial, getattr(self, slot.initial))
-        if (mask := getattr(self, "mask", None)) is not None:
-            object.__setattr__(self, "mask", Mask.of(mask))
+                hyper.check_first_value(
+                    type(self).__name__, slot.initial, getattr(self, slot.initial)
+                )
+        name = fields(type(self)).mask
+        if name is not None and getattr(self, name) is not None:
+            object.__setattr__(self, name, Selection.of(getattr(self, name)))
 
     def __repr__(self) -> str:
         """The call that made it; options that have their default are left out."""
@@ -145,11 +168,24 @@ class Rule:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+class Fields(NamedTuple):
+    """The names of a rule's fields, by what they are.
+
+    data: the hyperparameters.
+    intervals: of each of them the values that it may have.
+    static: all others.
+    mask: the one of these that says which arrays the rule is for; None without one.
+    """
+
+    data: tuple[str, ...]
+    intervals: dict[str, hyper.Interval]
+    static: tuple[str, ...]
+    mask: str | None
+
+
 @functools.cache
-def fields(
-    cls: type[Rule],
-) -> tuple[tuple[str, ...], dict[str, hyper.Interval], tuple[str, ...]]:
-    """Of a rule's class: the data fields, each one's interval, and the static fields."""
+def fields(cls: type[Rule]) -> Fields:
+    """The fields of a rule's class."""
     if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise TypeError(
             f"{cls.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it."
@@ -158,17 +194,33 @@ def fields(
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:  # Annotations that are strings, of names local to a function.
         hints = {
-            name: ANNOTATIONS.get(str(hint).rpartition(".")[2], hint)
+            name: _ANNOTATIONS.get(str(hint).rpartition(".")[2], hint)
             for name, hint in cls.__annotations__.items()
         }
-    names = [f.name for f in dataclasses.fields(cls)]
+    names = [each.name for each in dataclasses.fields(cls)]
+    metadata = {name: getattr(hints.get(name), "__metadata__", ()) for name in names}
     intervals = {
-        name: part
-        for name in names
-        for part in getattr(hints.get(name), "__metadata__", ())
-        if isinstance(part, hyper.Interval)
+        name: each for name in names for each in metadata[name] if isinstance(each, hyper.Interval)
     }
-    return tuple(intervals), intervals, tuple(name for name in names if name not in intervals)
+    masks = [name for name in names if Selection in metadata[name]]
+    if len(masks) > 1:
+        raise TypeError(
+            f"{cls.__name__} has the masks {', '.join(masks)}: ctx.selected is what one mask says, so a "
+            "rule has one. Make two rules of it."
+        )
+    if not masks and "mask" in names and "mask" not in intervals:
+        masks = ["mask"]  # Known by its name, as all masks were before there was an annotation.
+    static = tuple(name for name in names if name not in intervals)
+    return Fields(tuple(intervals), intervals, static, masks[0] if masks else None)
+
+
+_ANNOTATIONS = {**hyper.ANNOTATIONS, "Mask": Mask}
+
+
+def mask_of(rule: Rule) -> Selection | None:
+    """Which arrays the rule is for; None for all."""
+    name = fields(type(rule)).mask
+    return None if name is None else getattr(rule, name)
 
 
 @functools.cache
@@ -180,27 +232,27 @@ def _optional(cls: type[Rule]) -> frozenset[str]:
 @functools.cache
 def decay_names(cls: type[Rule]) -> tuple[str, ...]:
     """The names of the fields annotated `Decay`."""
-    return tuple(name for name, interval in fields(cls)[1].items() if interval.open_above)
+    return tuple(name for name, interval in fields(cls).intervals.items() if interval.open_above)
 
 
 def _flatten(rule: Rule) -> tuple[list[Any], tuple[Any, ...]]:
-    data, _, static = fields(type(rule))
+    names = fields(type(rule))
     values = rule.__dict__
-    return [values[name] for name in data], tuple([values[name] for name in static])
+    return [values[name] for name in names.data], tuple([values[name] for name in names.static])
 
 
 def _flatten_with_keys(rule: Rule) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
     leaves, static = _flatten(rule)
-    keys = [jax.tree_util.GetAttrKey(name) for name in fields(type(rule))[0]]
+    keys = [jax.tree_util.GetAttrKey(name) for name in fields(type(rule)).data]
     return list(zip(keys, leaves, strict=True)), static
 
 
 def _unflatten(cls: type[Rule], static: tuple[Any, ...], leaves: Iterable[Any]) -> Rule:
     # Without __init__: leaves may be tracers, or any object that somebody maps over the tree.
-    data, _, static_names = fields(cls)
+    names = fields(cls)
     rule = object.__new__(cls)
-    rule.__dict__.update(zip(data, leaves, strict=True))
-    rule.__dict__.update(zip(static_names, static, strict=True))
+    rule.__dict__.update(zip(names.data, leaves, strict=True))
+    rule.__dict__.update(zip(names.static, static, strict=True))
     return rule
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,72 +12,54 @@ import jax.numpy as jnp
 
 from .. import maths
 from . import contract
-from .rule import Context, Rule
-from .step import cast, reached
-from .storage import base
+from .plan import Plan, Stage
+from .rule import Context
+from .step import cast
 
 
-@functools.partial(jax.jit, static_argnames=("storages", "selected", "dtypes"))
+@jax.jit
 def update_array(
-    rules: tuple[Rule, ...],
-    counts: tuple[jax.Array | None, ...],
-    scalars: tuple[dict[str, jax.Array], ...],
-    statistic: Any,
+    plan: Plan,
     gradient: jax.Array,
-    stored: tuple[dict[str, Any], ...],
+    slots: Sequence[dict[str, Any]],
     param: jax.Array | None,
     index: Any,
-    *,
-    storages: tuple[tuple[base.Storage, ...], ...],
-    selected: tuple[bool, ...],
-    dtypes: tuple[Any, Any],
-) -> tuple[jax.Array, tuple[dict[str, Any], ...]]:
-    """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once."""
-    dtype, out_dtype = dtypes
-    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    direction = cast(gradient, dtype)
+) -> tuple[jax.Array, list[dict[str, Any]]]:
+    """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once.
+
+    gradient: or what the rules before these made of it.
+    slots: of each rule, what the state holds.
+    param: None where no parameters came.
+    index: the place of the array in the tree, where the plan is stochastic.
+    """
+    direction = cast(gradient, plan.dtype)
     if param is not None:
-        param = cast(param, maths.compute_dtype(jnp.result_type(param), dtype))
+        param = cast(param, maths.compute_dtype(jnp.result_type(param), plan.dtype))
+    # Complex arrays times real scalars are meant, also where a user forbids promotion.
+    is_complex = jnp.issubdtype(plan.dtype, jnp.complexfloating)
     new = []
-    for rule, count, numbers, old, codecs, select in zip(
-        rules, counts, scalars, stored, storages, selected, strict=True
-    ):
-        slots = _Slots(rule, old, codecs, dtype, count, index)
-        context = Context(
-            step=reached(count) if any(codec.stochastic for codec in codecs) else count,
-            scalars={k: cast(number, jnp.finfo(dtype).dtype) for k, number in numbers.items()},
-            statistic=statistic,
-            selected=select,
-            store=slots.store,
-        )
-        # Complex arrays times real scalars are meant, also where a user forbids promotion.
+    for stage, stored in zip(plan.stages, slots, strict=True):
+        kept = _Slots(stage, stored, plan.dtype, index)
+        context = Context(stage.step, stage.scalars, stage.statistic, stage.selected, kept.store)
         promotion = (
             jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
         )
-        with promotion, contract.of_update(rule):
-            result = rule.update(direction, slots.read(), param, context)
-        direction, values = contract.returned(rule, gradient, result)
-        new.append(slots.encoded(values))
-    return maths.saturating_cast(direction, out_dtype), tuple(new)
+        with promotion, contract.of_update(stage.rule):
+            result = stage.rule.update(direction, kept.read(), param, context)
+        direction, values = contract.checked_result(stage.rule, gradient, result)
+        new.append(kept.encoded(values))
+    return maths.saturating_cast(direction, plan.out_dtype), new
 
 
 class _Slots:
     """The slots of one rule for one array, between the state and the rule."""
 
-    def __init__(
-        self,
-        rule: Rule,
-        stored: dict[str, Any],
-        storages: Sequence[base.Storage],
-        dtype: Any,
-        count: Any,
-        index: Any,
-    ) -> None:
-        self._stored, self._count, self._index = stored, count, index
-        self._storages = dict(zip(rule.slots, storages, strict=True))
+    def __init__(self, stage: Stage, stored: dict[str, Any], dtype: Any, index: Any) -> None:
+        self._stored, self._count, self._index = stored, stage.count, index
+        self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
-            name: real if slot.nonnegative else dtype for name, slot in rule.slots.items()
+            name: real if slot.nonnegative else dtype for name, slot in stage.rule.slots.items()
         }
         self._codes: dict[str, tuple[jax.Array, Any]] = {}
 
@@ -90,7 +71,7 @@ class _Slots:
 
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""
-        contract.slot_name(name, self._stored)
+        contract.check_slot_name(name, self._stored)
         storage, key = self._storages[name], None
         if storage.stochastic:
             key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))

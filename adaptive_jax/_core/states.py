@@ -1,4 +1,4 @@
-"""How the state of a rule is laid out, and whether a state is laid out so."""
+"""How the state of a rule is laid out, and whether the one that came is laid out so."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import optax
 
 from . import export
 from .pytrees import ORDER, describe
-from .rule import Rule, decay_names, fields
+from .rule import Rule, decay_names, fields, mask_of
 
 
 def split(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
-    """The state as one part for each `Layout`, out of its `MaskedState`, if it is laid out so."""
-    parts = state if len(expected) > 1 else (state,)
-    if isinstance(parts, (tuple, list)) and len(parts) == len(expected):
-        parts = [
-            getattr(part, "inner_state", None) if layout.masked else part
-            for part, layout in zip(parts, expected, strict=True)
+    """The state as one entry for each `Layout`, out of its `MaskedState`, if it is laid out so."""
+    entries = state if len(expected) > 1 else (state,)
+    if isinstance(entries, (tuple, list)) and len(entries) == len(expected):
+        entries = [
+            getattr(entry, "inner_state", None) if layout.masked else entry
+            for entry, layout in zip(entries, expected, strict=True)
         ]
         # A rule without state takes whatever comes, as in optax.
         if all(
-            (not layout.fields and not (layout.masked and part is None))
+            (not layout.fields and not (layout.masked and entry is None))
             or (
-                getattr(part, "_fields", None) == layout.fields
-                and layout.name in (None, type(part).__name__)
+                getattr(entry, "_fields", None) == layout.fields
+                and layout.name in (None, type(entry).__name__)
             )
-            for part, layout in zip(parts, expected, strict=True)
+            for entry, layout in zip(entries, expected, strict=True)
         ):
-            return tuple(parts)
+            return tuple(entries)
     wanted = ", ".join(map(str, expected))
     raise ValueError(
         "the state was made by another optimizer, or is no state: expected "
@@ -80,7 +80,7 @@ def _outline(state: Any) -> str:
 def counts_steps(rule: Rule) -> bool:
     """Whether the rule's state holds the number of updates so far."""
     counts = rule.counts_steps if rule.counts_steps is not None else bool(rule.slots)
-    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule))[0])
+    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule)).data)
 
 
 def scheduled_decays(rule: Rule) -> list[str]:
@@ -105,7 +105,7 @@ class Layout(NamedTuple):
         return f"MaskedState({shown})" if self.masked else shown
 
 
-def layout(rule: Rule, counts: bool = False) -> Layout:
+def layout_of(rule: Rule, counts: bool = False) -> Layout:
     """How the rule's state is laid out.
 
     counts: whether it counts steps for the sake of its storage, if not for its own.
@@ -115,7 +115,7 @@ def layout(rule: Rule, counts: bool = False) -> Layout:
     return Layout(
         rule.state_type_name or f"{type(rule).__name__}State",
         (*count, *corrections, *rule.scalars, *rule.slots),
-        rule.state_is_masked and getattr(rule, "mask", None) is not None,
+        rule.state_is_masked and mask_of(rule) is not None,
     )
 
 

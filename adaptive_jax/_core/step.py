@@ -1,4 +1,4 @@
-"""A rule at the step at hand."""
+"""A rule at the step at hand: its count, and its hyperparameters as arrays."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ import jax.numpy as jnp
 from .. import maths
 from . import hyper, states
 from .rule import Rule, decay_names, fields, replace
+from .storage import base
 
 
-class Step:
-    """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ()."""
+class RuleAtStep:
+    """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ().
 
-    def __init__(self, rule: Rule, layout: states.Layout, old: Any, rounds: bool) -> None:
-        self._rule = rule
-        self._layout = layout
+    step: the number of the step; None for a rule that does not count them.
+    count: what the state will hold of it: the same, and where slots are rounded at random, that of
+      which the keys are made.
+    scalars: the rule's `scalars` after this step.
+    """
+
+    def __init__(self, rule: Rule, storages: tuple[base.Storage, ...], old: Any) -> None:
+        self._rule, self._old, self.storages = rule, old, storages
+        self.stochastic = any(storage.stochastic for storage in storages)
+        self._layout = states.layout_of(rule, self.stochastic)
         self._in_dtype: dict[Any, Rule] = {}
-        count = old.count if "count" in layout.fields else None
-        if rounds:
+        count = old.count if "count" in self._layout.fields else None
+        if self.stochastic:
             self.count = _next_count(count)
             count, self.step = reached(count), reached(self.count)
         else:
             self.step: Any = None if count is None else maths.incremented(count)
             self.count = self.step
         self._values = {}
-        for name in fields(type(rule))[0]:
+        for name in fields(type(rule)).data:
             value = getattr(rule, name)
-            hyper.one_number(type(rule).__name__, name, value)
+            hyper.check_one_number(type(rule).__name__, name, value)
             if callable(value):
                 value = hyper.scheduled(type(rule).__name__, name, value, count)
             self._values[name] = value
@@ -43,7 +51,7 @@ class Step:
         self.scalars = {name: getattr(old, name) for name in rule.scalars}
         if self.scalars:
             dtype = next(iter(self.scalars.values())).dtype
-            self.scalars = dict(self.rule_in(dtype).advance(self.scalars, self.step))
+            self.scalars = dict(self.in_dtype(dtype).advance(self.scalars, self.step))
 
     def _advance(self, name: str, correction: jax.Array) -> jax.Array:
         """1 - b(1)···b(t): the moving average, with these b, of the number one."""
@@ -57,7 +65,7 @@ class Step:
         value = cast(value, dtype)
         return maths.DecayRate(value, maths.complement(value))
 
-    def rule_in(self, dtype: Any) -> Rule:
+    def in_dtype(self, dtype: Any) -> Rule:
         """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
         dtype = jnp.finfo(dtype).dtype
         if dtype not in self._in_dtype:
@@ -80,18 +88,23 @@ class Step:
             self._in_dtype[dtype] = replace(self._rule, **values)
         return self._in_dtype[dtype]
 
+    def scalars_in(self, dtype: Any) -> dict[str, jax.Array]:
+        """The rule's `scalars` after this step, in the precision of dtype."""
+        dtype = jnp.finfo(dtype).dtype
+        return {name: cast(number, dtype) for name, number in self.scalars.items()}
+
     def statistic(self, directions: Sequence[Any]) -> Any:
         """What the rule wants to know of the whole tree."""
         if self._rule.statistic is None:
             return None
         arrays = [cast(x, dtype_for(x)) for x in directions if x is not None]
-        rule = self.rule_in(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
+        rule = self.in_dtype(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
         return rule.statistic(arrays)  # type: ignore[misc]  # Not None: checked above.
 
-    def state(self, old: Any, slots: dict[str, Any]) -> Any:
+    def new_state(self, slots: dict[str, Any]) -> Any:
         """The rule's state after this step. A rule without state hands back what it got."""
         if not self._layout.fields:
-            return old
+            return self._old
         return self._layout.make(
             **({"count": self.count} if "count" in self._layout.fields else {}),
             **self._corrections,
@@ -121,4 +134,5 @@ def cast(value: Any, dtype: Any) -> jax.Array:
 
 
 def dtype_for(x: Any, stored: Any = ()) -> Any:
+    """In which a rule computes: float32, or what is wider or complex in an array and its slots."""
     return maths.compute_dtype(x.dtype, *(leaf.dtype for leaf in jax.tree.leaves(stored)))

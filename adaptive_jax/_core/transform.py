@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 
 from .. import maths
 from . import contract, export, pytrees, states
-from .lifted import Lifted, Text, exact
+from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
 from .rule import Rule, fields
 from .storage import named
@@ -74,11 +74,11 @@ def build(
                 "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
-        contract.update_arguments(type(rule))
+        contract.check_update(type(rule))
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
-        options["storage"] = Text(repr(storage))  # A mapping does not hash.
+        options["storage"] = Unquoted(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
     lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
     return Transformation(Partial(_init, lifted), Partial(_update, lifted))
@@ -87,10 +87,10 @@ def build(
 def _init(lifted: Lifted, params: Any) -> Any:
     """The state at first. It maps over params only: some tools of optax pass a placeholder."""
     export.states_of_optax()
-    pytrees.leaves("params", params)
-    pytrees.no_complex("params", params, lifted.rules)
+    pytrees.check_floats("params", params)
+    pytrees.check_no_complex("params", params, lifted.rules)
     scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
-    parts = []
+    rule_states = []
     for rule, storages, layout in zip(lifted.rules, lifted.storages, lifted.layout(), strict=True):
         entries: dict[str, Any] = (
             {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
@@ -102,8 +102,8 @@ def _init(lifted: Lifted, params: Any) -> Any:
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
             entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
-        parts.append(layout.make(**entries))
-    return lifted.join(parts)
+        rule_states.append(layout.make(**entries))
+    return lifted.join(rule_states)
 
 
 def _update(
@@ -111,7 +111,7 @@ def _update(
 ) -> tuple[Any, Any]:
     """optax's `update`. Extra arguments are meant for other members of a chain."""
     del extra_args
-    lifted = exact(lifted)
+    lifted = with_complements(lifted)
     try:
         if is_cut(lifted, (updates, state, params)):
             return update_in_pieces(lifted, (updates, state, params))

@@ -2,112 +2,41 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from . import pytrees
+from .leaves import Piece, matched
 from .lifted import Lifted
-from .rule import Rule
+from .plan import plans, stretches
 from .slots import update_array
-from .step import Step, dtype_for
+from .step import RuleAtStep
 
 
-@functools.partial(jax.jit, static_argnames="selected")
+@jax.jit
 def update_tree(
-    lifted: Lifted,
-    updates: Any,
-    state: Any,
-    params: Any,
-    indices: Sequence[Any] | None = None,
-    selected: Sequence[Sequence[bool]] | None = None,
+    lifted: Lifted, updates: Any, state: Any, params: Any, piece: Piece | None = None
 ) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
-    All checks run while it is traced, so from the second call on they cost nothing. For a piece of a
-    larger tree, indices are the places of its arrays in that, and selected what the rules' masks say.
+    All checks run while it is traced, so from the second call on they cost nothing.
+
+    piece: what there is to know of the larger tree whose arrays these are.
     """
-    rules = lifted.rules
-    gradients, param_leaves, states, slots = matched(lifted, updates, state, params)
-    if selected is None:
-        selected = selection(lifted, gradients, params)
-    if indices is None:
-        indices = [np.uint32(i) for i in range(len(gradients.leaves))]
-    rounds = [any(storage.stochastic for storage in each) for each in lifted.storages]
-    steps = [Step(*each) for each in zip(rules, lifted.layout(), states, rounds, strict=True)]
-
-    directions = list(gradients.leaves)
-    for start, stop in _stretches(rules):
-        part = slice(start, stop)
-        statistic = steps[start].statistic(directions)
-        for i, (gradient, direction) in enumerate(zip(gradients.leaves, directions, strict=True)):
-            if direction is None:
-                continue
-            stored = tuple(
-                {name: leaves[i] for name, leaves in each.items()} for each in slots[part]
-            )
-            dtype = dtype_for(direction, stored)
-            stochastic = any(codec.stochastic for each in lifted.storages[part] for codec in each)
-            directions[i], new = update_array(
-                tuple(step.rule_in(dtype) for step in steps[part]),
-                tuple(step.count for step in steps[part]),
-                tuple(step.scalars for step in steps[part]),
-                statistic,
-                direction,
-                stored,
-                param_leaves[i],
-                indices[i] if stochastic else None,
-                storages=lifted.storages[part],
-                selected=tuple(each[i] for each in selected[part]),
-                dtypes=(dtype, gradient.dtype if stop == len(rules) else dtype),
-            )
-            for each, values in zip(slots[part], new, strict=True):
-                for name, value in values.items():
-                    each[name][i] = value
-
-    new_states = [
-        step.state(
-            old,
-            {
-                name: gradients.slot_tree(getattr(old, name), leaves)
-                for name, leaves in each.items()
-            },
-        )
-        for step, old, each in zip(steps, states, slots, strict=True)
-    ]
-    return gradients.treedef.unflatten(directions), lifted.join(new_states)
-
-
-def matched(lifted: Lifted, updates: Any, state: Any, params: Any) -> tuple[Any, ...]:
-    """All trees of an update, checked, as lists in the order of the gradients.
-
-    These are the gradients, the parameters, and of each rule its state and its slots.
-    """
-    rules = lifted.rules
-    gradients = pytrees.Arrays("gradients", updates)
-    pytrees.no_complex("gradients", updates, rules)
-    param_leaves = gradients.params(params, [rule for rule in rules if rule.needs_params])
-    states = lifted.split(state)
-    slots = [
-        {
-            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative, param_leaves)
-            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
+    gradients, states, leaves = matched(lifted, updates, state, params, piece)
+    rules = [RuleAtStep(*each) for each in zip(lifted.rules, lifted.storages, states, strict=True)]
+    for places in stretches(lifted.rules):
+        for leaf, plan in zip(leaves, plans(rules, places, leaves), strict=True):
+            if plan is not None:
+                index = leaf.index if plan.stochastic else None
+                leaf.direction, leaf.slots[places] = update_array(
+                    plan, leaf.direction, leaf.slots[places], leaf.param, index
+                )
+    new_states = []
+    for i, (rule, old) in enumerate(zip(rules, states, strict=True)):
+        slots = {
+            name: gradients.slot_tree(getattr(old, name), [leaf.slots[i][name] for leaf in leaves])
+            for name in lifted.rules[i].slots
         }
-        for rule, storages, old in zip(rules, lifted.storages, states, strict=True)
-    ]
-    return gradients, param_leaves, states, slots
-
-
-def selection(lifted: Lifted, gradients: pytrees.Arrays, params: Any) -> list[Sequence[bool]]:
-    """Of each rule, which arrays its mask selects."""
-    return [gradients.selected(getattr(rule, "mask", None), params) for rule in lifted.rules]
-
-
-def _stretches(rules: Sequence[Rule]) -> list[tuple[int, int]]:
-    """Where to cut the rules: a statistic of the whole tree needs all arrays up to it first."""
-    cuts = [0, *(i for i, rule in enumerate(rules) if i and rule.statistic is not None), len(rules)]
-    return list(itertools.pairwise(cuts))
+        new_states.append(rule.new_state(slots))
+    return gradients.treedef.unflatten([leaf.direction for leaf in leaves]), lifted.join(new_states)

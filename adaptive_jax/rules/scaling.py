@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from .._core.hyper import Hyper, NonNegative
+from .._core.mask import Mask
 from .._core.rule import Rule
 from ..maths import scaled
 
@@ -27,7 +28,7 @@ class LearningRate(Rule):
 
     learning_rate: NonNegative
     weight_decay: NonNegative = None
-    mask: Any = None
+    mask: Mask = None
     flip_sign: bool = True
     learning_rate_decay: NonNegative = None
     keep_count: bool = False
@@ -41,10 +42,14 @@ class LearningRate(Rule):
     def needs_params(self):
         return self.weight_decay is not None
 
+    def learning_rate_at(self, step):
+        rate = super().learning_rate_at(step)
+        if self.learning_rate_decay is None:
+            return rate
+        return rate / (1 + self.learning_rate_decay * jnp.asarray(step - 1, jnp.result_type(rate)))
+
     def update(self, grad, slots, param, ctx):
-        rate = self.learning_rate
-        if self.learning_rate_decay is not None:
-            rate = rate / (1 + self.learning_rate_decay * (ctx.step - 1).astype(rate.dtype))
+        rate = self.learning_rate_at(ctx.step)
         if self.weight_decay is not None and ctx.selected:
             grad = grad + self.weight_decay * param
         return scaled(grad, lax.neg(rate) if self.flip_sign else rate), {}
@@ -61,7 +66,7 @@ class WeightDecay(Rule):
     """
 
     weight_decay: Hyper = None
-    mask: Any = None
+    mask: Mask = None
     learning_rate: NonNegative = None
     state_type_name = "WeightDecaySchedule"
     state_is_masked = True

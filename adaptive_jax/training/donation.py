@@ -20,8 +20,8 @@ def explain_failure(error: Exception, state: TrainState, batch: Any) -> None:
         _check_not_used_up(state)
     if isinstance(error, TypeError):
         for each in dataclasses.fields(state):
-            pytrees.arrays(f"state.{each.name}", getattr(state, each.name))
-        pytrees.arrays("batch", batch)
+            pytrees.check_arrays(f"state.{each.name}", getattr(state, each.name))
+        pytrees.check_arrays("batch", batch)
     if "donate" in str(error):
         _refuse_repeated(state, batch, buffers_of)
 

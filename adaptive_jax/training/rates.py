@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .._core import hyper
-from .._core.rule import Rule
+from .. import maths
 from .._core.step import reached
 from .._core.transformation import Foreign
 from ..transforms.chain import Chained
@@ -58,22 +57,11 @@ def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Arra
         yield from _rates_of_foreign(data, new_state)
     else:
         for rule, _, part in parts(transformation, state):
-            rate = _rate(rule, part)
+            counts = "count" in getattr(part, "_fields", ())
+            step = maths.incremented(reached(part.count)) if counts else None
+            rate = rule.learning_rate_at(step)
             if rate is not None:
-                yield rate
-
-
-def _rate(rule: Rule, state: Any) -> jax.Array | None:
-    field = rule.learning_rate_field
-    rate = None if field is None else getattr(rule, field, None)
-    if rate is None:
-        return None
-    count = reached(state.count) if "count" in getattr(state, "_fields", ()) else None
-    if callable(rate):
-        rate = hyper.scheduled(type(rule).__name__, "learning_rate", rate, count)
-    rate = jnp.asarray(rate, jnp.float32)
-    decay = getattr(rule, "learning_rate_decay", None)
-    return rate if decay is None else rate / (1 + decay * jnp.asarray(count, jnp.float32))
+                yield jnp.asarray(rate, jnp.float32)
 
 
 def _rates_of_foreign(foreign: Foreign, state: Any) -> list[jax.Array]:

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from .._core import export, pytrees
-from .._core.lifted import Text
+from .._core.lifted import Unquoted
 from .._core.transformation import member
 from ..transforms import precision
 from .arrays import is_key, own_copies
@@ -89,7 +89,7 @@ class TrainState:
         """
         tx = member(tx, "TrainState.create")
         _check_no_shapes(params=params, model_state=model_state, rng=rng)
-        pytrees.leaves("params", params)
+        pytrees.check_floats("params", params)
         if rng is not None and not (is_key(rng) or _is_old_key(rng)):
             raise TypeError(f"rng={rng!r} is no random key: give jax.random.key(0).")
         if copy:
@@ -111,7 +111,7 @@ class TrainState:
         """The optimizer, and the shapes of the arrays."""
 
         def shown(value: Any) -> str:
-            return repr(jax.tree.map(lambda x: Text(pytrees.describe(x)), value))
+            return repr(jax.tree.map(lambda x: Unquoted(pytrees.describe(x)), value))
 
         fields = [(each.name, getattr(self, each.name)) for each in dataclasses.fields(self)]
         parts = (

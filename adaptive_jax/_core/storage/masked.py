@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from .. import pytrees
-from ..mask import Mask
+from ..mask import Selection
 from .base import PLAIN, Storage
 from .named import resolve
 
@@ -27,7 +27,7 @@ class Masked(Storage):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "storage", resolve(self.storage))
-        object.__setattr__(self, "mask", Mask.of(self.mask))
+        object.__setattr__(self, "mask", Selection.of(self.mask))
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

@@ -1,0 +1,96 @@
+"""The trees of an update, checked and matched leaf by leaf."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from . import pytrees
+from .lifted import Lifted
+from .rule import mask_of
+
+
+@dataclass
+class Leaf:
+    """One array of the tree, on its way from its gradient to its update.
+
+    gradient: None for an array that is left alone, with its slots.
+    param: None where no parameters came.
+    slots: of each rule, from names to what the state holds, the new one in the end.
+    selected: of each rule, whether its mask selects the array.
+    index: the place of the array in the whole tree.
+    direction: the gradient, then what the last rule that saw it made of it.
+    """
+
+    gradient: Any
+    param: Any
+    slots: list[dict[str, Any]]
+    selected: tuple[bool, ...]
+    index: Any
+    direction: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.direction = self.gradient
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected"]
+)
+@dataclass(frozen=True)
+class Piece:
+    """What arrays of a larger tree, updated by themselves, have to know of it.
+
+    indices: the place of each in that tree.
+    selected: of each rule, whether its mask selects them all, or none.
+    """
+
+    indices: list[Any]
+    selected: tuple[bool, ...]
+
+
+class Matched(NamedTuple):
+    """The gradients, of each rule its state, and what belongs to each gradient."""
+
+    gradients: pytrees.Arrays
+    states: tuple[Any, ...]
+    leaves: list[Leaf]
+
+
+def matched(
+    lifted: Lifted, updates: Any, state: Any, params: Any, piece: Piece | None = None
+) -> Matched:
+    """All trees of an update, checked, in the order of the gradients."""
+    rules = lifted.rules
+    gradients = pytrees.Arrays("gradients", updates)
+    pytrees.check_no_complex("gradients", updates, rules)
+    of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
+    states = lifted.split(state)
+    slots = [
+        {
+            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative, of_params)
+            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
+        }
+        for rule, storages, old in zip(rules, lifted.storages, states, strict=True)
+    ]
+    if piece is None:
+        indices: Sequence[Any] = [np.uint32(i) for i in range(len(gradients.leaves))]
+        by_rule = [gradients.selected(mask_of(rule), params) for rule in rules]
+        selected = list(zip(*by_rule, strict=True))
+    else:
+        indices, selected = piece.indices, [piece.selected] * len(gradients.leaves)
+    leaves = [
+        Leaf(
+            gradients.leaves[i],
+            of_params[i],
+            [{name: values[i] for name, values in of_rule.items()} for of_rule in slots],
+            selected[i],
+            indices[i],
+        )
+        for i in range(len(gradients.leaves))
+    ]
+    return Matched(gradients, states, leaves)
