@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping
@@ -16,9 +17,7 @@ def documented(meanings: Mapping[str, str]) -> Callable[[_Function], _Function]:
     def complete(function: _Function) -> _Function:
         lines = [f"{name}: {meanings[name]}" for name in inspect.signature(function).parameters]
         body, _, example = inspect.cleandoc(function.__doc__ or "").partition("Example:\n")
-        arguments = "\n".join(
-            textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="    ") for line in lines
-        )
+        arguments = "\n".join(map(_filled, lines))
         raises = (
             "Raises:\n  TypeError, ValueError: for an argument of the wrong type or out of range, "
             "by name."
@@ -27,3 +26,8 @@ def documented(meanings: Mapping[str, str]) -> Callable[[_Function], _Function]:
         return function
 
     return complete
+
+
+@functools.cache  # Most arguments are those of many functions, and filling takes time at import.
+def _filled(line: str) -> str:
+    return textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="    ")
