@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.tree_util import Partial
-
-from .. import maths
-from . import contract, export, pytrees, states
-from .lifted import Lifted, Text, exact
-from .pieces import is_cut, update_in_pieces
+from . import contract
+from .lifted import Lifted, Text
 from .rule import Rule, fields
 from .storage import named
 from .transformation import Transformation
-from .update import update_tree
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -80,46 +73,4 @@ def build(
     if storage is not None:
         options["storage"] = Text(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
-    lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
-    return Transformation(Partial(_init, lifted), Partial(_update, lifted))
-
-
-def _init(lifted: Lifted, params: Any) -> Any:
-    """The state at first. It maps over params only: some tools of optax pass a placeholder."""
-    export.states_of_optax()
-    pytrees.leaves("params", params)
-    pytrees.no_complex("params", params, lifted.rules)
-    scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
-    parts = []
-    for rule, storages, layout in zip(lifted.rules, lifted.storages, lifted.layout(), strict=True):
-        entries: dict[str, Any] = (
-            {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
-        )
-        for name in states.scheduled_decays(rule):
-            entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
-        for name, first in rule.scalars.items():
-            entries[name] = jnp.asarray(first, scalar_dtype)
-        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
-            initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
-            entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
-        parts.append(layout.make(**entries))
-    return lifted.join(parts)
-
-
-def _update(
-    lifted: Lifted, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, Any]:
-    """optax's `update`. Extra arguments are meant for other members of a chain."""
-    del extra_args
-    lifted = exact(lifted)
-    try:
-        if is_cut(lifted, (updates, state, params)):
-            return update_in_pieces(lifted, (updates, state, params))
-        return update_tree(lifted, updates, state, params)
-    except TypeError:
-        # What is no array at all is refused by jit, before the checks inside.
-        pytrees.Arrays("gradients", updates).params(params, ())
-        arrays = pytrees.with_gradient(updates, params)
-        if arrays is params:
-            raise
-    return _update(lifted, updates, state, arrays)
+    return Transformation.of(Lifted(rules, storages, factory, tuple(options.items()), order))

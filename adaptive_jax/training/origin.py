@@ -21,8 +21,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._core import hyper
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields
-from .._core.transformation import Foreign
-from ..transforms.parts import parts, shared
+from .._core.transformation import Foreign, data_behind, data_of
+from ..transforms.parts import parts
 
 # What a function closes over under these names chooses code, whatever it is.
 _OPTIONS = {"every_k_schedule", "inner_factory"}
@@ -140,7 +140,7 @@ def _parts(tx: Any, params: Any, inside: bool = False) -> Iterator[dict[str, Any
 
     inside: whether it is in another library's function, where its rules are not seen as data.
     """
-    data = shared(tx)
+    data = data_of(tx)
     values: dict[str, Any] = {}
     inner: list[Any] = []
     if isinstance(data, Foreign):
@@ -211,12 +211,6 @@ def _is_update(value: Any) -> bool:
     return callable(value) and getattr(value, "__name__", "") in _UPDATES
 
 
-def _own_update(value: Any) -> Any:
-    """What the update of an optimizer of this library is a `Partial` over; None for anything else."""
-    shared = value.args[0] if isinstance(value, jax.tree_util.Partial) and value.args else None
-    return shared if dataclasses.is_dataclass(shared) else None
-
-
 def _is_optimizer(value: Any) -> bool:
     return isinstance(value, (optax.GradientTransformation, Foreign))
 
@@ -226,7 +220,7 @@ def _values(values: dict[str, Any], inner: list[Any], key: str, value: Any, para
     is_measure = hasattr(value, "update") and dataclasses.is_dataclass(value)
     if _is_optimizer(value) or _is_update(value) or is_measure:
         inner.append(value)
-    elif (own := _own_update(value)) is not None:
+    elif (own := data_behind(value)) is not None:
         inner.append(own)  # The update of an optimizer of this library.
     elif key.lstrip("_") == "mask" and value is not None:
         values |= {f"mask{path}": each for path, each in selected(value, params).items()}
