@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from .lifted import Lifted
 from .update import matched, selection, update_tree
-
-if TYPE_CHECKING:
-    from .lifted import Lifted
 
 _MOST_ARRAYS = 256
 """The most arrays that are one program outside of `jit`: XLA compiles larger ones for too long."""

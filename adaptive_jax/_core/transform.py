@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from . import contract
-from .lifted import Lifted, Text
+import jax
+import jax.numpy as jnp
+
+from .. import maths
+from . import contract, export, pytrees, states
+from .lifted import Lifted, Text, exact
+from .pieces import is_cut, update_in_pieces
 from .rule import Rule, fields
 from .storage import named
 from .transformation import Transformation
+from .update import update_tree
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -73,4 +81,56 @@ def build(
     if storage is not None:
         options["storage"] = Text(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
-    return Transformation.of(Lifted(rules, storages, factory, tuple(options.items()), order))
+    return Transformation.of(Optimizer(rules, storages, factory, tuple(options.items()), order))
+
+
+@export.node
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rules"],
+    meta_fields=["storages", "factory", "options", "order"],
+)
+@dataclass(frozen=True, repr=False)
+class Optimizer(Lifted):
+    """Rules in a row as what a transformation is made of."""
+
+    def init(self, params: Any) -> Any:
+        """The state at first. It maps over params only: some tools of optax pass a placeholder."""
+        export.states_of_optax()
+        pytrees.leaves("params", params)
+        pytrees.no_complex("params", params, self.rules)
+        dtypes = map(jnp.result_type, jax.tree.leaves(params))
+        scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
+        parts = []
+        for rule, storages, layout in zip(self.rules, self.storages, self.layout(), strict=True):
+            entries: dict[str, Any] = (
+                {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
+            )
+            for name in states.scheduled_decays(rule):
+                entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
+            for name, first in rule.scalars.items():
+                entries[name] = jnp.asarray(first, scalar_dtype)
+            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
+                first = slot.initial
+                initial = getattr(rule, first) if isinstance(first, str) else first
+                entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
+            parts.append(layout.make(**entries))
+        return self.join(parts)
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """optax's `update`. Extra arguments are meant for other members of a chain."""
+        del extra_args
+        lifted = exact(self)
+        try:
+            if is_cut(lifted, (updates, state, params)):
+                return update_in_pieces(lifted, (updates, state, params))
+            return update_tree(lifted, updates, state, params)
+        except TypeError:
+            # What is no array at all is refused by jit, before the checks inside.
+            pytrees.Arrays("gradients", updates).params(params, ())
+            arrays = pytrees.with_gradient(updates, params)
+            if arrays is params:
+                raise
+        return self.update(updates, state, arrays)

@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from . import pytrees
+from .lifted import Lifted
 from .rule import Rule
 from .slots import update_array
 from .step import Step, dtype_for
-
-if TYPE_CHECKING:
-    from .lifted import Lifted
 
 
 @functools.partial(jax.jit, static_argnames="selected")

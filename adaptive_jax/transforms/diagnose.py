@@ -175,7 +175,7 @@ def diagnose(
     if isinstance(measures, str):
         raise TypeError(f"measures={measures!r} is a string: give a tuple of names.")
     for name in measures:
-        arguments.one_of("measures", name, list(MEASURES))
+        arguments.one_of("measures", name, MEASURES)
     every = arguments.whole("every", every, 1)
     if not all(0 <= each <= 1 for each in quantiles):
         raise ValueError(f"quantiles={quantiles!r} must be between 0 and 1.")
