@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 
-from . import closures, export, hyper
+from . import closures, hyper, nodes
 from .hyper import ANNOTATIONS, show
 from .mask import Mask
 
@@ -107,10 +107,7 @@ class Rule:
         # Set here, in the class itself, so that @dataclass leaves it alone.
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Rule.__repr__
-        jax.tree_util.register_pytree_with_keys(
-            cls, _flatten_with_keys, functools.partial(_unflatten, cls), _flatten
-        )
-        export.node(cls)
+        nodes.register(cls, _data_and_static)
 
     def __post_init__(self) -> None:
         for name, interval in fields(type(self))[1].items():
@@ -150,10 +147,7 @@ def fields(
     cls: type[Rule],
 ) -> tuple[tuple[str, ...], dict[str, hyper.Interval], tuple[str, ...]]:
     """Of a rule's class: the data fields, each one's interval, and the static fields."""
-    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise TypeError(
-            f"{cls.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it."
-        )
+    names = nodes.field_names(cls)
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:  # Annotations that are strings, of names local to a function.
@@ -161,7 +155,6 @@ def fields(
             name: ANNOTATIONS.get(str(hint).rpartition(".")[2], hint)
             for name, hint in cls.__annotations__.items()
         }
-    names = [f.name for f in dataclasses.fields(cls)]
     intervals = {
         name: part
         for name in names
@@ -183,29 +176,12 @@ def decay_names(cls: type[Rule]) -> tuple[str, ...]:
     return tuple(name for name, interval in fields(cls)[1].items() if interval.open_above)
 
 
-def _flatten(rule: Rule) -> tuple[list[Any], tuple[Any, ...]]:
-    data, _, static = fields(type(rule))
-    values = rule.__dict__
-    return [values[name] for name in data], tuple([values[name] for name in static])
-
-
-def _flatten_with_keys(rule: Rule) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-    leaves, static = _flatten(rule)
-    keys = [jax.tree_util.GetAttrKey(name) for name in fields(type(rule))[0]]
-    return list(zip(keys, leaves, strict=True)), static
-
-
-def _unflatten(cls: type[Rule], static: tuple[Any, ...], leaves: Iterable[Any]) -> Rule:
-    # Without __init__: leaves may be tracers, or any object that somebody maps over the tree.
-    data, _, static_names = fields(cls)
-    rule = object.__new__(cls)
-    rule.__dict__.update(zip(data, leaves, strict=True))
-    rule.__dict__.update(zip(static_names, static, strict=True))
-    return rule
+@functools.cache
+def _data_and_static(cls: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    data, _, static = fields(cls)
+    return data, static
 
 
 def replace(rule: Rule, **values: Any) -> Rule:
     """The rule with other values in its fields, unchecked: they may be arrays or `DecayRate`s."""
-    new = object.__new__(type(rule))
-    new.__dict__.update(rule.__dict__, **values)
-    return new
+    return nodes.replace(rule, **values)

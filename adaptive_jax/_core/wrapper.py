@@ -8,9 +8,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-import jax
-
-from . import export, hyper, pytrees, states
+from . import hyper, nodes, pytrees, states
 from .transformation import Transformation, data_of, member
 
 
@@ -85,10 +83,8 @@ class Wrapper:
 
     def with_wrapped(self, transformations: Iterable[Any]) -> Any:
         """The same around other transformations."""
-        new = object.__new__(type(self))
         columns = zip(self.wraps, self._columns(transformations), strict=True)
-        new.__dict__.update(self.__dict__, **dict(columns))
-        return new
+        return nodes.replace(self, **dict(columns))
 
     def states_in(self, state: Any) -> tuple[Any, ...]:
         """The states of all transformations in it, out of its own."""
@@ -117,10 +113,7 @@ class Wrapper:
         # Set here, in the class itself, so that @dataclass leaves it alone.
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Wrapper.__repr__
-        jax.tree_util.register_pytree_with_keys(
-            cls, _flatten_with_keys, functools.partial(_unflatten, cls), _flatten
-        )
-        export.node(cls)
+        nodes.register(cls, _fields)
 
     def __post_init__(self) -> None:
         _fields(type(self))  # Raises for what is no frozen dataclass.
@@ -153,11 +146,7 @@ def _is_many(value: Any) -> bool:
 @functools.cache
 def _fields(cls: type[Wrapper]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of a wrapper's class: the fields that are pytrees, and the static ones."""
-    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise TypeError(
-            f"{cls.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it."
-        )
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = nodes.field_names(cls)
     declared = {*cls.wraps, *cls.data_fields}
     if unknown := declared - set(names):
         raise TypeError(
@@ -165,27 +154,6 @@ def _fields(cls: type[Wrapper]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             f"its fields are {names}."
         )
     return tuple(x for x in names if x in declared), tuple(x for x in names if x not in declared)
-
-
-def _flatten(wrapper: Wrapper) -> tuple[list[Any], tuple[Any, ...]]:
-    data, static = _fields(type(wrapper))
-    values = wrapper.__dict__
-    return [values[name] for name in data], tuple([values[name] for name in static])
-
-
-def _flatten_with_keys(wrapper: Wrapper) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-    children, static = _flatten(wrapper)
-    keys = [jax.tree_util.GetAttrKey(name) for name in _fields(type(wrapper))[0]]
-    return list(zip(keys, children, strict=True)), static
-
-
-def _unflatten(cls: type[Wrapper], static: tuple[Any, ...], children: Iterable[Any]) -> Wrapper:
-    # Without __init__: children may be tracers, or any object that somebody maps over the tree.
-    data, static_names = _fields(cls)
-    wrapper = object.__new__(cls)
-    wrapper.__dict__.update(zip(data, children, strict=True))
-    wrapper.__dict__.update(zip(static_names, static, strict=True))
-    return wrapper
 
 
 def walk(
