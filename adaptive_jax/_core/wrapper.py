@@ -153,6 +153,13 @@ def _fields(cls: type[Wrapper]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             f"{cls.__name__} has no field {sorted(unknown)[0]!r}, which its wraps or data_fields name: "
             f"its fields are {names}."
         )
+    entries = getattr(cls.state_type, "_fields", ())
+    own = cls.check is Wrapper.check  # Who checks the state otherwise may have one of another form.
+    if own and (not entries or set(cls.wraps.values()) - set(entries)):
+        raise TypeError(
+            f"{cls.__name__} keeps states in {list(cls.wraps.values())}, and its state_type has the "
+            f"entries {list(entries)}: state_type is a NamedTuple with an entry for each."
+        )
     return tuple(x for x in names if x in declared), tuple(x for x in names if x not in declared)
 
 

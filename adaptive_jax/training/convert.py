@@ -65,7 +65,7 @@ def _convert(arrays: pytrees.Arrays, old: Any, new: Any, template: Any, state: A
     """template: the state of the new optimizer, as shapes."""
     before, after = data_of(old), data_of(new)
     kind = type(before) if type(before) is type(after) else type(None)
-    if kind is Lifted and _kept(before) == _kept(after):
+    if issubclass(kind, Lifted) and _kept(before) == _kept(after):
         return _convert_rules(arrays, before, after, template, state)
     if issubclass(kind, Wrapper) and len(before.wrapped()) == len(after.wrapped()):
         before.check(state)
