@@ -21,8 +21,8 @@ class Wrapper:
     Class attributes:
       wraps: from each field that is a transformation, or a tuple of them, to the entry of the state that
         is its state, or the tuple of theirs.
-      data_fields: the other fields that are data, pytrees: new values compile nothing again. All
-        fields that are left are static, options that choose code.
+      data_fields: the other fields that are data, pytrees: new values compile nothing again. What
+        makes no update, such as a measure, belongs here. All fields that are left are static.
       state_type: the NamedTuple of the state. Its names are a stable format: never rename one.
       label: the name of the function that makes it, for its repr and in errors; that of the class if None.
 

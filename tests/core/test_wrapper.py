@@ -51,10 +51,11 @@ class Mean(Wrapper):
 
 
 PARAMS = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
+THEIRS = optax.sgd(1.0, momentum=0.5)
 
 
 def mean(storage=None, rate=0.5):
-    members = aj.adam(rate, storage=storage), optax.sgd(1.0, momentum=0.5)
+    members = aj.adam(rate, storage=storage), THEIRS
     return Transformation.of(Mean((*members, aj.chain(aj.clip(1.0), aj.sgd(rate))), weight=0.5))
 
 
