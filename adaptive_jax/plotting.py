@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._core import arguments, pytrees
-from .transforms.diagnose import MEASURES
+from .transforms.measures import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,21 +44,6 @@ _CURVE = "adaptive_jax curve"  # the gid of lines that were given a style
 
 # The gid of the crosses for what diverged, and what fills them: None for the colour of their edge.
 _CROSSES = {"diverged": None, "all seeds diverged": None, "some seeds diverged": "white"}
-
-
-_LABELS = {
-    "gradient_norm": "gradient norm ‖g‖",
-    "update_norm": "update norm ‖u‖",
-    "parameter_norm": "parameter norm ‖θ‖",
-    "update_ratio": "update ratio ‖u‖/‖θ‖",
-    "cosine": "cosine of −u and g",
-    "moving": "share of elements that change",
-    "effective_learning_rate": "effective learning rate |u|/|g|",
-    "signal_to_noise": "signal to noise ‖E g‖²/E‖g − E g‖²",
-}
-
-
-_LIMITS = {"cosine": (-1.05, 1.05), "moving": (-0.02, 1.02)}  # the others are logarithmic
 
 
 _ROW = 0.06  # the height of a row of crosses, as a share of the height of the Axes
@@ -403,8 +388,8 @@ def measurements(
         for name, each in values.items()
     }
     ax = _axes(ax)
-    if measure in _LIMITS:
-        ax.set_ylim(*_LIMITS[measure])
+    if (limits := MEASURES[measure].limits) is not None:
+        ax.set_ylim(*limits)
     elif any((each > 0).any() for each in values.values()):
         ax.set_yscale("log")
         values = {name: np.where(each > 0, each, np.nan) for name, each in values.items()}
@@ -415,7 +400,7 @@ def measurements(
         if each.shape[1] > 1:
             _band(ax, places[name], each[:, 0], each[:, -1], style)
     ax.set_xlabel("step")
-    ax.set_ylabel(_LABELS[measure])
+    ax.set_ylabel(MEASURES[measure].label)
     _legend(ax, beside=True)
     return ax
 

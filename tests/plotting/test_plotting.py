@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb
 
 import adaptive_jax as aj
 from adaptive_jax import plotting
-from adaptive_jax.transforms.diagnose import MEASURES
+from adaptive_jax.transforms.measures import MEASURES
 
 matplotlib.use("Agg")
 
