@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 
-def one_of(argument: str, value: Any, allowed: Sequence[Any]) -> None:
+def one_of(argument: str, value: Any, allowed: Collection[Any]) -> None:
     """Raises a ValueError if an option has none of its values."""
     if value not in allowed:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,16 @@ import jax
 import optax
 
 from .. import maths
-from . import export, hyper, states
+from . import hyper, states
 from .rule import Rule, decay_names, fields, replace
 from .storage import base
 
 
-@export.node
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["rules"],
-    meta_fields=["storages", "factory", "options", "order"],
-)
 @dataclass(frozen=True, repr=False)
 class Lifted:
     """Rules, the storage of each one's slots, and the call that put them together.
+
+    What can be said of them without an update; with it they are an `Optimizer`.
 
     order: for each entry of the state, the place of its rule.
     """

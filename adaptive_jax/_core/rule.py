@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 
-from . import closures, export, hyper
+from . import closures, hyper, nodes
 from .hyper import show
 from .mask import Mask, Selection
 
@@ -127,10 +127,7 @@ class Rule:
         # Set here, in the class itself, so that @dataclass leaves it alone.
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Rule.__repr__
-        jax.tree_util.register_pytree_with_keys(
-            cls, _flatten_with_keys, functools.partial(_unflatten, cls), _flatten
-        )
-        export.node(cls)
+        nodes.register(cls, _data_and_static)
 
     def __post_init__(self) -> None:
         for name, interval in fields(type(self)).intervals.items():
@@ -186,10 +183,7 @@ class Fields(NamedTuple):
 @functools.cache
 def fields(cls: type[Rule]) -> Fields:
     """The fields of a rule's class."""
-    if not (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):  # type: ignore[attr-defined]
-        raise TypeError(
-            f"{cls.__name__} is not a frozen dataclass: write @dataclass(frozen=True) above it."
-        )
+    names = nodes.field_names(cls)
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:  # Annotations that are strings, of names local to a function.
@@ -197,7 +191,6 @@ def fields(cls: type[Rule]) -> Fields:
             name: _ANNOTATIONS.get(str(hint).rpartition(".")[2], hint)
             for name, hint in cls.__annotations__.items()
         }
-    names = [each.name for each in dataclasses.fields(cls)]
     metadata = {name: getattr(hints.get(name), "__metadata__", ()) for name in names}
     intervals = {
         name: each for name in names for each in metadata[name] if isinstance(each, hyper.Interval)
@@ -235,29 +228,11 @@ def decay_names(cls: type[Rule]) -> tuple[str, ...]:
     return tuple(name for name, interval in fields(cls).intervals.items() if interval.open_above)
 
 
-def _flatten(rule: Rule) -> tuple[list[Any], tuple[Any, ...]]:
-    names = fields(type(rule))
-    values = rule.__dict__
-    return [values[name] for name in names.data], tuple([values[name] for name in names.static])
-
-
-def _flatten_with_keys(rule: Rule) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-    leaves, static = _flatten(rule)
-    keys = [jax.tree_util.GetAttrKey(name) for name in fields(type(rule)).data]
-    return list(zip(keys, leaves, strict=True)), static
-
-
-def _unflatten(cls: type[Rule], static: tuple[Any, ...], leaves: Iterable[Any]) -> Rule:
-    # Without __init__: leaves may be tracers, or any object that somebody maps over the tree.
-    names = fields(cls)
-    rule = object.__new__(cls)
-    rule.__dict__.update(zip(names.data, leaves, strict=True))
-    rule.__dict__.update(zip(names.static, static, strict=True))
-    return rule
+@functools.cache
+def _data_and_static(cls: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return fields(cls).data, fields(cls).static
 
 
 def replace(rule: Rule, **values: Any) -> Rule:
     """The rule with other values in its fields, unchecked: they may be arrays or `DecayRate`s."""
-    new = object.__new__(type(rule))
-    new.__dict__.update(rule.__dict__, **values)
-    return new
+    return nodes.replace(rule, **values)

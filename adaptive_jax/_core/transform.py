@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from .. import maths
 from . import contract, export, pytrees, states
@@ -80,46 +81,56 @@ def build(
     if storage is not None:
         options["storage"] = Unquoted(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
-    lifted = Lifted(rules, storages, factory, tuple(options.items()), order)
-    return Transformation(Partial(_init, lifted), Partial(_update, lifted))
+    return Transformation.of(Optimizer(rules, storages, factory, tuple(options.items()), order))
 
 
-def _init(lifted: Lifted, params: Any) -> Any:
-    """The state at first. It maps over params only: some tools of optax pass a placeholder."""
-    export.states_of_optax()
-    pytrees.check_floats("params", params)
-    pytrees.check_no_complex("params", params, lifted.rules)
-    scalar_dtype = maths.compute_dtype(jnp.float32, *map(jnp.result_type, jax.tree.leaves(params)))
-    rule_states = []
-    for rule, storages, layout in zip(lifted.rules, lifted.storages, lifted.layout(), strict=True):
-        entries: dict[str, Any] = (
-            {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
-        )
-        for name in states.scheduled_decays(rule):
-            entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
-        for name, first in rule.scalars.items():
-            entries[name] = jnp.asarray(first, scalar_dtype)
-        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
-            initial = getattr(rule, slot.initial) if isinstance(slot.initial, str) else slot.initial
-            entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
-        rule_states.append(layout.make(**entries))
-    return lifted.join(rule_states)
+@export.node
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["rules"],
+    meta_fields=["storages", "factory", "options", "order"],
+)
+@dataclass(frozen=True, repr=False)
+class Optimizer(Lifted):
+    """Rules in a row as what a transformation is made of."""
 
+    def init(self, params: Any) -> Any:
+        """The state at first. It maps over params only: some tools of optax pass a placeholder."""
+        export.states_of_optax()
+        pytrees.check_floats("params", params)
+        pytrees.check_no_complex("params", params, self.rules)
+        dtypes = map(jnp.result_type, jax.tree.leaves(params))
+        scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
+        rule_states = []
+        for rule, storages, layout in zip(self.rules, self.storages, self.layout(), strict=True):
+            entries: dict[str, Any] = (
+                {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
+            )
+            for name in states.scheduled_decays(rule):
+                entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
+            for name, first in rule.scalars.items():
+                entries[name] = jnp.asarray(first, scalar_dtype)
+            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
+                first = slot.initial
+                initial = getattr(rule, first) if isinstance(first, str) else first
+                entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
+            rule_states.append(layout.make(**entries))
+        return self.join(rule_states)
 
-def _update(
-    lifted: Lifted, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, Any]:
-    """optax's `update`. Extra arguments are meant for other members of a chain."""
-    del extra_args
-    lifted = with_complements(lifted)
-    try:
-        if is_cut(lifted, (updates, state, params)):
-            return update_in_pieces(lifted, (updates, state, params))
-        return update_tree(lifted, updates, state, params)
-    except TypeError:
-        # What is no array at all is refused by jit, before the checks inside.
-        pytrees.Arrays("gradients", updates).params(params, ())
-        arrays = pytrees.with_gradient(updates, params)
-        if arrays is params:
-            raise
-    return _update(lifted, updates, state, arrays)
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """optax's `update`. Extra arguments are meant for other members of a chain."""
+        del extra_args
+        lifted = with_complements(self)
+        try:
+            if is_cut(lifted, (updates, state, params)):
+                return update_in_pieces(lifted, (updates, state, params))
+            return update_tree(lifted, updates, state, params)
+        except TypeError:
+            # What is no array at all is refused by jit, before the checks inside.
+            pytrees.Arrays("gradients", updates).params(params, ())
+            arrays = pytrees.with_gradient(updates, params)
+            if arrays is params:
+                raise
+        return self.update(updates, state, arrays)

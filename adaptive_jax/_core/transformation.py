@@ -23,24 +23,55 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
     __slots__ = ()
 
+    @classmethod
+    def of(cls, data: Any) -> Transformation:
+        """The transformation of a pytree with optax's two methods: rules, a chain, or a wrapper.
+
+        data: has `init(params)` and `update(updates, state, params=None, **extra_args)`.
+        """
+        return cls(Partial(_init, data), Partial(_update, data))
+
+    @property
+    def data(self) -> Any:
+        """What it was made of."""
+        return self.update.args[0]  # type: ignore[attr-defined]
+
     def tree_flatten_with_keys(self) -> Any:
         """Its leaves are there once, although both functions hold them: they can be donated."""
-        init, update = self
-        children = ((jax.tree_util.GetAttrKey("update"), update.args[0]),)  # type: ignore[attr-defined]
-        return children, (init.func, update.func)  # type: ignore[attr-defined]
+        return ((jax.tree_util.GetAttrKey("update"), self.data),), None
 
     def tree_flatten(self) -> Any:
         """The same without keys, which is quicker."""
-        init, update = self
-        return update.args, (init.func, update.func)  # type: ignore[attr-defined]
+        return (self.data,), None
 
     @classmethod
-    def tree_unflatten(cls, functions: Any, shared: Any) -> Transformation:
+    def tree_unflatten(cls, _: None, children: Any) -> Transformation:
         """The transformation, of new leaves."""
-        return cls(*(Partial(function, *shared) for function in functions))
+        return cls.of(*children)
 
     def __repr__(self) -> str:
-        return repr(self.init.args[0])  # type: ignore[attr-defined]
+        return repr(self.data)
+
+
+def _init(data: Any, params: Any) -> Any:
+    return data.init(params)
+
+
+def _update(
+    data: Any, updates: Any, state: Any, params: Any = None, **extra_args: Any
+) -> tuple[Any, Any]:
+    return data.update(updates, state, params, **extra_args)
+
+
+def data_of(transformation: Any) -> Any:
+    """What a transformation of this library was made of; any other one is its own data."""
+    return transformation.data if isinstance(transformation, Transformation) else transformation
+
+
+def data_behind(function: Any) -> Any:
+    """What a transformation was made of whose `init` or `update` it is; None for other functions."""
+    is_own = isinstance(function, Partial) and function.func in (_init, _update)
+    return function.args[0] if is_own else None
 
 
 @export.node

@@ -23,8 +23,8 @@ from .._core import states
 from .._core.lifted import Lifted
 from .._core.rule import Rule, Slot
 from .._core.transformation import Foreign
+from .._core.wrapper import rebuilt, walk
 from ..transforms.chain import Chained
-from ..transforms.parts import shared
 from ._arrays import array, paths
 
 
@@ -51,7 +51,9 @@ Vocabulary = Mapping[type[Rule], Mapping[str, Entry]]
 def lifted_of(tx: Any, module: str) -> Lifted:
     """The one optimizer of a port in a transformation or a chain."""
     ported = [
-        each for each in _members(tx) if isinstance(each, Lifted) and _is_port(each.factory, module)
+        each
+        for (each,) in walk(tx, through=Chained)
+        if isinstance(each, Lifted) and _is_port(each.factory, module)
     ]
     if len(ported) != 1:
         raise TypeError(
@@ -63,13 +65,6 @@ def lifted_of(tx: Any, module: str) -> Lifted:
 
 def _is_port(factory: Any, module: str) -> bool:
     return getattr(factory, "label", "").startswith(f"{module}.")
-
-
-def _members(tx: Any) -> list[Any]:
-    inner = shared(tx)
-    if isinstance(inner, Chained):
-        return [each for member in inner.members for each in _members(member)]
-    return [inner]
 
 
 def entries_of(lifted: Lifted, vocabulary: Vocabulary) -> tuple[dict[str, Entry], dict[str, Entry]]:
@@ -91,24 +86,21 @@ def fill(
 ) -> Any:
     """The state of tx with what was saved in it."""
     target = lifted_of(tx, module)
-    return _fill(tx, tx.init(params), params, target, vocabulary, saved, step)
 
-
-def _fill(
-    tx: Any, state: Any, params: Any, target: Lifted, vocabulary: Vocabulary, saved: Any, step: int
-) -> Any:
-    inner = shared(tx)
-    if isinstance(inner, Chained):
-        members = zip(inner.members, state, strict=True)
-        rest = (params, target, vocabulary, saved, step)
-        return tuple(_fill(member, old, *rest) for member, old in members)
-    if inner is not target:
-        if isinstance(inner, Foreign) and jax.tree.leaves(state):
+    def filled(_: Any, inner: Any, state: Any) -> Any:
+        if inner is target:
+            state = _fill(target, state, params, vocabulary, saved)
+        elif isinstance(inner, Foreign) and jax.tree.leaves(state):
             raise TypeError(
                 f"the chain holds {inner!r}, whose state no saved run has: import the state of the "
                 "optimizer alone, and put it into the chain's."
             )
-        return _count_to(inner, state, step)
+        return inner, _count_to(inner, state, step)
+
+    return rebuilt(filled, tx, tx, tx.init(params), through=Chained)[1]
+
+
+def _fill(target: Lifted, state: Any, params: Any, vocabulary: Vocabulary, saved: Any) -> Any:
     new = []
     for rule, storages, part in zip(
         target.rules, target.storages, target.split(state), strict=True
@@ -123,7 +115,7 @@ def _fill(
                 getattr(part, name), name, slot, storage, params, words[name], saved
             )
         new.append(part._replace(**values) if values else part)
-    return _count_to(target, target.join(new), step)
+    return target.join(new)
 
 
 def _slot(
@@ -168,7 +160,8 @@ def read(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float], int]:
     """The reverse of `fill`: each parameter's entries, the scalars, and the count."""
     target = lifted_of(tx, module)
-    split = target.split(_part_of(tx, state, target))
+    part = next(part for each, part in walk(tx, state, through=Chained) if each is target)
+    split = target.split(part)
     by_path: dict[str, dict[str, np.ndarray]] = {path: {} for path in paths(params)}
     scalars, count = {}, 0
     for rule, storages, old in zip(target.rules, target.storages, split, strict=True):
@@ -185,16 +178,6 @@ def read(
     return by_path, scalars, count
 
 
-def _part_of(tx: Any, state: Any, target: Lifted) -> Any:
-    inner = shared(tx)
-    if inner is target:
-        return state
-    if isinstance(inner, Chained):
-        states.check_chain(state, len(inner.members))
-        for member, part in zip(inner.members, state, strict=True):
-            if any(each is target for each in _members(member)):
-                return _part_of(member, part, target)
-    raise AssertionError("the target was found among the members before")
 
 
 def setting(lifted: Lifted, name: str, default: Any) -> Any:

@@ -9,28 +9,13 @@ import jax
 import numpy as np
 
 from .._core import arguments
-from ..transforms.diagnose import MEASURES
+from ..transforms.measures import MEASURES
 from .axes import axes_for, legend
 from .checks import listed, numbers, places_of
 from .lines import COLORS, band_around, curve, next_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-_LABELS = {
-    "gradient_norm": "gradient norm ‖g‖",
-    "update_norm": "update norm ‖u‖",
-    "parameter_norm": "parameter norm ‖θ‖",
-    "update_ratio": "update ratio ‖u‖/‖θ‖",
-    "cosine": "cosine of −u and g",
-    "moving": "share of elements that change",
-    "effective_learning_rate": "effective learning rate |u|/|g|",
-    "signal_to_noise": "signal to noise ‖E g‖²/E‖g − E g‖²",
-}
-
-
-_LIMITS = {"cosine": (-1.05, 1.05), "moving": (-0.02, 1.02)}  # the others are logarithmic
 
 
 def measurements(
@@ -99,8 +84,8 @@ def measurements(
         for name, each in values.items()
     }
     ax = axes_for(ax)
-    if measure in _LIMITS:
-        ax.set_ylim(*_LIMITS[measure])
+    if (limits := MEASURES[measure].limits) is not None:
+        ax.set_ylim(*limits)
     elif any((each > 0).any() for each in values.values()):
         ax.set_yscale("log")
         values = {name: np.where(each > 0, each, np.nan) for name, each in values.items()}
@@ -111,7 +96,7 @@ def measurements(
         if each.shape[1] > 1:
             band_around(ax, places[name], each[:, 0], each[:, -1], style)
     ax.set_xlabel("step")
-    ax.set_ylabel(_LABELS[measure])
+    ax.set_ylabel(MEASURES[measure].label)
     legend(ax, beside=True)
     return ax
 

@@ -13,7 +13,7 @@ import optax
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from .._core.transformation import Foreign
+from .._core.transformation import Foreign, data_behind
 
 _UPDATES = {"update", "update_fn"}
 
@@ -60,12 +60,6 @@ def is_update(value: Any) -> bool:
     return callable(value) and getattr(value, "__name__", "") in _UPDATES
 
 
-def _own_update(value: Any) -> Any:
-    """What the update of an optimizer of this library is a `Partial` over; None for anything else."""
-    data = value.args[0] if isinstance(value, jax.tree_util.Partial) and value.args else None
-    return data if dataclasses.is_dataclass(data) else None
-
-
 def is_optimizer(value: Any) -> bool:
     """Whether it is an optimizer, of this library or another."""
     return isinstance(value, (optax.GradientTransformation, Foreign))
@@ -76,7 +70,7 @@ def add_value(values: dict[str, Any], inner: list[Any], key: str, value: Any, pa
     is_measure = hasattr(value, "update") and dataclasses.is_dataclass(value)
     if is_optimizer(value) or is_update(value) or is_measure:
         inner.append(value)
-    elif (own := _own_update(value)) is not None:
+    elif (own := data_behind(value)) is not None:
         inner.append(own)  # The update of an optimizer of this library.
     elif key.lstrip("_") == "mask" and value is not None:
         values |= {f"mask{path}": each for path, each in selected(value, params).items()}

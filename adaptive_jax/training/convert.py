@@ -13,15 +13,12 @@ from .. import maths
 from .._core import pytrees
 from .._core.lifted import Lifted
 from .._core.rule import Rule
-from .._core.states import check_chain, check_wrapper
 from .._core.step import reached
 from .._core.storage import base
-from .._core.transformation import Foreign, member
+from .._core.transformation import Foreign, data_of, member
+from .._core.wrapper import Wrapper
 from ..rules.scaling import Identity, WeightDecay
-from ..transforms.chain import Chained
 from ..transforms.memory import Static
-from ..transforms.monitor import Monitor
-from ..transforms.parts import inner_entry, shared
 from . import versions
 
 
@@ -66,30 +63,28 @@ def convert_storage(
 
 def _convert(arrays: pytrees.Arrays, old: Any, new: Any, template: Any, state: Any) -> Any:
     """template: the state of the new optimizer, as shapes."""
-    before, after = shared(old), shared(new)
-    kinds = {type(before), type(after)}
-    if kinds == {Lifted} and _kept(before) == _kept(after):
+    before, after = data_of(old), data_of(new)
+    kind = type(before) if type(before) is type(after) else type(None)
+    if issubclass(kind, Lifted) and _kept(before) == _kept(after):
         return _convert_rules(arrays, before, after, template, state)
-    if kinds == {Chained} and len(before.members) == len(after.members):
-        check_chain(state, len(before.members))
-        each = zip(before.members, after.members, template, state, strict=True)
-        return tuple(_convert(arrays, *four) for four in each)
-    has_none_of_ours = kinds in ({Foreign}, {Monitor})
-    if has_none_of_ours and jax.tree.structure(state) == jax.tree.structure(template):
+    if issubclass(kind, Wrapper) and len(before.wrapped()) == len(after.wrapped()):
+        before.check(state)
+        trees = after.states_in(template), before.states_in(state)
+        every = zip(before.wrapped(), after.wrapped(), *trees, strict=True)
+        new_parts = [_convert(arrays, *each) for each in every]
+        if _kinds(_without(after, template)) == _kinds(_without(before, state)):
+            return before.with_states(state, new_parts)
+    if kind is Foreign and jax.tree.structure(state) == jax.tree.structure(template):
         return state
-    if len(kinds) == 1 and hasattr(before, "inner"):
-        check_wrapper(state, type(template))
-        name = inner_entry(template)
-        inner = _convert(
-            arrays, before.inner, after.inner, getattr(template, name), getattr(state, name)
-        )
-        converted = state._replace(**{name: inner})
-        if _kinds(converted) == _kinds(template):
-            return converted
     raise ValueError(
         f"convert_storage takes two optimizers that differ in storage and hyperparameters alone, got "
         f"{old!r} and {new!r}. What optax.chain holds cannot be seen: use aj.chain."
     )
+
+
+def _without(wrapper: Wrapper, state: Any) -> Any:
+    """What a wrapper keeps beside the states of what it wraps."""
+    return wrapper.with_states(state, [None] * len(wrapper.wrapped()))
 
 
 def _kinds(state: Any) -> Any:

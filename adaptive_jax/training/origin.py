@@ -17,8 +17,8 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields
-from .._core.transformation import Foreign
-from ..transforms.parts import parts, shared
+from .._core.transformation import Foreign, data_of
+from ..transforms.parts import parts
 from .closures import IN, add_value, closed_over, is_optimizer, is_update, selected
 
 
@@ -101,7 +101,7 @@ def _parts(tx: Any, params: Any, inside: bool = False) -> Iterator[dict[str, Any
 
     inside: whether it is in another library's function, where its rules are not seen as data.
     """
-    data = shared(tx)
+    data = data_of(tx)
     values: dict[str, Any] = {}
     inner: list[Any] = []
     if isinstance(data, Foreign):

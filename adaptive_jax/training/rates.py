@@ -13,8 +13,8 @@ import optax
 from .. import maths
 from .._core.step import reached
 from .._core.transformation import Foreign
-from ..transforms.chain import Chained
-from ..transforms.parts import inner_entry, parts, shared
+from .._core.wrapper import walk
+from ..transforms.parts import parts
 from . import origin
 
 
@@ -46,17 +46,10 @@ def _unknown_rate(transformation: Any) -> UnknownRate:
 
 
 def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
-    data = shared(transformation)
-    if isinstance(data, Chained):
-        for each in zip(data.members, state, new_state, strict=True):
-            yield from _rates(*each)
-    elif hasattr(data, "inner"):
-        entry = inner_entry(state)
-        yield from _rates(data.inner, getattr(state, entry), getattr(new_state, entry))
-    elif isinstance(data, Foreign):
-        yield from _rates_of_foreign(data, new_state)
-    else:
-        for rule, _, part in parts(transformation, state):
+    for data, old, new in walk(transformation, state, new_state):
+        if isinstance(data, Foreign):
+            yield from _rates_of_foreign(data, new)
+        for rule, _, part in parts(data, old):
             counts = "count" in getattr(part, "_fields", ())
             step = maths.incremented(reached(part.count)) if counts else None
             rate = rule.learning_rate_at(step)

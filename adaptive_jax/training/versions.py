@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,9 +25,7 @@ from .. import rules
 from .._core import states
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields, replace
-from .._core.transformation import Transformation
-from ..transforms.chain import Chained
-from ..transforms.parts import inner_entry, shared
+from .._core.wrapper import rebuilt
 
 LAYOUT = 2
 """The layout of what this version saves."""
@@ -43,7 +41,7 @@ def older(layout: int, tree: Any, names: Collection[str]) -> Any:
 
     def change(path: Any, node: Any) -> Any:
         if _is_run(node):
-            tx, state = _mapped(_older, node.tx, node.tx, node.opt_state)
+            tx, state = rebuilt(_older, node.tx, node.tx, node.opt_state)
             return dataclasses.replace(node, tx=tx, opt_state=state)
         return _older_state(keystr(path), node, names) if _is_state(node) else node
 
@@ -57,7 +55,7 @@ def newer(layout: int, like: Any, tree: Any) -> Any:
 
     def change(node: Any, old: Any) -> Any:
         if _is_run(node):
-            tx, state = _mapped(_newer, node.tx, old.tx, old.opt_state)
+            tx, state = rebuilt(_newer, node.tx, old.tx, old.opt_state)
             return dataclasses.replace(old, tx=tx, opt_state=state)
         return _newer_state(node, old) if _is_state(node) else old
 
@@ -98,27 +96,9 @@ def _is_run(node: Any) -> bool:
     return hasattr(node, "tx") and hasattr(node, "opt_state")
 
 
-def _mapped(change: Callable[..., Any], like: Any, tx: Any, state: Any) -> tuple[Any, Any]:
-    """A transformation and its state, with each optimizer of this library and its state changed."""
-    if not isinstance(tx, Transformation):
-        return tx, state
-    kind, data = shared(like), shared(tx)
-    if isinstance(kind, Lifted):
-        data, state = change(kind, data, state)
-    elif isinstance(kind, Chained):
-        every = zip(kind.members, data.members, state, strict=True)
-        pairs = [_mapped(change, *each) for each in every]
-        data = Chained(tuple(member for member, _ in pairs))
-        state = tuple(part for _, part in pairs)
-    elif hasattr(kind, "inner"):
-        entry = inner_entry(state)
-        inner, part = _mapped(change, kind.inner, data.inner, getattr(state, entry))
-        data, state = dataclasses.replace(data, inner=inner), state._replace(**{entry: part})
-    _, functions = tx.tree_flatten_with_keys()
-    return Transformation.tree_unflatten(functions, (data,)), state
-
-
-def _older(lifted: Lifted, _: Lifted, state: Any) -> tuple[Lifted, Any]:
+def _older(lifted: Any, _: Any, state: Any) -> tuple[Any, Any]:
+    if not isinstance(lifted, Lifted):
+        return lifted, state
     old = _of_layout_1(lifted)
     held = [part._asdict() for part in lifted.split(state)]
     layouts = _layouts(old)
@@ -127,7 +107,9 @@ def _older(lifted: Lifted, _: Lifted, state: Any) -> tuple[Lifted, Any]:
     return old, tuple(parts) if len(parts) > 1 else parts[0]
 
 
-def _newer(lifted: Lifted, old: Lifted, state: Any) -> tuple[Lifted, Any]:
+def _newer(lifted: Any, old: Any, state: Any) -> tuple[Any, Any]:
+    if not isinstance(lifted, Lifted):
+        return old, state
     values = _matched(map(_given, lifted.rules), [_given(rule) for rule in old.rules])
     new = [replace(rule, **each) for rule, each in zip(lifted.rules, values, strict=True)]
     return dataclasses.replace(lifted, rules=tuple(new)), state_of_layout_1(lifted, state)

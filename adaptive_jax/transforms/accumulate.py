@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,28 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from .. import maths
-from .._core import arguments, errors, export, pytrees, states
-from .._core.transformation import Transformation, member
+from .._core import arguments, errors, export, pytrees
+from .._core.transformation import Transformation
+from .._core.wrapper import Wrapper
 from .finite import all_finite, no_update
-
-
-@export.node
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["every_k_schedule"]
-)
-@dataclass(frozen=True, repr=False)
-class MultiSteps:
-    """The arguments of `multi_steps`."""
-
-    inner: Any
-    every_k_schedule: int | Callable[[jax.Array], Any]
-
-    def __repr__(self) -> str:
-        schedule = self.every_k_schedule
-        return f"multi_steps({self.inner!r}, {getattr(schedule, '__name__', schedule)})"
 
 
 @export.state
@@ -39,6 +22,90 @@ class SkipState(NamedTuple):
     """How many mini-steps were left out because their gradients were not finite."""
 
     skipped: jax.Array
+
+
+@dataclass(frozen=True)
+class MultiSteps(Wrapper):
+    """`multi_steps`, of its arguments."""
+
+    inner: Any
+    every_k_schedule: int | Callable[[jax.Array], Any]
+
+    wraps = {"inner": "inner_opt_state"}
+    state_type = optax.MultiStepsState
+    label = "multi_steps"
+
+    def init(self, params: Any) -> optax.MultiStepsState:
+        return optax.MultiStepsState(
+            mini_step=jnp.zeros((), jnp.int32),
+            gradient_step=jnp.zeros((), jnp.int32),
+            inner_opt_state=self.inner.init(params),
+            acc_grads=jax.tree.map(
+                lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), params
+            ),
+            skip_state=SkipState(jnp.zeros((), jnp.int32)),
+        )
+
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, optax.MultiStepsState]:
+        k = self.every_k_schedule
+        if callable(k):
+            name = getattr(k, "__name__", repr(k))
+            with errors.of_function(
+                f"every_k_schedule={name} in multi_steps", "the count, or another number, which"
+            ):
+                k = k(state.gradient_step)
+        k = jnp.asarray(k, jnp.int32)
+        gradients = pytrees.Arrays("gradients", updates)
+        old_means = gradients.same_shapes(
+            "the state's acc_grads",
+            state.acc_grads,
+            " What makes one gradient of many, such as one per example, comes before: "
+            "aj.chain(aggregate, aj.multi_steps(tx, k)).",
+        )
+        finite = all_finite(updates)
+        taken: Any = optax.safe_increment(state.mini_step)
+
+        def averaged(mean: jax.Array, gradient: jax.Array) -> jax.Array:
+            gradient = jax.lax.convert_element_type(gradient, mean.dtype)
+            # A running mean, no part of which is larger than the largest gradient.
+            new = (mean - maths.quotient(mean, taken)) + maths.quotient(gradient, taken)
+            return jnp.where(finite, new, mean)
+
+        unflatten = gradients.treedef.unflatten
+        present = [gradient is not None for gradient in gradients.leaves]
+        means = [
+            averaged(mean, gradient) if has else mean
+            for has, gradient, mean in zip(present, gradients.leaves, old_means, strict=True)
+        ]
+
+        def run(means: Any, inner_state: Any) -> Any:
+            direction = unflatten(
+                [mean if has else None for has, mean in zip(present, means, strict=True)]
+            )
+            new, inner_state = self.inner.update(direction, inner_state, params, **extra_args)
+            new = jax.tree.map(lambda x, like: maths.saturating_cast(x, like.dtype), new, updates)
+            return new, inner_state, jax.tree.map(jnp.zeros_like, means)
+
+        def wait(means: Any, inner_state: Any) -> Any:
+            return jax.tree.map(no_update, updates), inner_state, means
+
+        is_full = finite & (taken >= k)
+        new, inner_state, means = jax.lax.cond(is_full, run, wait, means, state.inner_opt_state)
+        return new, optax.MultiStepsState(
+            mini_step=jnp.where(is_full, 0, jnp.where(finite, taken, state.mini_step)),
+            gradient_step=jnp.where(
+                is_full, optax.safe_increment(state.gradient_step), state.gradient_step
+            ),
+            inner_opt_state=inner_state,
+            acc_grads=unflatten(means),
+            skip_state=SkipState(
+                jnp.where(
+                    finite, state.skip_state.skipped, optax.safe_increment(state.skip_state.skipped)
+                )
+            ),
+        )
 
 
 def multi_steps(
@@ -82,88 +149,6 @@ def multi_steps(
       [-0. -0.]
       [-2. -3.]
     """
-    inner = member(inner, "multi_steps")
     if not callable(every_k_schedule):
         every_k_schedule = arguments.whole("every_k_schedule", every_k_schedule, 1)
-    wrapper = MultiSteps(inner, every_k_schedule)
-    return Transformation(Partial(_multi_init, wrapper), Partial(_multi_update, wrapper))
-
-
-def _multi_init(wrapper: MultiSteps, params: Any) -> optax.MultiStepsState:
-    return optax.MultiStepsState(
-        mini_step=jnp.zeros((), jnp.int32),
-        gradient_step=jnp.zeros((), jnp.int32),
-        inner_opt_state=wrapper.inner.init(params),
-        acc_grads=jax.tree.map(
-            lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), params
-        ),
-        skip_state=SkipState(jnp.zeros((), jnp.int32)),
-    )
-
-
-def _multi_update(
-    wrapper: MultiSteps,
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    **extra_args: Any,
-) -> tuple[Any, optax.MultiStepsState]:
-    states.check_wrapper(state, optax.MultiStepsState)
-    updates = pytrees.gradients(updates)
-    k = wrapper.every_k_schedule
-    if callable(k):
-        name = getattr(k, "__name__", repr(k))
-        with errors.of_function(
-            f"every_k_schedule={name} in multi_steps", "the count, or another number, which"
-        ):
-            k = k(state.gradient_step)
-    k = jnp.asarray(k, jnp.int32)
-    gradients = pytrees.Arrays("gradients", updates)
-    old_means = gradients.same_shapes(
-        "the state's acc_grads",
-        state.acc_grads,
-        " What makes one gradient of many, such as one per example, comes before: "
-        "aj.chain(aggregate, aj.multi_steps(tx, k)).",
-    )
-    finite = all_finite(updates)
-    taken: Any = optax.safe_increment(state.mini_step)
-
-    def averaged(mean: jax.Array, gradient: jax.Array) -> jax.Array:
-        gradient = jax.lax.convert_element_type(gradient, mean.dtype)
-        # A running mean, no part of which is larger than the largest gradient.
-        new = (mean - maths.quotient(mean, taken)) + maths.quotient(gradient, taken)
-        return jnp.where(finite, new, mean)
-
-    unflatten = gradients.treedef.unflatten
-    present = [gradient is not None for gradient in gradients.leaves]
-    means = [
-        averaged(mean, gradient) if has else mean
-        for has, gradient, mean in zip(present, gradients.leaves, old_means, strict=True)
-    ]
-
-    def step(means: Any, inner_state: Any) -> Any:
-        direction = unflatten(
-            [mean if has else None for has, mean in zip(present, means, strict=True)]
-        )
-        new, inner_state = wrapper.inner.update(direction, inner_state, params, **extra_args)
-        new = jax.tree.map(lambda x, like: maths.saturating_cast(x, like.dtype), new, updates)
-        return new, inner_state, jax.tree.map(jnp.zeros_like, means)
-
-    def wait(means: Any, inner_state: Any) -> Any:
-        return jax.tree.map(no_update, updates), inner_state, means
-
-    is_full = finite & (taken >= k)
-    new, inner_state, means = jax.lax.cond(is_full, step, wait, means, state.inner_opt_state)
-    return new, optax.MultiStepsState(
-        mini_step=jnp.where(is_full, 0, jnp.where(finite, taken, state.mini_step)),
-        gradient_step=jnp.where(
-            is_full, optax.safe_increment(state.gradient_step), state.gradient_step
-        ),
-        inner_opt_state=inner_state,
-        acc_grads=unflatten(means),
-        skip_state=SkipState(
-            jnp.where(
-                finite, state.skip_state.skipped, optax.safe_increment(state.skip_state.skipped)
-            )
-        ),
-    )
+    return Transformation.of(MultiSteps(inner, every_k_schedule))

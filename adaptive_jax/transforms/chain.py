@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import optax
-from jax.tree_util import Partial
 
-from .._core import export, pytrees, states
-from .._core.transformation import Transformation, member
+from .._core import states
+from .._core.transformation import Transformation
+from .._core.wrapper import Wrapper
 
 
 def chain(*transformations: optax.GradientTransformation) -> Transformation:
@@ -35,33 +34,36 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
       >>> aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1))
       chain(clip_by_global_norm(max_norm=1.0), sgd(learning_rate=0.1))
     """
-    chained = Chained(tuple(member(each, "chain") for each in transformations))
-    return Transformation(Partial(_chain_init, chained), Partial(_chain_update, chained))
+    return Transformation.of(Chained(transformations))
 
 
-@export.node
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
-@dataclass(frozen=True, repr=False)
-class Chained:
-    """The members of a chain."""
+@dataclass(frozen=True)
+class Chained(Wrapper):
+    """The members of a chain. Its state is no NamedTuple, but the tuple of theirs."""
 
     members: tuple[Any, ...]
 
-    def __repr__(self) -> str:
-        return f"chain({', '.join(map(repr, self.members))})"
+    wraps = {"members": ""}
+    label = "chain"
 
+    def init(self, params: Any) -> Any:
+        return tuple(member.init(params) for member in self.members)
 
-def _chain_init(chained: Chained, params: Any) -> Any:
-    return tuple(member.init(params) for member in chained.members)
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        new_state = []
+        for each, old in zip(self.members, state, strict=True):
+            updates, new = each.update(updates, old, params, **extra_args)
+            new_state.append(new)
+        return updates, tuple(new_state)
 
+    def check(self, state: Any) -> None:
+        states.check_chain(state, len(self.members))
 
-def _chain_update(
-    chained: Chained, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, Any]:
-    states.check_chain(state, len(chained.members))
-    updates = pytrees.gradients(updates)
-    new_state = []
-    for each, old in zip(chained.members, state, strict=True):
-        updates, new = each.update(updates, old, params, **extra_args)
-        new_state.append(new)
-    return updates, tuple(new_state)
+    def states_in(self, state: Any) -> tuple[Any, ...]:
+        return tuple(state)
+
+    def with_states(self, state: Any, new: Iterable[Any]) -> Any:
+        del state
+        return tuple(new)

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial, keystr
+from jax.tree_util import keystr
 
 from .. import maths
-from .._core import arguments, export, pytrees, states
-from .._core.storage.sharding import whole
+from .._core import arguments, export, pytrees
 from .._core.transformation import Transformation, member
-
-MEASURES = (
-    "gradient_norm",
-    "update_norm",
-    "parameter_norm",
-    "update_ratio",
-    "cosine",
-    "moving",
-    "effective_learning_rate",
-    "signal_to_noise",
-)
-"""What `diagnose` can measure."""
-
-
-_DECAY = 0.9
-
-
-_NEED_PARAMS = ("parameter_norm", "update_ratio", "moving")
+from .._core.wrapper import Wrapper
+from .measures import MEASURES, Group, average, norm
 
 
 @export.state
@@ -51,29 +33,96 @@ class DiagnoseState(NamedTuple):
     inner_state: Any
 
 
-@export.node
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["inner"],
-    meta_fields=["measures", "group_by", "quantiles", "every"],
-)
-@dataclass(frozen=True, repr=False)
-class Diagnose:
-    """The arguments of `diagnose`."""
+@dataclass(frozen=True)
+class Diagnose(Wrapper):
+    """`diagnose`, of its arguments."""
 
     inner: Any
     measures: tuple[str, ...]
-    group_by: Callable[[str], str] | None
-    quantiles: tuple[float, ...]
-    every: int
+    group_by: Callable[[str], str] | None = field(repr=False)
+    quantiles: tuple[float, ...] = field(repr=False)
+    every: int = field(repr=False)
 
-    def __repr__(self) -> str:
-        return f"diagnose({self.inner!r}, {self.measures!r})"
+    wraps = {"inner": "inner_state"}
+    state_type = DiagnoseState
+    label = "diagnose"
+
+    def init(self, params: Any) -> DiagnoseState:
+        groups = self._groups(params)
+        shapes = {"effective_learning_rate": (len(self.quantiles),)}
+        tracks = "signal_to_noise" in self.measures
+
+        def of_groups(shape: tuple[int, ...]) -> Any:
+            if pytrees.is_placeholder(params):  # Without names: one entry stands for all groups.
+                return jnp.zeros(shape, jnp.float32)
+            return {name: jnp.zeros(shape, jnp.float32) for name in groups}
+
+        return DiagnoseState(
+            count=jnp.zeros((), jnp.int32),
+            measured={measure: of_groups(shapes.get(measure, ())) for measure in self.measures},
+            gradient_mean=jax.tree.map(_zeros, params) if tracks else None,
+            gradient_square=of_groups(()) if tracks else {},
+            inner_state=self.inner.init(params),
+        )
+
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, DiagnoseState]:
+        missing = [name for name in self.measures if MEASURES[name].needs_params]
+        if params is None and missing and jax.tree.leaves(updates):
+            raise ValueError(
+                f"diagnose measures {missing[0]!r}, which needs the parameters: call update(gradients, "
+                "state, params), or leave that measure out."
+            )
+        new, inner_state = self.inner.update(updates, state.inner_state, params, **extra_args)
+        gradients, made = pytrees.Arrays("gradients", updates), pytrees.Arrays("gradients", new)
+        groups = self._groups(updates)
+        count: Any = optax.safe_increment(state.count)
+        mean, square = state.gradient_mean, state.gradient_square
+        if mean is not None:
+            olds = gradients.same_shapes("the state's gradient_mean", mean)
+            means = [
+                old if g is None else average(old, g.astype(old.dtype))
+                for g, old in zip(gradients.leaves, olds, strict=True)
+            ]
+            mean = gradients.treedef.unflatten(means)
+            square = {
+                name: average(square[name], jnp.square(norm([gradients.leaves[i] for i in places])))
+                for name, places in groups.items()
+            }
+
+        def measure() -> Any:
+            averages = gradients.leaves if mean is None else gradients.treedef.flatten_up_to(mean)
+            trees = gradients.leaves, made.leaves, gradients.params(params, ()), averages
+            found: dict[str, dict[str, jax.Array]] = {each: {} for each in self.measures}
+            for name, places in groups.items():
+                g, u, p, m = ([leaves[i] for i in places] for leaves in trees)
+                group = Group(g, u, p, m, square.get(name), count, self.quantiles)
+                for each in self.measures:
+                    found[each][name] = MEASURES[each].function(group)
+            return found
+
+        if self.every == 1:
+            measured = measure()
+        else:
+            measured = jax.lax.cond(count % self.every == 0, measure, lambda: state.measured)
+        return new, DiagnoseState(count, measured, mean, square, inner_state)
+
+    def _groups(self, tree: Any) -> dict[str, list[int]]:
+        """From the name of each group to the places of its arrays among all, None among them."""
+        paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+        groups: dict[str, list[int]] = {}
+        for index, (path, leaf) in enumerate(paths):
+            name = keystr(path) if self.group_by is None else self.group_by(keystr(path))
+            places = groups.setdefault(name, [])
+            if leaf is not None:
+                places.append(index)
+        return groups
 
 
 def diagnose(
     inner: optax.GradientTransformation,
-    measures: Sequence[str] = MEASURES[:6],
+    measures: Sequence[str] = tuple(MEASURES)[:6],
     *,
     group_by: Callable[[str], str] | None = None,
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
@@ -132,159 +181,10 @@ def diagnose(
         raise ValueError(f"quantiles={quantiles!r} must be between 0 and 1.")
     if not measures:
         return inner_member
-    wrapper = Diagnose(inner_member, tuple(measures), group_by, tuple(quantiles), every)
-    return Transformation(Partial(_diagnose_init, wrapper), Partial(_diagnose_update, wrapper))
-
-
-def _groups(wrapper: Diagnose, tree: Any) -> dict[str, list[int]]:
-    """From the name of each group to the places of its arrays among all, None among them."""
-    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
-    groups: dict[str, list[int]] = {}
-    for index, (path, leaf) in enumerate(paths):
-        name = keystr(path) if wrapper.group_by is None else wrapper.group_by(keystr(path))
-        places = groups.setdefault(name, [])
-        if leaf is not None:
-            places.append(index)
-    return groups
-
-
-def _diagnose_init(wrapper: Diagnose, params: Any) -> DiagnoseState:
-    groups = _groups(wrapper, params)
-    shapes = {"effective_learning_rate": (len(wrapper.quantiles),)}
-    tracks = "signal_to_noise" in wrapper.measures
-
-    def of_groups(shape: tuple[int, ...]) -> Any:
-        if pytrees.is_placeholder(params):  # Without names: one entry stands for all groups.
-            return jnp.zeros(shape, jnp.float32)
-        return {name: jnp.zeros(shape, jnp.float32) for name in groups}
-
-    return DiagnoseState(
-        count=jnp.zeros((), jnp.int32),
-        measured={measure: of_groups(shapes.get(measure, ())) for measure in wrapper.measures},
-        gradient_mean=jax.tree.map(_zeros, params) if tracks else None,
-        gradient_square=of_groups(()) if tracks else {},
-        inner_state=wrapper.inner.init(params),
+    return Transformation.of(
+        Diagnose(inner_member, tuple(measures), group_by, tuple(quantiles), every)
     )
 
 
 def _zeros(x: Any) -> jax.Array:
     return jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x)))
-
-
-def _diagnose_update(
-    wrapper: Diagnose, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, DiagnoseState]:
-    states.check_wrapper(state, DiagnoseState)
-    updates = pytrees.gradients(updates)
-    missing = [name for name in wrapper.measures if name in _NEED_PARAMS and params is None]
-    if missing and jax.tree.leaves(updates):
-        raise ValueError(
-            f"diagnose measures {missing[0]!r}, which needs the parameters: call update(gradients, "
-            "state, params), or leave that measure out."
-        )
-    new, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
-    gradients, made = pytrees.Arrays("gradients", updates), pytrees.Arrays("gradients", new)
-    groups = _groups(wrapper, updates)
-    count: Any = optax.safe_increment(state.count)
-    mean, square = state.gradient_mean, state.gradient_square
-    if mean is not None:
-        olds = gradients.same_shapes("the state's gradient_mean", mean)
-        means = [
-            old if g is None else _average(old, g.astype(old.dtype))
-            for g, old in zip(gradients.leaves, olds, strict=True)
-        ]
-        mean = gradients.treedef.unflatten(means)
-        square = {
-            name: _average(square[name], jnp.square(_norm([gradients.leaves[i] for i in places])))
-            for name, places in groups.items()
-        }
-
-    def measure() -> Any:
-        averages = gradients.leaves if mean is None else gradients.treedef.flatten_up_to(mean)
-        trees = gradients.leaves, made.leaves, gradients.params(params, ()), averages
-        found: dict[str, dict[str, jax.Array]] = {each: {} for each in wrapper.measures}
-        for name, places in groups.items():
-            g, u, p, m = ([leaves[i] for i in places] for leaves in trees)
-            for each in wrapper.measures:
-                found[each][name] = _measure(wrapper, each, g, u, p, m, square.get(name), count)
-        return found
-
-    if wrapper.every == 1:
-        measured = measure()
-    else:
-        measured = jax.lax.cond(count % wrapper.every == 0, measure, lambda: state.measured)
-    return new, DiagnoseState(count, measured, mean, square, inner_state)
-
-
-def _measure(
-    wrapper: Diagnose,
-    measure: str,
-    gradients: list[Any],
-    updates: list[Any],
-    params: list[Any],
-    means: list[Any],
-    square: Any,
-    count: jax.Array,
-) -> jax.Array:
-    """One measure of one group."""
-    if measure == "gradient_norm":
-        return _norm(gradients)
-    if measure == "update_norm":
-        return _norm(updates)
-    if measure == "parameter_norm":
-        return _norm(params)
-    if measure == "update_ratio":
-        return maths.ratio(_norm(updates), _norm(params))
-    if measure == "cosine":
-        # Of vectors of length 1: their product cannot overflow.
-        lengths = maths.global_norm(gradients), maths.global_norm(updates)
-        products = [
-            jnp.sum(jnp.real(_unit(g, lengths[0]) * jnp.conj(_unit(u, lengths[1]))))
-            for g, u in zip(gradients, updates, strict=True)
-        ]
-        return -_sum(products)
-    if measure == "moving":
-        changed = [
-            jnp.sum(maths.saturating_cast(_wide(p) + _wide(u), p.dtype) != p)
-            for p, u in zip(params, updates, strict=True)
-        ]
-        return maths.ratio(_sum(changed), jnp.float32(sum(p.size for p in params)))
-    if measure == "effective_learning_rate":
-        sizes = [
-            (jnp.abs(_wide(whole(g))).ravel(), jnp.abs(_wide(whole(u))).ravel())
-            for g, u in zip(gradients, updates, strict=True)
-        ]
-        ratios = [jnp.where(g > 0, u / jnp.where(g > 0, g, 1), jnp.nan) for g, u in sizes]
-        if not sum(each.size for each in ratios):
-            return jnp.zeros(len(wrapper.quantiles), jnp.float32)
-        together = jnp.concatenate([each.astype(jnp.float32) for each in ratios])
-        found = jnp.nanquantile(together, jnp.asarray(wrapper.quantiles, jnp.float32))
-        return jnp.where(jnp.isnan(found), 0, found).astype(jnp.float32)
-    # The averages have weights that add up to 1 - b^t, and a mean of n noisy gradients still has an
-    # n-th of their variance; 1/n is the sum of the squared weights.
-    past = jnp.float32(_DECAY) ** count.astype(jnp.float32)
-    weight = 1 - past
-    share = (1 - _DECAY) * (1 + past) / ((1 + _DECAY) * weight)
-    mean_squared = jnp.square(_norm(means) / weight)
-    noise = maths.ratio(jnp.maximum(square / weight - mean_squared, 0), 1 - share)
-    return maths.ratio(jnp.maximum(mean_squared - share * noise, 0), noise)
-
-
-def _average(old: jax.Array, new: jax.Array) -> jax.Array:
-    return maths.ema(new, old, jnp.asarray(_DECAY, jnp.finfo(old.dtype).dtype))
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(maths.compute_dtype(x.dtype))
-
-
-def _norm(arrays: list[Any]) -> jax.Array:
-    return maths.saturating_cast(maths.global_norm(arrays), jnp.dtype(jnp.float32))
-
-
-def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
-    return maths.quotient(_wide(x), jnp.where(length > 0, length, 1))
-
-
-def _sum(values: list[jax.Array]) -> jax.Array:
-    return sum((value.astype(jnp.float32) for value in values), jnp.zeros((), jnp.float32))

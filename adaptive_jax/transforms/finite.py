@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import precision
+from .precision import added
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -26,11 +26,18 @@ def finite_after(params: Any, updates: Any) -> jax.Array:
         return all_finite(updates)
     leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
     finite = [
-        precision.is_finite_after(old, update)
+        _is_finite_after(old, update)
         for old, update in zip(treedef.flatten_up_to(params), leaves, strict=True)
         if update is not None
     ]
     return functools.reduce(jnp.logical_and, finite, jnp.ones((), jnp.bool_))
+
+
+@jax.jit
+def _is_finite_after(param: jax.Array, update: jax.Array) -> jax.Array:
+    """Whether all of u is finite, and of θ + u where θ was, shape (). One dispatch outside of jit."""
+    total = added(param, update)
+    return jnp.all(jnp.isfinite(total) | (jnp.isfinite(update) & ~jnp.isfinite(param)))
 
 
 def no_update(x: jax.Array) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
-from .._core import export, pytrees
-from .._core.states import check_wrapper
+from .._core import export
 from .._core.transformation import Transformation, member
+from .._core.wrapper import Wrapper
 
 
 @export.node
@@ -36,16 +34,42 @@ class Measure:
         return self.function(updates), state
 
 
-@export.node
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["measures"], meta_fields=["names"]
-)
-@dataclass(frozen=True, repr=False)
-class Monitor:
-    """The argument of `monitor`: names, and transformations that measure."""
+@dataclass(frozen=True)
+class Monitor(Wrapper):
+    """`monitor`, of its argument: names, and transformations that measure.
+
+    It wraps none of these: what they make of the updates is no update.
+    """
 
     names: tuple[str, ...]
     measures: tuple[Any, ...]
+
+    data_fields = ("measures",)
+    state_type = optax.MonitorState
+
+    def init(self, params: Any) -> Any:
+        states = tuple(measure.init(params) for measure in self.measures)
+        measured = {
+            name: jax.eval_shape(
+                lambda each=each, state=state: each.update(params, state, params)[0]
+            )
+            for name, each, state in zip(self.names, self.measures, states, strict=True)
+        }
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), measured)
+        return optax.MonitorState(zeros, states)
+
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        measured, states = {}, []
+        for name, each, old in zip(self.names, self.measures, state.measure_states, strict=True):
+            value, new = each.update(updates, old, params, **extra_args)
+            # In the dtypes of the start, whatever that of the gradients.
+            measured[name] = jax.tree.map(
+                lambda x, like: jnp.asarray(x, like.dtype), value, state.measurements[name]
+            )
+            states.append(new)
+        return updates, optax.MonitorState(measured, tuple(states))
 
     def __repr__(self) -> str:
         return f"monitor({', '.join(self.names)})"
@@ -80,8 +104,8 @@ def monitor(measures: Mapping[str, Any]) -> Transformation:
             f"measures={measures!r:.80} must be a mapping from names to functions of the updates, such as "
             '{"norm": aj.global_norm}.'
         )
-    wrapper = Monitor(tuple(measures), tuple(_measure(*each) for each in measures.items()))
-    return Transformation(Partial(_monitor_init, wrapper), Partial(_monitor_update, wrapper))
+    made = tuple(_measure(*each) for each in measures.items())
+    return Transformation.of(Monitor(tuple(measures), made))
 
 
 def _measure(name: str, measure: Any) -> Any:
@@ -90,29 +114,3 @@ def _measure(name: str, measure: Any) -> Any:
     if not callable(measure):
         raise TypeError(f"measures[{name!r}]={measure!r} is no function of the updates.")
     return Measure(measure)
-
-
-def _monitor_init(wrapper: Monitor, params: Any) -> Any:
-    states = tuple(measure.init(params) for measure in wrapper.measures)
-    measured = {
-        name: jax.eval_shape(lambda each=each, state=state: each.update(params, state, params)[0])
-        for name, each, state in zip(wrapper.names, wrapper.measures, states, strict=True)
-    }
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), measured)
-    return optax.MonitorState(zeros, states)
-
-
-def _monitor_update(
-    wrapper: Monitor, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, Any]:
-    check_wrapper(state, optax.MonitorState)
-    updates = pytrees.gradients(updates)
-    measured, states = {}, []
-    for name, each, old in zip(wrapper.names, wrapper.measures, state.measure_states, strict=True):
-        value, new = each.update(updates, old, params, **extra_args)
-        # In the dtypes of the start, whatever that of the gradients.
-        measured[name] = jax.tree.map(
-            lambda x, like: jnp.asarray(x, like.dtype), value, state.measurements[name]
-        )
-        states.append(new)
-    return updates, optax.MonitorState(measured, tuple(states))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.tree_util import Partial
 
 from .. import maths
-from .._core import arguments, export, pytrees, states
-from .._core.transformation import Transformation, member
+from .._core import arguments, export, pytrees
+from .._core.transformation import Transformation
+from .._core.wrapper import Wrapper
 
 _ROUNDINGS = ("nearest", "stochastic")
 
@@ -70,7 +69,7 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
             new.append(param)
             continue
         dtype = jnp.result_type(param)
-        total = _sum(param, update)
+        total = added(param, update)
         if rounding == "stochastic" and _is_low(dtype):
             _check_fine(gradients, index, dtype, update)
             total = _round_stochastically(total, dtype, jnp.asarray(step), index)
@@ -90,20 +89,59 @@ class CompensateState(NamedTuple):
     inner_state: Any
 
 
-@export.node
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["correction"]
-)
-@dataclass(frozen=True, repr=False)
-class Compensate:
-    """The arguments of `compensate`."""
+_CORRECTIONS = ("parameter", "int8")
+
+
+@dataclass(frozen=True)
+class Compensate(Wrapper):
+    """`compensate`, of its arguments."""
 
     inner: Any
-    correction: str
+    correction: str = "parameter"
 
-    def __repr__(self) -> str:
-        shown = "" if self.correction == _CORRECTIONS[0] else f", correction={self.correction!r}"
-        return f"compensate({self.inner!r}{shown})"
+    wraps = {"inner": "inner_state"}
+    state_type = CompensateState
+    label = "compensate"
+
+    def init(self, params: Any) -> CompensateState:
+        def first(param: Any) -> Any:
+            dtype = self.kept_in(jnp.result_type(param))
+            return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)
+
+        return CompensateState(jax.tree.map(first, params), self.inner.init(params))
+
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, CompensateState]:
+        # Updates have the dtype of their gradients: of 8 bits, small ones would be lost before they
+        # are added.
+        updates = jax.tree.map(
+            lambda g: g.astype(jnp.float32) if is_coarse(jnp.result_type(g)) else g, updates
+        )
+        if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
+            raise ValueError(
+                "compensate needs the parameters: call update(gradients, state, params)."
+            )
+        updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra_args)
+        gradients = pytrees.Arrays("gradients", updates)
+        leaves = gradients.params(params, ())
+        corrections = gradients.match("the state's correction", state.correction)
+        for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+            if update is None or param is None or not _is_low(jnp.result_type(param)):
+                continue
+            old = corrections[index]
+            if old.dtype != self.kept_in(param.dtype):
+                raise ValueError(
+                    f"the correction at {gradients.paths()[index]} is {pytrees.describe(old)}, and "
+                    f"{self!r} keeps another one: make the state with its init(params)."
+                )
+            total = added(_exact(param, old), update)
+            split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
+            rounded, left = split(total, param.dtype)
+            corrections[index] = left.astype(old.dtype)
+            gradients.leaves[index] = rounded - param.astype(jnp.float32)
+        unflatten = gradients.treedef.unflatten
+        return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
 
     def kept_in(self, dtype: Any) -> Any:
         """The dtype of the correction of a parameter; None for one without."""
@@ -112,9 +150,6 @@ class Compensate:
         if jnp.finfo(dtype).bits < 16:
             return jnp.float16
         return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
-
-
-_CORRECTIONS = ("parameter", "int8")
 
 
 def compensate(
@@ -156,8 +191,7 @@ def compensate(
       0.5
     """
     arguments.one_of("correction", correction, _CORRECTIONS)
-    wrapper = Compensate(member(inner, "compensate"), correction)
-    return Transformation(Partial(_compensate_init, wrapper), Partial(_compensate_update, wrapper))
+    return Transformation.of(Compensate(inner, correction))
 
 
 def _check_fine(gradients: pytrees.Arrays, index: int, dtype: Any, update: Any) -> None:
@@ -179,47 +213,6 @@ def _check_fine(gradients: pytrees.Arrays, index: int, dtype: Any, update: Any) 
 def is_coarse(dtype: Any) -> bool:
     """Whether it is a floating-point dtype of 8 bits or less."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
-
-
-def _compensate_init(wrapper: Compensate, params: Any) -> CompensateState:
-    def first(param: Any) -> Any:
-        dtype = wrapper.kept_in(jnp.result_type(param))
-        return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)
-
-    return CompensateState(jax.tree.map(first, params), wrapper.inner.init(params))
-
-
-def _compensate_update(
-    wrapper: Compensate, updates: Any, state: Any, params: Any = None, **extra_args: Any
-) -> tuple[Any, CompensateState]:
-    states.check_wrapper(state, CompensateState)
-    # Updates have the dtype of their gradients: of 8 bits, small ones would be lost before they are added.
-    updates = jax.tree.map(
-        lambda g: g.astype(jnp.float32) if is_coarse(jnp.result_type(g)) else g,
-        pytrees.gradients(updates),
-    )
-    if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
-        raise ValueError("compensate needs the parameters: call update(gradients, state, params).")
-    updates, inner_state = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
-    gradients = pytrees.Arrays("gradients", updates)
-    leaves = gradients.params(params, ())
-    corrections = gradients.match("the state's correction", state.correction)
-    for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
-        if update is None or param is None or not _is_low(jnp.result_type(param)):
-            continue
-        old = corrections[index]
-        if old.dtype != wrapper.kept_in(param.dtype):
-            raise ValueError(
-                f"the correction at {gradients.paths()[index]} is {pytrees.describe(old)}, and "
-                f"{wrapper!r} keeps another one: make the state with its init(params)."
-            )
-        total = _sum(_exact(param, old), update)
-        split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
-        rounded, left = split(total, param.dtype)
-        corrections[index] = left.astype(old.dtype)
-        gradients.leaves[index] = rounded - param.astype(jnp.float32)
-    unflatten = gradients.treedef.unflatten
-    return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
 
 
 def _split_sum(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -318,17 +311,10 @@ def _is_low(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
-def _sum(param: jax.Array, update: jax.Array) -> jax.Array:
+def added(param: jax.Array, update: jax.Array) -> jax.Array:
     """θ + u in float32 at least."""
     dtype = maths.compute_dtype(jnp.result_type(param), jnp.result_type(update))
     return lax.convert_element_type(param, dtype) + lax.convert_element_type(update, dtype)
-
-
-@jax.jit
-def is_finite_after(param: jax.Array, update: jax.Array) -> jax.Array:
-    """Whether all of u is finite, and of θ + u where θ was, shape (). One dispatch outside of jit."""
-    total = _sum(param, update)
-    return jnp.all(jnp.isfinite(total) | (jnp.isfinite(update) & ~jnp.isfinite(param)))
 
 
 def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
-from .._core import arguments, export, pytrees, states
-from .._core.transformation import Transformation, member
+from .._core import arguments, export
+from .._core.transformation import Transformation
+from .._core.wrapper import Wrapper
 from .finite import all_finite, finite_after, no_update
 
 
@@ -27,20 +26,45 @@ class SkipNonfiniteState(NamedTuple):
     inner_state: Any
 
 
-@export.node
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["inner"], meta_fields=["max_consecutive"]
-)
-@dataclass(frozen=True, repr=False)
-class SkipNonfinite:
-    """The arguments of `skip_nonfinite`."""
+@dataclass(frozen=True)
+class SkipNonfinite(Wrapper):
+    """`skip_nonfinite`, of its arguments."""
 
     inner: Any
-    max_consecutive: int | None
+    max_consecutive: int | None = None
 
-    def __repr__(self) -> str:
-        limit = "" if self.max_consecutive is None else f", max_consecutive={self.max_consecutive}"
-        return f"skip_nonfinite({self.inner!r}{limit})"
+    wraps = {"inner": "inner_state"}
+    state_type = SkipNonfiniteState
+    label = "skip_nonfinite"
+
+    def init(self, params: Any) -> SkipNonfiniteState:
+        # Three arrays, not one: a donated buffer cannot be donated twice.
+        return SkipNonfiniteState(
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.bool_),
+            self.inner.init(params),
+        )
+
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, SkipNonfiniteState]:
+        old_inner = state.inner_state
+        new_updates, new_inner = self.inner.update(updates, old_inner, params, **extra_args)
+        finite = all_finite(updates) & finite_after(params, new_updates)
+        accepted = finite & ~state.stopped
+        consecutive = jnp.where(
+            state.stopped, state.consecutive, jnp.where(finite, 0, state.consecutive + 1)
+        )
+        limit = self.max_consecutive
+        stopped = state.stopped if limit is None else consecutive >= limit
+        new_updates = jax.tree.map(lambda x: jnp.where(accepted, x, no_update(x)), new_updates)
+        return new_updates, SkipNonfiniteState(
+            consecutive.astype(jnp.int32),
+            jnp.where(accepted, state.total, optax.safe_increment(state.total)),
+            stopped,
+            jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new_inner, old_inner),
+        )
 
 
 def skip_nonfinite(
@@ -81,45 +105,7 @@ def skip_nonfinite(
     """
     if max_consecutive is not None:
         max_consecutive = arguments.whole("max_consecutive", max_consecutive, 1)
-    wrapper = SkipNonfinite(member(inner, "skip_nonfinite"), max_consecutive)
-    return Transformation(Partial(_skip_init, wrapper), Partial(_skip_update, wrapper))
-
-
-def _skip_init(wrapper: SkipNonfinite, params: Any) -> SkipNonfiniteState:
-    # Three arrays, not one: a donated buffer cannot be donated twice.
-    return SkipNonfiniteState(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((), jnp.bool_),
-        wrapper.inner.init(params),
-    )
-
-
-def _skip_update(
-    wrapper: SkipNonfinite,
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    **extra_args: Any,
-) -> tuple[Any, SkipNonfiniteState]:
-    states.check_wrapper(state, SkipNonfiniteState)
-    updates = pytrees.gradients(updates)
-    new_updates, new_inner = wrapper.inner.update(updates, state.inner_state, params, **extra_args)
-    finite = all_finite(updates) & finite_after(params, new_updates)
-    accepted = finite & ~state.stopped
-    consecutive = jnp.where(
-        state.stopped, state.consecutive, jnp.where(finite, 0, state.consecutive + 1)
-    )
-    limit = wrapper.max_consecutive
-    stopped = state.stopped if limit is None else consecutive >= limit
-    return jax.tree.map(
-        lambda x: jnp.where(accepted, x, no_update(x)), new_updates
-    ), SkipNonfiniteState(
-        consecutive.astype(jnp.int32),
-        jnp.where(accepted, state.total, optax.safe_increment(state.total)),
-        stopped,
-        jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new_inner, state.inner_state),
-    )
+    return Transformation.of(SkipNonfinite(inner, max_consecutive))
 
 
 def raise_if_stopped(opt_state: Any) -> None:

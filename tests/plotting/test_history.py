@@ -10,7 +10,7 @@ from plotting.drawn import RATE, edges, legend, line
 
 import adaptive_jax as aj
 from adaptive_jax import plotting
-from adaptive_jax.transforms.diagnose import MEASURES
+from adaptive_jax.transforms.measures import MEASURES
 
 PARAMS = {
     "kernel": jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32),
