@@ -25,38 +25,63 @@ def loss_and_gradients(
     """Loss, model state, aux and gradients: of the batch, or the mean of those of its parts."""
     differentiated = jax.value_and_grad(settings.loss, has_aux=True)
 
-    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, Any, Any]:
+    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, Any]:
         (_, (loss, model_state, aux)), gradients = differentiated(
             state.params, model_state, part, rng, scale
         )
-        return loss, model_state, aux, gradients
+        return (gradients, loss), model_state, aux
 
-    parts = settings.accumulate
-    dtypes = jax.tree.map(lambda x: _update_dtype(jnp.result_type(x)), state.params)
-    if parts == 1:
-        loss, model_state, aux, gradients = of_part(state.model_state, batch, rng)
-    else:
-        part = _parts(batch, parts)
-
-        def body(carry: Any, index: Any) -> tuple[Any, Any]:
-            total, total_loss, model_state = carry
-            part_rng = None if rng is None else jax.random.fold_in(rng, index)
-            loss, model_state, aux, gradients = of_part(model_state, part(index), part_rng)
-            # Of a part of each, so that no sum overflows.
-            total = jax.tree.map(lambda t, g: t + g.astype(t.dtype) / parts, total, gradients)
-            return (total, total_loss + loss / parts, model_state), aux
-
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), state.params
-        )
-        kind = jax.eval_shape(lambda: of_part(state.model_state, part(0), rng)[0]).dtype
-        (gradients, loss, model_state), aux = jax.lax.scan(
-            body, (zeros, jnp.zeros((), kind), state.model_state), jnp.arange(parts)
-        )
-    gradients = jax.tree.map(lambda g, dtype: g.astype(dtype), gradients, dtypes)
+    (gradients, loss), model_state, aux = _mean_over_parts(
+        of_part, state.params, state.model_state, batch, rng, settings.accumulate
+    )
+    gradients = jax.tree.map(
+        lambda g, x: g.astype(_update_dtype(jnp.result_type(x))), gradients, state.params
+    )
     if settings.loss_scale is not None or state.loss_scale is not None:
         gradients = jax.tree.map(lambda g: maths.scaled(g, 1 / scale), gradients)
     return loss, model_state, aux, maths.ascent(gradients)
+
+
+def loss_of_batch(
+    settings: Settings, params: Any, model_state: Any, batch: Any, rng: Any
+) -> jax.Array:
+    """The loss of the whole batch, the mean over its parts."""
+
+    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, None]:
+        _, (loss, model_state, _) = settings.loss(params, model_state, part, rng, jnp.ones(()))
+        return (None, loss), model_state, None
+
+    (_, loss), _, _ = _mean_over_parts(of_part, None, model_state, batch, rng, settings.accumulate)
+    return loss
+
+
+def _mean_over_parts(
+    of_part: Callable[..., Any], params: Any, model_state: Any, batch: Any, rng: Any, parts: int
+) -> tuple[Any, Any, Any]:
+    """The mean of gradients and a loss over the parts of a batch, the model state, and all aux.
+
+    of_part: a function of the model state, a part and a key that gives these for the part.
+    params: what there are gradients of.
+    """
+    if parts == 1:
+        return of_part(model_state, batch, rng)
+    part = _parts(batch, parts)
+
+    def body(carry: Any, index: Any) -> tuple[Any, Any]:
+        total, model_state = carry
+        part_rng = None if rng is None else jax.random.fold_in(rng, index)
+        values, model_state, aux = of_part(model_state, part(index), part_rng)
+        # Of a part of each, so that no sum overflows.
+        total = jax.tree.map(lambda t, x: t + x.astype(t.dtype) / parts, total, values)
+        return (total, model_state), aux
+
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), params
+    )
+    kind = jax.eval_shape(lambda: of_part(model_state, part(0), rng)[0][1]).dtype
+    total = zeros, jnp.zeros((), kind)
+    (means, model_state), aux = jax.lax.scan(body, (total, model_state), jnp.arange(parts))
+    return means, model_state, aux
 
 
 def scale_in_force(settings: Settings, state: TrainState) -> jax.Array:
@@ -76,31 +101,6 @@ def _update_dtype(dtype: Any) -> Any:
     An update of 8 bits would be rounded twice, the first time to the nearest number, which may be 0.
     """
     return jnp.dtype(jnp.float32) if precision.is_coarse(dtype) else dtype
-
-
-def loss_of_batch(
-    settings: Settings, params: Any, model_state: Any, batch: Any, rng: Any
-) -> jax.Array:
-    """The loss of the whole batch, the mean over its parts."""
-
-    def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any]:
-        _, (loss, model_state, _) = settings.loss(params, model_state, part, rng, jnp.ones(()))
-        return loss, model_state
-
-    parts = settings.accumulate
-    if parts == 1:
-        return of_part(model_state, batch, rng)[0]
-    part = _parts(batch, parts)
-
-    def body(carry: Any, index: Any) -> tuple[Any, None]:
-        total, model_state = carry
-        part_rng = None if rng is None else jax.random.fold_in(rng, index)
-        loss, model_state = of_part(model_state, part(index), part_rng)
-        return (total + loss / parts, model_state), None
-
-    kind = jax.eval_shape(lambda: of_part(model_state, part(0), rng)[0]).dtype
-    carry = jnp.zeros((), kind), model_state
-    return jax.lax.scan(body, carry, jnp.arange(parts))[0][0]
 
 
 def _parts(batch: Any, parts: int) -> Callable[[Any], Any]:
