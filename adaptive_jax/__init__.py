@@ -21,6 +21,10 @@ from ._core.storage.factored import Factored as Factored
 from ._core.storage.masked import Masked as Masked
 from ._core.transform import transform as transform
 from .maths import global_norm as global_norm
+from .rules import LearningRate as LearningRate
+from .rules import WeightDecay as WeightDecay
+
+# <catalogue> written by tests/write_catalogue.py
 from .rules.adagrad import adagrad as adagrad
 from .rules.adagrad import scale_by_rss as scale_by_rss
 from .rules.adam import adam as adam
@@ -44,10 +48,10 @@ from .rules.rms import rmsprop as rmsprop
 from .rules.rms import scale_by_adadelta as scale_by_adadelta
 from .rules.rms import scale_by_rms as scale_by_rms
 from .rules.rms import scale_by_stddev as scale_by_stddev
-from .rules.scaling import LearningRate as LearningRate
-from .rules.scaling import WeightDecay as WeightDecay
 from .rules.scaling import add_decayed_weights as add_decayed_weights
 from .rules.scaling import scale_by_learning_rate as scale_by_learning_rate
+
+# </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
 from .training.convert import convert_storage as convert_storage
