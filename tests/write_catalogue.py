@@ -85,11 +85,7 @@ def paper_of(rule: type[aj.Rule]) -> tuple[Paper, ...]:
 
 def table() -> str:
     """Whole optimizers and their variants by the years of their papers, then what is for chains alone."""
-
-    def year(algorithm: Algorithm) -> int:
-        return algorithm.papers[0].year if algorithm.papers else 10_000
-
-    ordered = sorted(CATALOGUE.values(), key=year)
+    ordered = sorted(CATALOGUE.values(), key=lambda algorithm: algorithm.year)
     whole = [each for each in ordered if each.whole]
     rules = {rule for each in whole for rule in (each.rule, *each.variants.values())}
     rows = [row(each, which) for each in whole for which in ("", *each.variants)]

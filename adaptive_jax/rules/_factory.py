@@ -61,6 +61,11 @@ class Algorithm:
         return "learning_rate" in self.parameters and "learning_rate" not in fields(self.rule)
 
     @property
+    def year(self) -> int:
+        """When it was published: it is listed by that, and behind all others without a paper."""
+        return self.papers[0].year if self.papers else 10_000
+
+    @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """Its arguments."""
         return inspect.signature(self.factory).parameters

@@ -18,6 +18,7 @@ from typing import Any
 
 import optax
 import pytest
+from catalogue import WHOLE_OPTIMIZERS
 
 import adaptive_jax
 
@@ -72,10 +73,7 @@ LONG = (
     "contrib/_muon_test.py",
 )
 
-WHOLE_OPTIMIZERS = frozenset(
-    {"sgd", "adagrad", "rmsprop", "adadelta"}
-    | {"adam", "adamw", "amsgrad", "nadam", "nadamw", "adamax", "radam"}
-)
+OPTIMIZERS_OF_BOTH = frozenset(WHOLE_OPTIMIZERS) & set(dir(optax))
 
 
 def rest() -> list[str]:
@@ -104,11 +102,11 @@ PARTS = {
     "optimizers": Part(
         (ALIASES, *rest()),
         at_least=350,
-        calls=WHOLE_OPTIMIZERS | {"chain", "clip_by_global_norm", "add_decayed_weights", "trace"},
+        calls=OPTIMIZERS_OF_BOTH | {"chain", "clip_by_global_norm", "add_decayed_weights", "trace"},
         options=("--optimizers=replaced", "-k", "not LBFGSTest"),
     ),
     "sharding": Part(
-        (SHARDING,), at_least=75, calls=WHOLE_OPTIMIZERS, options=("--compare-versions",)
+        (SHARDING,), at_least=75, calls=OPTIMIZERS_OF_BOTH, options=("--compare-versions",)
     ),
     # Optimizers of optax's own, with ours as their pieces: lamb scales by adam.
     "pieces": Part(
