@@ -32,7 +32,11 @@ def optimizer(
     """
 
     def decorate(stub: Factory) -> Factory:
-        decays = inspect.signature(stub).parameters["weight_decay"].default is not None
+        parameters = inspect.signature(stub).parameters
+        needed = ("learning_rate", "weight_decay", "mask", "storage")
+        if missing := [name for name in needed if name not in parameters]:
+            raise TypeError(f"{stub.__name__}: a whole optimizer takes {missing[0]}.")
+        decays = parameters["weight_decay"].default is not None
 
         def make(factory: Factory, values: Mapping[str, Any]) -> Transformation:
             rate, decay, mask = (values[x] for x in ("learning_rate", "weight_decay", "mask"))

@@ -180,13 +180,13 @@ def listed(
     if name in CATALOGUE and CATALOGUE[name].factory.__module__ != function.__module__:
         raise TypeError(f"{name}: there is one already, in {CATALOGUE[name].factory.__module__}.")
     _check_defaults(name, defaults, rules, differences)
-    CATALOGUE[name] = algorithm
     if sys.flags.optimize < 2:  # Without docstrings there are no meanings.
         _check_meanings(algorithm, rules)
         for each in rules:
             _name_the_paper(each)
         factory.__doc__ = _docstring(algorithm, function, rules)
         documented(algorithm.meanings)(factory)
+    CATALOGUE[name] = algorithm
     return factory  # type: ignore[return-value]
 
 
