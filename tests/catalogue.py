@@ -55,7 +55,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
 
-ILL_CONDITIONED = (rules.StdDev,)
+ILL_CONDITIONED = ("StdDev",)
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients."""
 
 
