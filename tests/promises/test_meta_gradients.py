@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CASES, PORTED, SETTINGS, label
+from catalogue import CASES, PORTED, label, required
 
 STEPS = 8  # RAdam turns into Adam in the sixth.
 EVERYTHING = CASES | PORTED
 
 # The default run takes each kind of arithmetic once.
 DEFAULT = [
-    label(name, SETTINGS[name][0])
+    label(name, required(name))
     for name in ("sgd", "adagrad", "rmsprop", "adam", "amsgrad", "radam", "clip_by_global_norm")
 ]
 
