@@ -144,6 +144,8 @@ def test_the_structure_is_that_of_optax(name):
 @jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
 def test_the_structure_with_injected_hyperparameters_is_that_of_optax(name):
     settings = next(all_settings(name))
+    if {*arguments(name)} - {*CATALOGUE[name].parameters, "weight_decay_mask"}:
+        pytest.skip("its numbers are injected too, and some are left out here")
     theirs, ours = (
         optax.inject_hyperparams(getattr(library, name))(**settings) for library in (optax, aj)
     )
