@@ -50,6 +50,8 @@ from .rules.rms import scale_by_rms as scale_by_rms
 from .rules.rms import scale_by_stddev as scale_by_stddev
 from .rules.scaling import add_decayed_weights as add_decayed_weights
 from .rules.scaling import scale_by_learning_rate as scale_by_learning_rate
+from .rules.sign import lion as lion
+from .rules.sign import scale_by_lion as scale_by_lion
 
 # </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint

@@ -50,13 +50,15 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "amsgrad": [{"maximum_of": "raw", "eps_hat": True, "eps": 0.0}],
     "adamax": [{"eps": 0.0}, {"eps": 0.0, "eps_in_max": False}],
     "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
+    "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
 
-ILL_CONDITIONED = ("StdDev",)
-"""Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients."""
+ILL_CONDITIONED = ("StdDev", "Lion")
+"""Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
+sign of a sum."""
 
 
 def label(name: str, settings: dict[str, Any]) -> str:

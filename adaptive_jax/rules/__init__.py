@@ -18,5 +18,6 @@ from .scaling import Identity as Identity
 from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
+from .sign import Lion as Lion
 
 # </catalogue>
