@@ -51,6 +51,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adamax": [{"eps": 0.0}, {"eps": 0.0, "eps_in_max": False}],
     "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
+    "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by

@@ -7,7 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._core.hyper import Decay
+from .._core.arguments import one_of
+from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.transformation import Transformation
 from ..maths import ema
@@ -19,21 +20,36 @@ from ._factory import Paper, preconditioner
 class Lion(Rule):
     """The sign of a momentum that looks at the gradient twice, at two rates.
 
-        d = sign(β₁μ + (1-β₁)g),   μ ← β₂μ + (1-β₂)g
+        c = β₁μ + (1-β₁)g,   d = sign(c),   μ ← β₂μ + (1-β₂)g
 
     b1: β₁ in [0, 1), the share of the momentum in the sign.
     b2: β₂ in [0, 1), the decay rate of the momentum.
+    mode: "smooth" for d = tanh(κc): optax's, as is "refined", for c itself between -1 and 1.
+    smooth_beta: κ >= 0, how steep "smooth" is.
     """
 
     paper = Paper("Chen et al. 2023", "https://arxiv.org/abs/2302.06675", "algorithm 2")
     b1: Decay = 0.9
     b2: Decay = 0.99
+    mode: str = "hard"
+    smooth_beta: NonNegative = 1.0
     slots = {"mu": Slot()}
     takes_complex = False
     state_type_name = "ScaleByLionState"
 
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("mode", self.mode, ("hard", "smooth", "refined"))
+
     def update(self, grad, slots, param, ctx):
-        direction = jnp.sign(ema(grad, slots["mu"], self.b1)) + 0 * grad  # A NaN stays visible.
+        direction = ema(grad, slots["mu"], self.b1)
+        if self.mode == "smooth":
+            direction = jnp.tanh(self.smooth_beta * direction)
+        elif self.mode == "refined":
+            direction = jnp.clip(direction, -1, 1)
+        else:
+            direction = jnp.sign(direction)
+        direction = direction + 0 * grad  # What is not finite stays visible, as NaN.
         return direction, {"mu": ctx.store("mu", ema(grad, slots["mu"], self.b2))}
 
 
@@ -54,7 +70,13 @@ def lion(
 
 @preconditioner(Lion)
 def scale_by_lion(
-    b1: Any = 0.9, b2: Any = 0.99, mu_dtype: Any = None, *, storage: Any = None
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    mu_dtype: Any = None,
+    *,
+    mode: str = "hard",
+    smooth_beta: Any = 1.0,
+    storage: Any = None,
 ) -> Transformation:
     """Lion's direction for a chain. See `lion`."""
     ...
