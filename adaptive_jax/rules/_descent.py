@@ -24,11 +24,6 @@ def optimizer(
     """θ ← θ - η(d + λθ) for a rule's direction d, under the signature of the stub below it.
 
     Where the stub's weight decay is a number and not None, it has a place in the state even if it is 0.
-
-    Args:
-      rule: the rule.
-      paper: whose work it is, where that is not the rule's `paper`.
-      **differences: the defaults that are not those of the rule.
     """
 
     def decorate(stub: Factory) -> Factory:

@@ -1,4 +1,8 @@
-"""How a rule becomes functions that people call: checked, documented and listed from the rule itself."""
+"""How a rule becomes functions that people call: checked, documented and listed from the rule itself.
+
+The decorators `optimizer` (in `_descent`), `preconditioner` and `composed` take the rule; the paper, where
+that is not the rule's; and by their names the defaults that are not those of the rule.
+"""
 
 from __future__ import annotations
 
@@ -107,13 +111,7 @@ OF_THE_RULE = object()
 def preconditioner(
     rule: type[Rule], *, paper: Any = OF_THE_RULE, **differences: Any
 ) -> Callable[[Factory], Factory]:
-    """The rule alone, for a chain, under the signature of the stub below it.
-
-    Args:
-      rule: the rule.
-      paper: whose work it is, where that is not the rule's `paper`.
-      **differences: the defaults that are not those of the rule.
-    """
+    """The rule alone, for a chain, under the signature of the stub below it."""
 
     def make(factory: Factory, values: Mapping[str, Any]) -> Transformation:
         return build(factory, instance(rule, values), storage=storage_of(values))
@@ -132,11 +130,7 @@ def composed(
 
     Arguments that no rule has are described in its docstring, in lines `name: meaning`.
 
-    Args:
-      rule: the rule of its direction.
-      variants: from the arguments that choose another rule, as in "centered=True", to that rule.
-      paper: whose work it is, where that is not the rule's `paper`.
-      **differences: the defaults that are not those of the rule.
+    variants: from the arguments that choose another rule, as in "centered=True", to that rule.
     """
     return lambda function: listed(
         function, rule, None, variants=variants or {}, paper=paper, differences=differences
@@ -154,12 +148,11 @@ def listed(
 ) -> Factory:
     """The function that people call, in the catalogue.
 
+    It is refused, by name, for a default that differs from the rule's and is not named among the
+    differences, for a field or an argument without a meaning, and where there is no paper.
+
     make: what makes the transformation, of that function and the values of all its arguments; None if
       the function below the decorator does.
-
-    Raises:
-      TypeError: for a default that differs from the rule's and is not named among the differences, for
-        a field or an argument without a meaning, and where there is no paper.
     """
     name, parameters = function.__name__, inspect.signature(function).parameters
     names = list(parameters)
@@ -303,12 +296,10 @@ def _name_the_paper(rule: type[Rule]) -> None:
 
 def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...]) -> str:
     """All of it but for the arguments: what the function says itself, and what its rules say."""
-    head, *texts = paragraphs(function)
-    own = meanings_of(function)
-    texts = [text for text in texts if text.partition(":")[0] not in own]
+    (head, *texts), (rule, *others) = paragraphs(function), rules
     example = [text for text in texts if text.startswith("Example:\n")]
-    said = [text for text in texts if not text.startswith(("    ", "Example:\n"))]
-    rule, *others = rules
+    elsewhere = (*(f"{name}: " for name in algorithm.parameters), "    ", "Example:\n")
+    said = [text for text in texts if not text.startswith(elsewhere)]
     papers = [*algorithm.papers, *(p for r in others for p in _papers("", r, OF_THE_RULE))]
     source = "; ".join(dict.fromkeys(map(str, papers))) + ". " if papers else ""
     states = [f"State: {_state(rule)}"] + [
