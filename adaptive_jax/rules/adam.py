@@ -352,8 +352,6 @@ def nadam(
 
     As in optax, ν̂ has no further factor β₂, and β₁ no schedule of its own unless momentum_decay is
     given: the paper's is 1/250.
-
-    momentum_decay: ψ >= 0, for the decay rate β₁(1 - ½·0.96^(ψt)) of the momentum; None for β₁.
     """
     if momentum_decay is None:
         rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
