@@ -1,4 +1,7 @@
-"""What the package exports, page by page. There is no list of names to keep: modules have pages."""
+"""What the package exports, page by page. There is no list of names to keep: modules have pages.
+
+Optimizers and what is for chains come from the catalogue.
+"""
 
 import inspect
 import sys
@@ -9,10 +12,12 @@ from typing import Any
 
 from sphinx.pycode import ModuleAnalyzer
 
+from adaptive_jax.rules._factory import CATALOGUE
+
 # The title of each page, and the modules whose exports it shows. A module that does not exist is
 # passed over.
 PAGES = {
-    "optimizers": ("Optimizers", ["rules.optimizers"]),
+    "optimizers": ("Optimizers", []),
     "chains": ("Pieces for chains", []),
     "rules": (
         "Rules and the lift",
@@ -136,6 +141,11 @@ def exports(package: ModuleType) -> dict[str, list[Export]]:
     public = {name: value for name, value in vars(package).items() if not name.startswith("_")}
     missing = {name for name, value in public.items() if not isinstance(value, ModuleType)}
     shown: dict[str, list[Export]] = {page: [] for page in PAGES}
+    for name, algorithm in sorted(CATALOGUE.items(), key=lambda item: item[1].year):
+        if public.get(name) is algorithm.factory:
+            missing.discard(name)
+            export = Export(f"{package.__name__}.{name}", public[name], public[name].__doc__)
+            shown["optimizers" if algorithm.whole else "chains"].append(export)
     for page, (_, modules) in PAGES.items():
         for module in modules:
             namespace = next(
@@ -150,7 +160,7 @@ def exports(package: ModuleType) -> dict[str, list[Export]]:
                     full_name = f"{package.__name__}.{namespace}.{name}"
                 else:
                     continue
-                where = "chains" if _is_for_chains(module, name, value) else page
+                where = "chains" if name == "chain" else page
                 shown[where].append(Export(full_name, value, docstring))
     missing |= _modules_without_page(package)
     if missing:
@@ -182,15 +192,6 @@ def _defined(module: str) -> list[tuple[str, Any, str]]:
         elif f"{home}.".startswith(f"{module}."):
             defined.append((name, value, inspect.getdoc(value) or ""))
     return defined
-
-
-def _is_for_chains(module: str, name: str, value: Any) -> bool:
-    """Whether an export is a piece of an optimizer, and no whole one."""
-    if module != "rules.optimizers":
-        return name == "chain"
-    return (
-        name.startswith("scale_by_") or "learning_rate" not in inspect.signature(value).parameters
-    )
 
 
 def _modules_without_page(package: ModuleType, prefix: str = "") -> set[str]:

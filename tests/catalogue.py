@@ -1,82 +1,65 @@
 """Everything exported that makes a transformation, with the settings under which it is tested.
 
-Every property test walks this table, and `test_catalogue.py` fails if an export is missing from it.
+Every property test walks this table: `CATALOGUE` of the package, where optimizers and pieces for chains
+enter by themselves, and their settings beyond the defaults, the ports and the wrappers, listed here.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from typing import Any
 
+import jax
 import optax
 
 import adaptive_jax as aj
+from adaptive_jax import rules
+from adaptive_jax.rules._factory import CATALOGUE as CATALOGUE
+
+for _module in pkgutil.iter_modules(rules.__path__, f"{rules.__name__}."):
+    importlib.import_module(_module.name)  # A new family is not exported yet.
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sgd": [
-        {"learning_rate": 0.1},
-        {"learning_rate": 0.1, "momentum": 0.9},
-        {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
-        {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.9},
-        {"learning_rate": 0.1, "momentum": 0.9, "dampening": 0.5, "dampen_first": False},
+        {"momentum": 0.9},
+        {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
+        {"momentum": 0.9, "dampening": 0.9},
+        {"momentum": 0.9, "dampening": 0.5, "dampen_first": False},
         {
             "learning_rate": optax.linear_schedule(0.1, 0.0, 10),
             "momentum": 0.9,
             "velocity": "steps",
         },
     ],
-    "adagrad": [
-        {"learning_rate": 0.1},
-        {"learning_rate": 0.1, "initial_accumulator_value": 0.0, "eps_in_sqrt": False, "eps": 0.0},
-    ],
-    "adadelta": [{}, {"learning_rate": 0.5, "weight_decay": 0.01}],
+    "adagrad": [{"initial_accumulator_value": 0.0, "eps_in_sqrt": False, "eps": 0.0}],
+    "adadelta": [{"learning_rate": 0.5, "weight_decay": 0.01}],
     "rmsprop": [
-        {"learning_rate": 0.1},
-        {"learning_rate": 0.1, "eps": 0.0, "eps_in_sqrt": False, "bias_correction": True},
-        {"learning_rate": 0.1, "centered": True, "momentum": 0.9, "weight_decay": 0.01},
-        {"learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "velocity": "gradients"},
+        {"eps": 0.0, "eps_in_sqrt": False, "bias_correction": True},
+        {"centered": True, "momentum": 0.9, "weight_decay": 0.01},
+        {"momentum": 0.9, "nesterov": True, "velocity": "gradients"},
     ],
     "adam": [
-        {"learning_rate": 0.1},
         {"learning_rate": optax.linear_schedule(0.1, 0.0, 10), "eps": 0.0, "b1": 0.0},
-        {"learning_rate": 0.1, "eps_hat": True, "weight_decay": 0.01},
-        {"learning_rate": 0.1, "bias_correction": False, "eps_root": 1e-8},
-        {"learning_rate": 0.1, "b1": optax.linear_schedule(0.9, 0.5, 10)},
+        {"eps_hat": True, "weight_decay": 0.01},
+        {"bias_correction": False, "eps_root": 1e-8},
+        {"b1": optax.linear_schedule(0.9, 0.5, 10)},
     ],
-    "adamw": [{"learning_rate": 0.1}],
-    "nadam": [{"learning_rate": 0.1}, {"learning_rate": 0.1, "momentum_decay": 0.004}],
-    "nadamw": [{"learning_rate": 0.1}],
-    "amsgrad": [
-        {"learning_rate": 0.1},
-        {"learning_rate": 0.1, "maximum_of": "raw", "eps_hat": True, "eps": 0.0},
-    ],
-    "adamax": [
-        {"learning_rate": 0.1},
-        {"learning_rate": 0.1, "eps": 0.0},
-        {"learning_rate": 0.1, "eps": 0.0, "eps_in_max": False},
-    ],
-    "radam": [
-        {"learning_rate": 0.1},
-        {"learning_rate": 0.1, "eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01},
-    ],
-    "trace": [{"decay": 0.9}],
-    "scale_by_rss": [{}],
-    "scale_by_adadelta": [{}],
-    "scale_by_rms": [{}],
-    "scale_by_stddev": [{}],
-    "scale_by_adam": [{}],
-    "scale_by_amsgrad": [{}],
-    "scale_by_adamax": [{}],
-    "scale_by_radam": [{}],
-    "clip": [{"max_delta": 1.0}],
-    "clip_by_norm": [{"max_norm": 1.0}],
-    "clip_by_global_norm": [{"max_norm": 1.0}],
+    "nadam": [{"momentum_decay": 0.004}],
+    "amsgrad": [{"maximum_of": "raw", "eps_hat": True, "eps": 0.0}],
+    "adamax": [{"eps": 0.0}, {"eps": 0.0, "eps_in_max": False}],
+    "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
+    "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
+    "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
     "add_decayed_weights": [{"weight_decay": 0.01}],
-    "scale_by_learning_rate": [{"learning_rate": 0.1}],
 }
+"""Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
+themselves."""
 
-WHOLE_OPTIMIZERS = ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "nadamw"]
-WHOLE_OPTIMIZERS += ["amsgrad", "adamax", "radam"]
+ILL_CONDITIONED = ("StdDev", "Lion")
+"""Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
+sign of a sum."""
 
 
 def label(name: str, settings: dict[str, Any]) -> str:
@@ -85,19 +68,38 @@ def label(name: str, settings: dict[str, Any]) -> str:
     return f"{name}({','.join(shown)})"
 
 
+def required(name: str) -> dict[str, Any]:
+    """Values for the arguments that have no default."""
+    values = {"learning_rate": 0.1, "decay": 0.9}
+    parameters = inspect.signature(CATALOGUE[name].factory).parameters.values()
+    return {x.name: values.get(x.name, 1.0) for x in parameters if x.default is x.empty}
+
+
 CASES = {
-    label(name, settings): (getattr(aj, name), settings)
-    for name, all_settings in SETTINGS.items()
-    for settings in all_settings
+    label(name, settings): (algorithm.factory, settings)
+    for name, algorithm in CATALOGUE.items()
+    for settings in (
+        required(name) | beyond_the_defaults
+        for beyond_the_defaults in [{}, *SETTINGS.get(name, [])]
+    )
 }
 """From a readable id to the function and its arguments."""
 
+WHOLE_OPTIMIZERS = [name for name, algorithm in CATALOGUE.items() if algorithm.whole]
+
 FIRST = [
-    label(name, settings[0])
-    for name, settings in SETTINGS.items()
-    if not name.startswith("scale_by_") or name == "scale_by_stddev"
+    label(name, required(name))
+    for name, algorithm in CATALOGUE.items()
+    if algorithm.whole or algorithm.rule not in {CATALOGUE[x].rule for x in WHOLE_OPTIMIZERS}
 ]
 """Every rule, once: the other preconditioners for chains are rules of a whole optimizer."""
+
+
+def rules_of(tx: Any) -> list[aj.Rule]:
+    """The rules that a transformation is made of, those of what is wrapped in it among them."""
+    nodes = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, aj.Rule))
+    return [node for node in nodes if isinstance(node, aj.Rule)]
+
 
 PORTED = {
     label(f"{library}.{name}", settings): (getattr(getattr(aj.interop, library), name), settings)

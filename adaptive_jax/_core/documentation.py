@@ -1,9 +1,10 @@
-"""Docstrings whose arguments are described once, in a table, and not once per function."""
+"""Docstrings whose arguments are described once, in a table or in a rule, and not once per function."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -31,3 +32,19 @@ def documented(meanings: Mapping[str, str]) -> Callable[[_Function], _Function]:
 @functools.cache  # Most arguments are those of many functions, and filling takes time at import.
 def _filled(line: str) -> str:
     return textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="    ")
+
+
+def paragraphs(described: Any) -> list[str]:
+    """The paragraphs of a docstring."""
+    return inspect.cleandoc(described.__doc__ or "").split("\n\n")
+
+
+def equation_of(described: Any) -> str:
+    """The first indented paragraph of a docstring, or nothing."""
+    return next((each for each in paragraphs(described) if each.startswith("    ")), "")
+
+
+def meanings_of(described: Any) -> dict[str, str]:
+    """What a docstring says in lines `name: meaning`, which go on where they are indented by two."""
+    found = re.findall(r"^(\w+): (.*(?:\n  .*)*)", inspect.cleandoc(described.__doc__ or ""), re.M)
+    return {name: " ".join(meaning.split()) for name, meaning in found if name != "Example"}

@@ -178,8 +178,6 @@ def read(
     return by_path, scalars, count
 
 
-
-
 def setting(lifted: Lifted, name: str, default: Any) -> Any:
     """The value that an argument of the call has now; `default` if it was left without effect."""
     value = lifted.arguments().get(name, default)

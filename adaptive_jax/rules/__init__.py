@@ -1,5 +1,6 @@
 """The rules: the maths of one array. One family a file, from the simplest to the richest."""
 
+# <catalogue> written by tests/write_catalogue.py
 from .adagrad import AdaGrad as AdaGrad
 from .adam import Adam as Adam
 from .adam import AdaMax as AdaMax
@@ -17,3 +18,6 @@ from .scaling import Identity as Identity
 from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
+from .sign import Lion as Lion
+
+# </catalogue>

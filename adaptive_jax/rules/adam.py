@@ -1,14 +1,17 @@
-"""Adam and its family."""
+"""Adam and its family: a first moment over the root of a second one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
 from .._core.arguments import one_of
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
+from .._core.storage import named
+from .._core.transformation import Transformation
 from ..maths import (
     bias_correction,
     bounded,
@@ -22,20 +25,29 @@ from ..maths import (
     scaled,
     second_moment,
 )
+from ._descent import descend, optimizer
+from ._factory import Paper, composed, preconditioner
+from .scaling import DECOUPLED
 
 
 @dataclass(frozen=True)
 class Adam(Rule):
-    """μ ← β₁μ + (1-β₁)g; ν ← β₂ν + (1-β₂)g²; d = μ̂/(√(ν̂ + ε_root) + ε).
+    """A moving average of gradients over the root of one of their squares.
 
-    Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 1: μ̂ = μ/(1-β₁ᵗ), ν̂ = ν/(1-β₂ᵗ).
+        μ ← β₁μ + (1-β₁)g,   ν ← β₂ν + (1-β₂)g²,   μ̂ = μ/(1-β₁ᵗ),   ν̂ = ν/(1-β₂ᵗ)
+        d = μ̂/(√(ν̂ + ε_root) + ε)
 
-    bias_correction: False for μ̂ = μ and ν̂ = ν.
-    eps_hat: True for the paper's other form, where ε̂ is added before the correction:
-      d = √(1-β₂ᵗ)/(1-β₁ᵗ)·μ/(√(ν + ε_root) + ε̂).
-    nesterov: True for NAdam, Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ:
-      μ̂ = β₁μ/(1-β₁ᵗ⁺¹) + (1-β₁)g/(1-β₁ᵗ).
+    b1: the decay rate β₁ of the first moment, in [0, 1).
+    b2: the decay rate β₂ of the second moment, in [0, 1).
+    eps: ε >= 0, against division by zero.
+    eps_root: ε_root >= 0, added inside the root; > 0 to differentiate through the update.
+    nesterov: True for μ̂ = β₁μ/(1-β₁ᵗ⁺¹) + (1-β₁)g/(1-β₁ᵗ): one step ahead, as in NAdam.
+    bias_correction: False for μ̂ = μ and ν̂ = ν: RMSprop with an average of gradients.
+    eps_hat: True for d = √(1-β₂ᵗ)/(1-β₁ᵗ)·μ/(√(ν + ε_root) + ε̂): the paper's other form, where ε̂ is
+      added before the correction.
     """
+
+    paper = Paper("Kingma & Ba 2015", "https://arxiv.org/abs/1412.6980", "algorithm 1")
 
     b1: Decay = 0.9
     b2: Decay = 0.999
@@ -77,12 +89,24 @@ def ratio(rule, mu, correction_1, nu, correction_2):
 
 @dataclass(frozen=True)
 class NAdam(Rule):
-    """Adam with Nesterov's momentum and a decay rate of its own for it, β₁(t) = β₁(1 - ½·0.96^(ψt)).
+    """Adam with Nesterov's momentum and a decay rate of its own for it.
 
-    d = ((1-β₁(t))/(1-Π(t))·g + β₁(t+1)/(1-Π(t+1))·μ)/(√ν̂ + ε), Π(t) = β₁(1)···β₁(t); the averages μ
-    and ν are Adam's, with constant rates. Dozat 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ,
-    algorithm 2 and section 3.1 with ψ = 1/250.
+        β₁(t) = β₁(1 - ½·0.96^(ψt)),   Π(t) = β₁(1)···β₁(t)
+        d = ((1-β₁(t))/(1-Π(t))·g + β₁(t+1)/(1-Π(t+1))·μ)/(√(ν̂ + ε_root) + ε)
+
+    The averages μ and ν are Adam's, with constant rates. The paper has ψ = 1/250.
+
+    b1: the decay rate β₁ of the first moment, in [0, 1).
+    b2: the decay rate β₂ of the second moment, in [0, 1).
+    eps: ε >= 0, against division by zero.
+    eps_root: ε_root >= 0, added inside the root; > 0 to differentiate through the update.
+    momentum_decay: ψ >= 0, for the decay rate β₁(t) of the momentum.
+    eps_hat: True for d = √(1-β₂ᵗ)·μ̂/(√(ν + ε_root) + ε̂): Adam's other form.
     """
+
+    paper = Paper(
+        "Dozat 2016", "https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ", "algorithm 2"
+    )
 
     b1: Decay = 0.9
     b2: Decay = 0.999
@@ -116,11 +140,16 @@ class NAdam(Rule):
 class RAdam(Adam):
     """Adam whose step is rectified for the variance of 1/√ν̂, and plain μ̂ while that has none.
 
-    ρ(∞) = 2/(1-β₂) - 1, ρ(t) = ρ(∞) - 2tβ₂ᵗ/(1-β₂ᵗ), r² = (ρ(t)-4)(ρ(t)-2)ρ(∞)/((ρ(∞)-4)(ρ(∞)-2)ρ(t))
-    d = r·μ̂/(√(ν̂ + ε_root) + ε) once ρ(t) >= the threshold, μ̂ before.
+        ρ(∞) = 2/(1-β₂) - 1,   ρ(t) = ρ(∞) - 2tβ₂ᵗ/(1-β₂ᵗ)
+        r(t)² = (ρ(t)-4)(ρ(t)-2)ρ(∞)/((ρ(∞)-4)(ρ(∞)-2)ρ(t))
+        d = r(t)·μ̂/(√(ν̂ + ε_root) + ε) once ρ(t) >= threshold,   d = μ̂ before
 
-    Liu et al. 2020, https://arxiv.org/abs/1908.03265, algorithm 2, with a threshold of 4.
+    ρ(t) counts the steps that the average of squares is worth, and r(t) → 1 makes up for its variance.
+
+    threshold: the length ρ(t) of the average from which on the step is rectified, 4 in the paper.
     """
+
+    paper = Paper("Liu et al. 2020", "https://arxiv.org/abs/1908.03265", "algorithm 2")
 
     threshold: NonNegative = 5.0
 
@@ -152,13 +181,24 @@ def average_length(decay, step):
 
 @dataclass(frozen=True)
 class AMSGrad(Rule):
-    """Adam whose second moment never falls: ν̂_max ← max(ν̂_max, ν̂); d = μ̂/(√(ν̂_max + ε_root) + ε).
+    """Adam whose second moment never falls.
 
-    Reddi, Kale & Kumar 2018, https://arxiv.org/abs/1904.09237, who correct no bias.
+        ν_max ← max(ν_max, ν̂),   d = μ̂/(√(ν_max + ε_root) + ε)
 
-    maximum_of: "corrected" for the maximum of ν̂; "raw" for that of ν, corrected afterwards by today's
-      1-β₂ᵗ, as PyTorch and Keras do. Only the second can be combined with eps_hat.
+    The paper corrects no bias.
+
+    b1: the decay rate β₁ of the first moment, in [0, 1).
+    b2: the decay rate β₂ of the second moment, in [0, 1).
+    eps: ε >= 0, against division by zero.
+    eps_root: ε_root >= 0, added inside the root; > 0 to differentiate through the update.
+    bias_correction_mu: False for μ̂ = μ.
+    bias_correction_nu: False for ν̂ = ν.
+    maximum_of: "raw" for ν_max ← max(ν_max, ν): corrected afterwards by today's 1-β₂ᵗ, as PyTorch and
+      Keras do; "corrected" for that of ν̂.
+    eps_hat: whether ε is the ε̂ that Adam's paper adds before the bias correction. Only with "raw".
     """
+
+    paper = Paper("Reddi, Kale & Kumar 2018", "https://arxiv.org/abs/1904.09237")
 
     b1: Decay = 0.9
     b2: Decay = 0.999
@@ -195,12 +235,17 @@ class AMSGrad(Rule):
 
 @dataclass(frozen=True)
 class AdaMax(Rule):
-    """μ ← β₁μ + (1-β₁)g; ν ← max(β₂ν, |g| + ε); d = μ/((1-β₁ᵗ)·ν).
+    """Adam with the largest recent gradient in place of the root mean square.
 
-    Kingma & Ba 2015, https://arxiv.org/abs/1412.6980, algorithm 2, which has no ε.
+        μ ← β₁μ + (1-β₁)g,   ν ← max(β₂ν, |g| + ε),   d = μ/((1-β₁ᵗ)ν)
 
-    eps_in_max: False for ν ← max(β₂ν, |g|); d = μ/((1-β₁ᵗ)·(ν + ε)), as Keras has it.
+    b1: the decay rate β₁ of the first moment, in [0, 1).
+    b2: the decay rate β₂ of the largest gradient, in [0, 1).
+    eps: ε >= 0, against division by zero. The paper has none.
+    eps_in_max: False for ν ← max(β₂ν, |g|), d = μ/((1-β₁ᵗ)(ν + ε)): as Keras has it.
     """
+
+    paper = Paper("Kingma & Ba 2015", "https://arxiv.org/abs/1412.6980", "algorithm 2")
 
     b1: Decay = 0.9
     b2: Decay = 0.999
@@ -218,3 +263,243 @@ class AdaMax(Rule):
         )
         direction = mu / jnp.maximum(denominator, least_denominator(nu.dtype))
         return direction, {"mu": mu, "nu": nu}
+
+
+@optimizer(Adam)
+def adam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """Adam: a moving average of gradients over the root of one of their squares.
+
+    With bias_correction=False it is RMSprop with an average of gradients, μ/(√ν + ε).
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp, optax
+      >>> tx = aj.adam(1e-3)
+      >>> tx
+      adam(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0)
+      >>> params = {"w": jnp.array([1.0, -2.0])}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)  # the gradients of ‖w‖²/2
+      >>> print(optax.apply_updates(params, updates)["w"])
+      [ 0.999 -1.999]
+    """
+    ...
+
+
+@optimizer(Adam, paper=DECOUPLED)
+def adamw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+    *,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    storage: Any = None,
+) -> Transformation:
+    """AdamW: Adam with decoupled weight decay, θ ← θ - η(μ̂/(√ν̂ + ε) + λθ).
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.adamw(1e-3, weight_decay=0.01)
+      adamw(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0, weight_decay=0.01)
+    """
+    ...
+
+
+@composed(
+    Adam,
+    variants={"momentum_decay=ψ": NAdam},
+    paper=NAdam.paper,
+    nesterov=True,
+    momentum_decay=None,
+)
+def nadam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = True,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    momentum_decay: Any = None,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """NAdam: Adam with Nesterov's momentum, μ̂ = β₁μ/(1-β₁ᵗ⁺¹) + (1-β₁)g/(1-β₁ᵗ).
+
+    As in optax, ν̂ has no further factor β₂, and β₁ no schedule of its own unless momentum_decay is
+    given: the paper's is 1/250.
+    """
+    if momentum_decay is None:
+        rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
+    elif nesterov and bias_correction:
+        rule = NAdam(b1, b2, eps, eps_root, momentum_decay, eps_hat)
+    else:
+        raise ValueError(
+            f"momentum_decay={momentum_decay!r} needs nesterov=True and bias_correction=True."
+        )
+    storage = named.with_dtype(storage, "mu", mu_dtype)
+    return descend(nadam, rule, learning_rate, weight_decay, mask, storage)
+
+
+@optimizer(Adam, paper=(NAdam.paper, DECOUPLED), nesterov=True)
+def nadamw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+    *,
+    nesterov: bool = True,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    storage: Any = None,
+) -> Transformation:
+    """NAdamW: NAdam with decoupled weight decay."""
+    ...
+
+
+@optimizer(AMSGrad)
+def amsgrad(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    maximum_of: str = "corrected",
+    eps_hat: bool = False,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """AMSGrad: Adam whose second moment never falls. PyTorch's is maximum_of="raw"."""
+    ...
+
+
+@optimizer(AdaMax)
+def adamax(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    *,
+    eps_in_max: bool = True,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """AdaMax: Adam with the largest recent gradient in place of the root mean square."""
+    ...
+
+
+@optimizer(RAdam)
+def radam(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    threshold: Any = 5.0,
+    *,
+    nesterov: bool = False,
+    eps_hat: bool = False,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """RAdam: Adam that starts as momentum, until its second moment has seen enough steps."""
+    ...
+
+
+@preconditioner(Adam)
+def scale_by_adam(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    *,
+    nesterov: bool = False,
+    bias_correction: bool = True,
+    eps_hat: bool = False,
+    storage: Any = None,
+) -> Transformation:
+    """Adam's direction for a chain, μ̂/(√(ν̂ + ε_root) + ε). See `adam`."""
+    ...
+
+
+@preconditioner(AMSGrad)
+def scale_by_amsgrad(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    mu_dtype: Any = None,
+    bias_correction_mu: bool = True,
+    bias_correction_nu: bool = True,
+    *,
+    maximum_of: str = "corrected",
+    eps_hat: bool = False,
+    storage: Any = None,
+) -> Transformation:
+    """AMSGrad's direction for a chain. See `amsgrad`."""
+    ...
+
+
+@preconditioner(AdaMax)
+def scale_by_adamax(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    *,
+    eps_in_max: bool = True,
+    storage: Any = None,
+) -> Transformation:
+    """AdaMax's direction for a chain. See `adamax`."""
+    ...
+
+
+@preconditioner(RAdam)
+def scale_by_radam(
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    eps_root: Any = 0.0,
+    threshold: Any = 5.0,
+    *,
+    nesterov: bool = False,
+    eps_hat: bool = False,
+    storage: Any = None,
+) -> Transformation:
+    """RAdam's direction for a chain. See `radam`."""
+    ...

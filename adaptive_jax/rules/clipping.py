@@ -1,20 +1,30 @@
-"""Clipping."""
+"""Clipping: of each element, of each array, of all of them together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
 from .. import maths
 from .._core.hyper import Limit
 from .._core.rule import Rule
+from .._core.transformation import Transformation
 from ..maths import scaled
+from ._factory import Paper, preconditioner
 
 
 @dataclass(frozen=True)
 class Clip(Rule):
-    """Each element is held between -c and c. What is not finite stays visible, as NaN."""
+    """Each element is held between -c and c. What is not finite stays visible, as NaN.
+
+        min(max(g, -c), c)
+
+    max_delta: the largest size c that an element may have, >= 0; infinite for no limit.
+    """
+
+    paper = None
 
     max_delta: Limit
     takes_complex = False
@@ -25,7 +35,14 @@ class Clip(Rule):
 
 @dataclass(frozen=True)
 class ClipByNorm(Rule):
-    """g · min(1, c/‖g‖), where ‖g‖ is the norm of the one array."""
+    """Each array is scaled so that its own norm is at most c.
+
+        g·min(1, c/‖g‖),   ‖g‖ of the one array
+
+    max_norm: the largest norm c that the updates may have, >= 0; infinite for no limit.
+    """
+
+    paper = None
 
     max_norm: Limit
 
@@ -35,10 +52,14 @@ class ClipByNorm(Rule):
 
 @dataclass(frozen=True)
 class ClipByGlobalNorm(Rule):
-    """g · min(1, c/‖g‖), where ‖g‖ is the norm of all arrays together.
+    """All arrays are scaled by one factor so that their common norm is at most c.
 
-    Pascanu, Mikolov & Bengio 2013, https://arxiv.org/abs/1211.5063.
+        g·min(1, c/‖g‖),   ‖g‖ over all arrays
+
+    max_norm: the largest norm c that the updates may have, >= 0; infinite for no limit.
     """
+
+    paper = Paper("Pascanu, Mikolov & Bengio 2013", "https://arxiv.org/abs/1211.5063")
 
     max_norm: Limit
 
@@ -60,3 +81,31 @@ def clipped(grad, norm, max_norm):
     largest = jnp.maximum(jnp.maximum(norm, max_norm) * first, jnp.finfo(norm.dtype).tiny)
     second = jnp.where(is_limit, max_norm / largest, jnp.ones_like(largest))
     return scaled(scaled(grad, first), second)
+
+
+@preconditioner(Clip)
+def clip(max_delta: Any) -> Transformation:
+    """Holds each element between -c and c. It takes no complex arrays."""
+    ...
+
+
+@preconditioner(ClipByNorm)
+def clip_by_norm(max_norm: Any) -> Transformation:
+    """Scales each array so that its own norm is at most c."""
+    ...
+
+
+@preconditioner(ClipByGlobalNorm)
+def clip_by_global_norm(max_norm: Any) -> Transformation:
+    """Scales all arrays by one factor so that their common norm is at most c.
+
+    The norm is summed in float32 at least, and does not overflow. To see in the state which steps are
+    clipped, measure before it.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> norm = aj.monitor({"norm": aj.global_norm})
+      >>> aj.chain(norm, aj.clip_by_global_norm(1.0), aj.adam(1e-3))  # doctest: +ELLIPSIS
+      chain(monitor(norm), clip_by_global_norm(max_norm=1.0), adam(learning_rate=0.001, ...))
+    """
+    ...

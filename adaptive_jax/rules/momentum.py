@@ -1,28 +1,44 @@
-"""Momentum."""
+"""Gradient descent, and momentum in each of its usual forms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 
-from .._core.hyper import Decay, Fraction
+from .._core.arguments import one_of
+from .._core.hyper import Decay, Fraction, none_if_zero
 from .._core.rule import Rule, Slot
+from .._core.storage import named
+from .._core.transform import build
+from .._core.transformation import Transformation
 from ..maths import complement, decayed_sum, scaled
+from ._descent import VELOCITIES, descend, descend_with_velocity
+from ._factory import Paper, composed
+from .scaling import Identity
 
 
 @dataclass(frozen=True)
 class Trace(Rule):
-    """v ← γv + (1-τ)g; the direction is v, or with Nesterov's momentum γv + (1-τ)g once more.
+    """A velocity that every gradient pushes and that decays.
 
-    Polyak 1964, https://doi.org/10.1016/0041-5553(64)90137-5; Nesterov 1983; Sutskever et al. 2013,
-    https://proceedings.mlr.press/v28/sutskever13.html.
+        v ← γv + (1-τ)g,   d = v
 
     Before the learning rate, v is a velocity of gradients; after it, of steps. With the dampening
     τ = γ, v is a moving average of gradients.
 
-    dampen_first: False for v = g after the first step, as PyTorch has it.
+    decay: the decay γ of the velocity, in [0, 1].
+    nesterov: True for d = γv + (1-τ)g: one step ahead, Nesterov's momentum of 1983.
+    dampening: τ in [0, 1): a gradient enters the velocity with weight 1 - τ; None for 0.
+    dampen_first: False for v = g after the first step: whatever the dampening, as PyTorch has it.
     """
+
+    paper = (
+        Paper("Polyak 1964", "https://doi.org/10.1016/0041-5553(64)90137-5"),
+        Paper("Sutskever et al. 2013", "https://proceedings.mlr.press/v28/sutskever13.html"),
+    )
+    takes_any_rate = True
 
     decay: Fraction
     nesterov: bool = False
@@ -46,3 +62,70 @@ class Trace(Rule):
             grad = scaled(grad, weight)
         trace = ctx.store("trace", decayed_sum(grad, slots["trace"], self.decay))
         return decayed_sum(grad, trace, self.decay) if self.nesterov else trace, {"trace": trace}
+
+
+@composed(Identity, variants={"momentum=γ": Trace})
+def sgd(
+    learning_rate: Any,
+    momentum: Any = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    dampening: Any = None,
+    dampen_first: bool = True,
+    velocity: str = "gradients",
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """Gradient descent, with momentum in each of its usual forms.
+
+        θ ← θ - ηg                                       without momentum
+        v ← γv + g,        θ ← θ - ηv                    a velocity of gradients
+        v ← γv + ηg,       θ ← θ - v                     a velocity of steps, velocity="steps"
+        v ← γv + (1-τ)g,   θ ← θ - ηv                    dampened; with τ = γ a moving average
+        v ← γv + g,        θ ← θ - η(γv + g)             Nesterov
+
+    momentum: the decay γ of the velocity, in [0, 1]; None for none.
+    velocity: "steps" for v ← γv + ηg, θ ← θ - v: the learning rate enters the velocity, and does not
+      come after it as with "gradients". It matters under a schedule.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.sgd(0.1, momentum=0.9)
+      sgd(learning_rate=0.1, momentum=0.9)
+    """
+    one_of("velocity", velocity, VELOCITIES)
+    if momentum is None and none_if_zero(dampening) is not None:
+        raise ValueError(f"dampening={dampening!r} needs a momentum, whose velocity it dampens.")
+    if momentum is None:
+        return descend(sgd, Identity(), learning_rate, weight_decay, mask, storage)
+    storage = named.with_dtype(storage, "trace", accumulator_dtype)
+    trace = Trace(momentum, nesterov, none_if_zero(dampening), dampen_first)
+    options = {} if velocity == "gradients" else {"velocity": velocity}
+    of_steps = velocity == "steps"
+    return descend_with_velocity(
+        sgd, None, learning_rate, trace, of_steps, weight_decay, mask, storage, **options
+    )
+
+
+@composed(Trace)
+def trace(
+    decay: Any,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    dampening: Any = None,
+    dampen_first: bool = True,
+    storage: Any = None,
+) -> Transformation:
+    """Momentum for a chain. See `sgd`.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.chain(aj.trace(0.9), aj.scale_by_learning_rate(0.1))
+      chain(trace(decay=0.9), scale_by_learning_rate(learning_rate=0.1))
+    """
+    storage = named.with_dtype(storage, "trace", accumulator_dtype)
+    rule = Trace(decay, nesterov, none_if_zero(dampening), dampen_first)
+    return build(trace, rule, storage=storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,21 +11,29 @@ from jax import lax
 from .._core.hyper import Hyper, NonNegative
 from .._core.mask import Mask
 from .._core.rule import Rule
+from .._core.transformation import Transformation
 from ..maths import scaled
+from ._factory import Paper, preconditioner
+
+DECOUPLED = Paper("Loshchilov & Hutter 2019", "https://arxiv.org/abs/1711.05101")
+"""Who took weight decay out of the gradient."""
 
 
 @dataclass(frozen=True)
 class LearningRate(Rule):
-    """θ ← θ - η·(d + λθ): one step of size η against the direction d, with decoupled weight decay.
+    """One step of size η against the direction d, with decoupled weight decay.
 
-    Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101. Without a weight decay it is the step
-    of gradient descent, and needs no parameters.
+        θ ← θ - η(d + λθ)
 
-    mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
+    Without a weight decay it is the step of gradient descent, and needs no parameters.
+
     flip_sign: False to multiply by +η, for a chain that flips the sign elsewhere.
     learning_rate_decay: δ for a step size that falls with the steps taken, η/(1 + δ(t-1)).
     keep_count: True to count the steps although nothing needs their number.
     """
+
+    paper = DECOUPLED
+    takes_any_rate = True
 
     learning_rate: NonNegative
     weight_decay: NonNegative = None
@@ -57,13 +66,17 @@ class LearningRate(Rule):
 
 @dataclass(frozen=True)
 class WeightDecay(Rule):
-    """d + λθ: weight decay, as a step of its own.
+    """Weight decay, as a step of its own.
+
+        d + λθ
 
     Before a preconditioner it is an L2 penalty; after it, and before the learning rate, it is
     decoupled. After the learning rate, give that here too: d - ηλθ, for momentum that sums steps.
 
     Its state is that of `optax.add_decayed_weights`: with a mask, an `optax.MaskedState`.
     """
+
+    paper = DECOUPLED
 
     weight_decay: Hyper = None
     mask: Mask = None
@@ -86,7 +99,15 @@ class WeightDecay(Rule):
 
 @dataclass(frozen=True)
 class Identity(Rule):
-    """The direction as it is: a place in the state, where optax has one."""
+    """The direction as it is.
+
+        d = g
+
+    It is a place in the state, where optax has one.
+    """
+
+    paper = Paper("Robbins & Monro 1951", "https://doi.org/10.1214/aoms/1177729586")
+    takes_any_rate = True
 
     def update(self, grad, slots, param, ctx):
         return grad, {}
@@ -98,3 +119,30 @@ class Maximize(Rule):
 
     def update(self, grad, slots, param, ctx):
         return -grad, {}
+
+
+@preconditioner(WeightDecay, weight_decay=0.0)
+def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> Transformation:
+    """Adds λθ to the updates: weight decay for a chain. `update` needs the parameters.
+
+        g + λθ
+
+    Before a preconditioner it is an L2 penalty; after it, and before the learning rate, decoupled.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.add_decayed_weights(0.01)
+      add_decayed_weights(weight_decay=0.01)
+    """
+    ...
+
+
+@preconditioner(LearningRate, paper=None)
+def scale_by_learning_rate(learning_rate: Any, *, flip_sign: bool = True) -> Transformation:
+    """Multiplies by the learning rate, with the sign turned round.
+
+        -ηg
+
+    It is the end of a chain that descends.
+    """
+    ...

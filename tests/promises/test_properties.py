@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import CASES, FIRST, PORTED, WRAPPERS
+from catalogue import CASES, FIRST, ILL_CONDITIONED, PORTED, WRAPPERS, rules_of
 
+from adaptive_jax import rules
 from adaptive_jax.maths import least_denominator
 
 STEPS = 3
@@ -78,20 +79,22 @@ def make(case: str) -> Any:
 
 def sums_gradients(case: str) -> bool:
     """A velocity of gradients, which no float32 can hold near its largest number; and ‖g‖."""
-    return "sgd" in case or case.startswith(("trace", "monitor", "diagnose"))
+    has_velocity = any(isinstance(rule, rules.Trace) for rule in rules_of(make(case)))
+    return has_velocity or case.startswith(("monitor", "diagnose"))
 
 
 def is_ill_conditioned(case: str) -> bool:
     """Where rounding may change the result by any amount, so that no two ways of computing agree.
 
-    The variance ν - μ² of constant gradients is a rounding error, and so is what `compensate` keeps.
-    `diagnose` counts what rounding changes, and adds up products of both signs.
+    What `compensate` keeps is a rounding error. `diagnose` counts what rounding changes, and adds up
+    products of both signs.
     """
-    return any(word in case for word in ("centered", "stddev", "compensate", "diagnose"))
+    is_so = any(type(rule).__name__ in ILL_CONDITIONED for rule in rules_of(make(case)))
+    return is_so or case in ("compensate", "diagnose")
 
 
 def takes_complex(case: str) -> bool:
-    return not case.startswith("clip(") and "clipvalue" not in case
+    return all(rule.takes_complex for rule in rules_of(make(case)))
 
 
 def numbers(dtype: Any, largest: float, shape: tuple[int, ...]) -> st.SearchStrategy:

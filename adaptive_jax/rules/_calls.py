@@ -1,0 +1,86 @@
+"""What is said of a call that is probably not meant: names of other libraries, numbers above 1."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .._core.arguments import is_number
+
+_ELSEWHERE = {
+    "lr": ("learning_rate",),
+    "betas": ("b1", "b2"),
+    "beta1": ("b1",),
+    "beta2": ("b2",),
+    "beta_1": ("b1",),
+    "beta_2": ("b2",),
+    "momentum": ("momentum", "b1", "decay"),
+    "alpha": ("decay",),
+    "rho": ("rho", "decay"),
+    "epsilon": ("eps",),
+    "weight_decay_mask": ("mask",),
+}
+"""What PyTorch and Keras call an argument, and what it may be called here."""
+
+
+_OTHERWISE = {
+    "amsgrad": "it is an optimizer of its own, aj.amsgrad(…)",
+    "maximize": "turn the sign round behind it, aj.scale_by_learning_rate(…, flip_sign=False)",
+    "clipnorm": "clip before it, aj.chain(aj.clip_by_norm(…), …)",
+    "global_clipnorm": "clip before it, aj.chain(aj.clip_by_global_norm(…), …)",
+    "clipvalue": "clip before it, aj.chain(aj.clip(…), …)",
+}
+"""What does here what an argument of PyTorch or Keras does."""
+
+
+def refuse_unknown(name: str, names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raises a TypeError for an argument that an optimizer does not have, and says what to write."""
+    for argument in given:
+        if argument not in names:
+            raise TypeError(_unknown(name, names, argument))
+
+
+def warn_of_large(name: str, given: Mapping[str, Any], takes_any_rate: bool) -> None:
+    """Warns of a learning rate or a weight decay above 1, for the caller of an optimizer."""
+    rate, decay = given.get("learning_rate"), given.get("weight_decay")
+    if not takes_any_rate and _is_above_one(rate):
+        warnings.warn(
+            f"learning_rate={rate!r} in {name}: whatever the size of the gradients, each step moves "
+            "each parameter by about so much. 1e-4 to 1e-1 are usual. If it is meant, give it as an "
+            f"array, jnp.float32({rate!r}), and nothing is said.",
+            stacklevel=3,
+        )
+    if _is_above_one(decay):
+        warnings.warn(
+            f"weight_decay={decay!r} in {name}: each step takes the learning rate times so much of "
+            "every parameter away. 1e-4 to 1e-1 are usual. If it is meant, give it as an array, "
+            f"jnp.float32({decay!r}), and nothing is said.",
+            stacklevel=3,
+        )
+
+
+def _is_above_one(value: Any) -> bool:
+    """Whether it is a number above 1. Arrays are not looked at: they may be tracers."""
+    return is_number(value) and 1 < value < math.inf
+
+
+def _unknown(name: str, names: Sequence[str], argument: str) -> str:
+    """What to write in place of an argument that an optimizer does not have."""
+    here = [each for each in _ELSEWHERE.get(argument, ()) if each in names]
+    here = (
+        here
+        if argument == "betas"
+        else here[:1] or difflib.get_close_matches(argument, names, 1, cutoff=0.75)
+    )
+    said = f"here it is {' and '.join(here)}" if here else f"it takes {', '.join(names)}"
+    said = _OTHERWISE.get(argument, said)
+    if argument in ("lr", "betas", "alpha", "amsgrad", "maximize"):
+        said += ". aj.interop.torch has the optimizers under PyTorch's names"
+    elif argument in ("beta_1", "beta_2", "epsilon", "clipnorm", "global_clipnorm", "clipvalue"):
+        said += ". aj.interop.keras has the optimizers under Keras's names"
+    elif argument == "momentum":
+        said += ". aj.interop.torch and aj.interop.keras have the optimizers under their names"
+    return f"{name} takes no argument {argument!r}: {said}."

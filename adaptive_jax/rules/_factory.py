@@ -1,0 +1,358 @@
+"""How a rule becomes functions that people call: checked, documented and listed from the rule itself.
+
+The decorators `optimizer` (in `_descent`), `preconditioner` and `composed` take the rule; the paper, where
+that is not the rule's; and by their names the defaults that are not those of the rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .._core.documentation import documented, equation_of, meanings_of, paragraphs
+from .._core.rule import Rule
+from .._core.rule import fields as kinds_of_fields
+from .._core.storage import named
+from .._core.transform import build
+from .._core.transformation import Transformation
+from ._calls import refuse_unknown, warn_of_large
+
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Who published a rule and when, where it can be read, and which part of it this is."""
+
+    authors: str
+    link: str
+    part: str = ""
+
+    @property
+    def year(self) -> int:
+        """The end of `authors`."""
+        return int(self.authors[-4:])
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.authors, self.link, self.part)))
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A row of the catalogue: what documentation and tests know of a function that makes an optimizer.
+
+    rule: its direction, unless it is one of the variants.
+    papers: whose work it is.
+    variants: from the arguments that choose another rule, as in "centered=True", to that rule.
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    rule: type[Rule]
+    papers: tuple[Paper, ...]
+    variants: Mapping[str, type[Rule]]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole optimizer, and no piece for a chain."""
+        return "learning_rate" in self.parameters and "learning_rate" not in fields(self.rule)
+
+    @property
+    def year(self) -> int:
+        """When it was published: it is listed by that, and behind all others without a paper."""
+        return self.papers[0].year if self.papers else 10_000
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Its arguments."""
+        return inspect.signature(self.factory).parameters
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What its arguments mean: by its own docstring, or its rules', or everywhere."""
+        rules = [*self.variants.values(), self.rule]
+        own = meanings_of(inspect.unwrap(self.factory))
+        return {**SHARED, **{k: v for rule in rules for k, v in meanings(rule).items()}, **own}
+
+
+CATALOGUE: dict[str, Algorithm] = {}
+"""Every optimizer and every piece for a chain by its name: what README, documentation and tests walk.
+
+`python tests/write_catalogue.py` writes down what is derived from it.
+"""
+
+SHARED = {
+    "learning_rate": "the step size η, >= 0: a number, an array of shape (), or a schedule.",
+    "weight_decay": "the decoupled weight decay λ, >= 0: θ ← θ - ηλθ; None or 0 for none. With one, "
+    "`update` needs the parameters.",
+    "mask": "which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.",
+    "mu_dtype": "the dtype of the first moment, float32 at least if None.",
+    "accumulator_dtype": "the dtype of the trace, float32 at least if None.",
+    "storage": 'how the slots are kept: None or "float32" for float32 at least, "bfloat16", "int8", '
+    '"int16", "factored" (for slots that are never negative), a `Storage`, or a mapping from names of '
+    "slots to these.",
+}
+"""The arguments that mean the same everywhere. All others are described in their rule."""
+
+_DTYPES = {"mu_dtype": "mu", "accumulator_dtype": "trace"}
+"""The arguments that are the dtype of one slot."""
+
+OF_THE_RULE = object()
+"""A paper that is the one of the rule."""
+
+
+def preconditioner(
+    rule: type[Rule], *, paper: Any = OF_THE_RULE, **differences: Any
+) -> Callable[[Factory], Factory]:
+    """The rule alone, for a chain, under the signature of the stub below it."""
+
+    def make(factory: Factory, values: Mapping[str, Any]) -> Transformation:
+        return build(factory, instance(rule, values), storage=storage_of(values))
+
+    return lambda stub: listed(stub, rule, make, paper=paper, differences=differences)
+
+
+def composed(
+    rule: type[Rule],
+    *,
+    variants: Mapping[str, type[Rule]] | None = None,
+    paper: Any = OF_THE_RULE,
+    **differences: Any,
+) -> Callable[[Factory], Factory]:
+    """A function that puts its rules together itself: checked, documented and listed like the others.
+
+    Arguments that no rule has are described in its docstring, in lines `name: meaning`.
+
+    variants: from the arguments that choose another rule, as in "centered=True", to that rule.
+    """
+    return lambda function: listed(
+        function, rule, None, variants=variants or {}, paper=paper, differences=differences
+    )
+
+
+def listed(
+    function: Factory,
+    rule: type[Rule],
+    make: Callable[[Any, Mapping[str, Any]], Transformation] | None,
+    *,
+    variants: Mapping[str, type[Rule]] = {},  # It is only read.
+    paper: Any = OF_THE_RULE,
+    differences: Mapping[str, Any],
+) -> Factory:
+    """The function that people call, in the catalogue.
+
+    It is refused, by name, for a default that differs from the rule's and is not named among the
+    differences, for a field or an argument without a meaning, and where there is no paper.
+
+    make: what makes the transformation, of that function and the values of all its arguments; None if
+      the function below the decorator does.
+    """
+    name, parameters = function.__name__, inspect.signature(function).parameters
+    names = list(parameters)
+    defaults = {each.name: each.default for each in parameters.values()}
+    takes_any_rate = getattr(rule, "takes_any_rate", False)
+
+    @functools.wraps(function)
+    def factory(*args: Any, **kwargs: Any) -> Any:
+        refuse_unknown(name, names, kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        warn_of_large(name, given, takes_any_rate)
+        made = function(*args, **kwargs)  # Of a stub, Python's own words for what does not fit.
+        return made if make is None else make(factory, {**defaults, **given})
+
+    rules = (rule, *variants.values())
+    papers = _papers(name, rule, paper)
+    algorithm = Algorithm(name, factory, rule, papers, variants)
+    if name in CATALOGUE and CATALOGUE[name].factory.__module__ != function.__module__:
+        raise TypeError(f"{name}: there is one already, in {CATALOGUE[name].factory.__module__}.")
+    _check_defaults(name, defaults, rules, differences)
+    if sys.flags.optimize < 2:  # Without docstrings there are no meanings.
+        _check_meanings(algorithm, rules)
+        for each in rules:
+            _name_the_paper(each)
+        factory.__doc__ = _docstring(algorithm, function, rules)
+        documented(algorithm.meanings)(factory)
+    CATALOGUE[name] = algorithm
+    return factory  # type: ignore[return-value]
+
+
+@functools.cache
+def fields(rule: type[Rule]) -> Mapping[str, Any]:
+    """The fields of a rule with their defaults."""
+    kinds_of_fields(rule)  # Raises for what is not a frozen dataclass.
+    return {each.name: each.default for each in dataclasses.fields(rule)}  # type: ignore[arg-type]
+
+
+def meanings(rule: type[Rule]) -> dict[str, str]:
+    """What a rule's docstring, or those of the rules that it is derived from, say of its fields."""
+    known = {k: v for base in reversed(rule.__mro__) for k, v in meanings_of(base).items()}
+    return {name: known[name] for name in fields(rule) if name in known}
+
+
+def option(meaning: str) -> tuple[str, str] | None:
+    """Of a meaning such as "True for d = γv + g, one step ahead.": the value, and what it stands for."""
+    found = re.match(r'(True|False|"\w+") for (.+?)(?:[.:;](?: .*)?)?$', meaning)
+    return (found[1], found[2]) if found else None
+
+
+def instance(rule: type[Rule], values: Mapping[str, Any]) -> Rule:
+    """The rule with these values of its fields."""
+    return rule(**{name: values[name] for name in fields(rule) if name in values})
+
+
+def storage_of(values: Mapping[str, Any]) -> Any:
+    """The storage among the values of arguments, and the dtype of a slot in it."""
+    storage = values.get("storage")
+    for argument, slot in _DTYPES.items():
+        if argument in values:
+            storage = named.with_dtype(storage, slot, values[argument])
+    return storage
+
+
+def _papers(name: str, rule: type[Rule], paper: Any) -> tuple[Paper, ...]:
+    if paper is OF_THE_RULE:
+        if "paper" not in vars(rule):
+            raise TypeError(
+                f"{name}: {rule.__name__} has no paper. Say whose work it is, paper = Paper(authors, "
+                "link, part), or paper = None, in the class itself."
+            )
+        paper = vars(rule)["paper"]
+    return () if paper is None else paper if isinstance(paper, tuple) else (paper,)
+
+
+def _check_defaults(
+    name: str,
+    defaults: Mapping[str, Any],
+    rules: tuple[type[Rule], ...],
+    differences: Mapping[str, Any],
+) -> None:
+    """Raises a TypeError unless all defaults are the rule's, but for those that are named as others."""
+    owners = {field: rule for rule in reversed(rules) for field in fields(rule)}
+    for argument, value in differences.items():
+        if argument not in defaults or argument not in owners:
+            raise TypeError(
+                f"{name}: {argument}={value!r} stands above it, and is no argument of it that is a "
+                f"field of {rules[0].__name__}."
+            )
+    for argument, owner in owners.items():
+        if argument not in defaults:
+            continue
+        here, there = _default(defaults[argument]), _default(fields(owner)[argument])
+        if argument not in differences:
+            if here != there:
+                raise TypeError(
+                    f"{name}: the default of {argument} is {here} here and {there} in its rule, "
+                    f"{owner.__name__}. If it is meant, name it above the function: "
+                    f"{argument}={here}."
+                )
+        elif here != repr(differences[argument]) or here == there:
+            raise TypeError(
+                f"{name}: {argument}={differences[argument]!r} stands above it, but its default is "
+                f"{here} here and {there} in its rule, {owner.__name__}."
+            )
+
+
+def _default(value: Any) -> str:
+    """A default as it is written."""
+    return "none" if value in (inspect.Parameter.empty, dataclasses.MISSING) else repr(value)
+
+
+def _check_meanings(algorithm: Algorithm, rules: tuple[type[Rule], ...]) -> None:
+    """Raises a TypeError unless every argument and every field of the rules has a meaning."""
+    for rule in rules:
+        if unknown := [each for each in fields(rule) if each not in {**SHARED, **meanings(rule)}]:
+            raise TypeError(
+                f"{algorithm.name}: the docstring of {rule.__name__} does not say what its field "
+                f"{unknown[0]} is, in a line `{unknown[0]}: meaning`."
+            )
+        if not equation_of(rule):
+            raise TypeError(
+                f"{algorithm.name}: the docstring of {rule.__name__} has no equation, a paragraph "
+                "indented by four spaces."
+            )
+    if unknown := [each for each in algorithm.parameters if each not in algorithm.meanings]:
+        raise TypeError(
+            f"{algorithm.name}: its argument {unknown[0]} is no field of {algorithm.rule.__name__}, and "
+            f"no argument of all optimizers. Say what it is in a line `{unknown[0]}: meaning`."
+        )
+
+
+def _name_the_paper(rule: type[Rule]) -> None:
+    """Puts the paper of a rule into its docstring, behind the equation."""
+    papers = _papers(rule.__name__, rule, OF_THE_RULE)
+    said = "; ".join(map(str, papers)) + "."
+    texts = paragraphs(rule)
+    if papers and said not in texts:
+        texts.insert(texts.index(equation_of(rule)) + 1, said)
+        rule.__doc__ = "\n\n".join(texts)
+
+
+def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...]) -> str:
+    """All of it but for the arguments: what the function says itself, and what its rules say."""
+    (head, *texts), (rule, *others) = paragraphs(function), rules
+    example = [text for text in texts if text.startswith("Example:\n")]
+    elsewhere = (*(f"{name}: " for name in algorithm.parameters), "    ", "Example:\n")
+    said = [text for text in texts if not text.startswith(elsewhere)]
+    papers = [*algorithm.papers, *(p for r in others for p in _papers("", r, OF_THE_RULE))]
+    source = "; ".join(dict.fromkeys(map(str, papers))) + ". " if papers else ""
+    states = [f"State: {_state(rule)}"] + [
+        f"with {which} {_state(variant)}"
+        for which, variant in algorithm.variants.items()
+        if len(variant.slots) != len(rule.slots)
+    ]
+    source = textwrap.fill(f"{source}{'; '.join(states)}.", 96, break_on_hyphens=False)
+    equation = equation_of(function) or _equation(algorithm)
+    return "\n\n".join([head, equation, source, *said, *(example or [_example(algorithm)])])
+
+
+def _state(rule: type[Rule]) -> str:
+    """What a rule keeps."""
+    number = ("none", "one", "two", "three", "four", "five", "six")[len(rule.slots)]
+    return f"{number} float32 per parameter" if rule.slots else number
+
+
+def _equation(algorithm: Algorithm) -> str:
+    """That of the rule with the options that are the default here, and the step of the parameters."""
+    lines = [equation_of(algorithm.rule)]
+    for name, meaning in meanings(algorithm.rule).items():
+        chosen = option(meaning)
+        if chosen and name in algorithm.parameters:
+            value = repr(algorithm.parameters[name].default).replace("'", '"')
+            if chosen[0] == value:
+                lines.append(f"    {name}={value}: {chosen[1]}")
+    if algorithm.whole:
+        lines.append("    θ ← θ - η(d + λθ)")
+    return "\n".join(lines)
+
+
+def _example(algorithm: Algorithm) -> str:
+    """The shortest call, and how it is shown."""
+    call, shown = [], []
+    for name, parameter in algorithm.parameters.items():
+        value = parameter.default
+        if value is parameter.empty:
+            value = _example_value(algorithm.rule, name)
+            call.append(f"{value!r}")
+        is_off = name == "weight_decay" and value == 0
+        if value is not None and not isinstance(value, (bool, str)) and not is_off:
+            shown.append(f"{name}={float(value)!r}")
+    name = algorithm.name
+    return (
+        f"Example:\n  >>> import adaptive_jax as aj\n  >>> aj.{name}({', '.join(call)})\n"
+        f"  {name}({', '.join(shown)})"
+    )
+
+
+def _example_value(rule: type[Rule], name: str) -> float:
+    """A value of an argument that has no default."""
+    if name == "learning_rate":
+        return 0.1 if getattr(rule, "takes_any_rate", False) else 1e-3
+    interval = kinds_of_fields(rule)[1].get(name)
+    return 0.9 if interval and interval.high == 1 else 1.0

@@ -1,0 +1,82 @@
+"""Steps of one size in every coordinate: the sign of a momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from .._core.arguments import one_of
+from .._core.hyper import Decay, NonNegative
+from .._core.rule import Rule, Slot
+from .._core.transformation import Transformation
+from ..maths import ema
+from ._descent import optimizer
+from ._factory import Paper, preconditioner
+
+
+@dataclass(frozen=True)
+class Lion(Rule):
+    """The sign of a momentum that looks at the gradient twice, at two rates.
+
+        c = β₁μ + (1-β₁)g,   d = sign(c),   μ ← β₂μ + (1-β₂)g
+
+    b1: β₁ in [0, 1), the share of the momentum in the sign.
+    b2: β₂ in [0, 1), the decay rate of the momentum.
+    mode: "smooth" for d = tanh(κc): optax's, as is "refined", for c itself between -1 and 1.
+    smooth_beta: κ >= 0, how steep "smooth" is.
+    """
+
+    paper = Paper("Chen et al. 2023", "https://arxiv.org/abs/2302.06675", "algorithm 2")
+    b1: Decay = 0.9
+    b2: Decay = 0.99
+    mode: str = "hard"
+    smooth_beta: NonNegative = 1.0
+    slots = {"mu": Slot()}
+    takes_complex = False
+    state_type_name = "ScaleByLionState"
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("mode", self.mode, ("hard", "smooth", "refined"))
+
+    def update(self, grad, slots, param, ctx):
+        direction = ema(grad, slots["mu"], self.b1)
+        if self.mode == "smooth":
+            direction = jnp.tanh(self.smooth_beta * direction)
+        elif self.mode == "refined":
+            direction = jnp.clip(direction, -1, 1)
+        else:
+            direction = jnp.sign(direction)
+        direction = direction + 0 * grad  # What is not finite stays visible, as NaN.
+        return direction, {"mu": ctx.store("mu", ema(grad, slots["mu"], self.b2))}
+
+
+@optimizer(Lion)
+def lion(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    mu_dtype: Any = None,
+    weight_decay: Any = 1e-3,
+    mask: Any = None,
+    *,
+    storage: Any = None,
+) -> Transformation:
+    """Lion: with a third to a tenth of Adam's learning rate, and as much more weight decay."""
+    ...
+
+
+@preconditioner(Lion)
+def scale_by_lion(
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    mu_dtype: Any = None,
+    *,
+    mode: str = "hard",
+    smooth_beta: Any = 1.0,
+    storage: Any = None,
+) -> Transformation:
+    """Lion's direction for a chain. See `lion`."""
+    ...
