@@ -479,3 +479,48 @@ def test_each_promise_alone_is_broken(promise, place):
         pytest.raises(Exception, match=f"(?s){message}"),
     ):
         PROMISES[promise](tx)
+
+
+# Promises that are not meant
+
+HIDDEN = "a gradient that is not finite stays visible"
+WHY = "what is not finite is taken for 0"
+
+
+def test_a_promise_that_is_expected_to_break():
+    tx = of_gradient(jnp.nan_to_num)
+    with pytest.raises(BrokenPromise, match=f"breaks a promise: {HIDDEN}"):
+        check_rule(tx)
+    check_rule(tx, expected={HIDDEN: WHY})
+
+
+def test_an_expected_promise_that_holds():
+    data = "its hyperparameters are data"
+    with pytest.raises(
+        BrokenPromise, match=rf"'{HIDDEN}' is expected to break, but holds: take it out.*{WHY}"
+    ):
+        check_rule(aj.rules.Identity(), expected={HIDDEN: WHY})
+    # What breaks beside it is told as ever.
+    with pytest.raises(BrokenPromise, match="breaks a promise: it works under jit"):
+        check_rule(Branches(), expected={data: "it does not break"})
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        (
+            {"it works under vmp": WHY},
+            r"'it works under vmp', which is no promise. The closest are",
+        ),
+        ({"it works under vmp": WHY}, r"\['it works under vmap'"),
+        ({"?": WHY}, r"'\?', which is no promise. The promises are \['it works under jit and"),
+        ({HIDDEN: ""}, f"'{HIDDEN}'.* must say why .*; got ''"),
+        ({HIDDEN: None}, f"'{HIDDEN}'.* must say why .*; got None"),
+        ({HIDDEN}, "expected maps promises to reasons"),
+        ([HIDDEN], "expected maps promises to reasons"),
+        (HIDDEN, "expected maps promises to reasons"),
+    ],
+)
+def test_what_expected_must_be(expected, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        check_rule(aj.rules.Identity(), expected=expected)

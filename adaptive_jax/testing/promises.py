@@ -26,6 +26,11 @@ def check_promises(
     expected: promises that are not meant for it, with the reasons. One that holds is an error too.
     """
     expected = {} if expected is None else expected
+    if not isinstance(expected, Mapping):
+        raise TypeError(
+            "expected maps promises to reasons, such as {'it works under vmap': 'it calls NumPy'}; "
+            f"got {expected!r:.200} of type {type(expected).__name__}."
+        )
     for promise, why in expected.items():
         _check_expected(promise, why, promises)
     for promise, check in promises.items():

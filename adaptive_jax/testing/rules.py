@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,24 @@ import optax
 from .._rule import Rule, fields
 from .._transform import Lifted, Transformation, parts, shared, transform
 from .promises import check_promises, is_weak, require, require_close, signature
+from .trials import (
+    STEPS,
+    Trial,
+    cast,
+    full_of,
+    of_trial,
+    one_matrix,
+    random_gradients,
+    random_params,
+    stacked,
+    take_steps,
+)
 
 if hasattr(jax, "enable_x64"):
     enable_x64 = jax.enable_x64
 else:  # Before jax 0.8.
     from jax.experimental import enable_x64  # type: ignore[attr-defined]
 
-_STEPS = 3
 _PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32)
 
 
@@ -43,6 +54,7 @@ def check_rule(
     Raises:
       BrokenPromise: an AssertionError that names the promise and says how it broke; or an expected
         promise that holds, so that no reason outlives what it explains.
+      TypeError: for a rule's class, or expected that is no mapping.
       ValueError: for an expected promise that does not exist, or that has no reason.
 
     Example:
@@ -59,118 +71,24 @@ def check_rule(
     if isinstance(rule, type):
         raise TypeError(f"check_rule takes a rule, not its class: {rule.__name__}(…).")
     tx = transform(rule) if isinstance(rule, Rule) else rule
-    check_promises(rule, PROMISES, _Trial(tx), expected)
+    check_promises(rule, PROMISES, Trial(tx), expected)
 
 
-class _Run(NamedTuple):
-    """Some steps: the updates of each, and the state at first and after each."""
-
-    updates: list[Any]
-    states: list[Any]
-
-
-class _Trial:
-    """A transformation with what more than one promise looks at, made when the first one does."""
-
-    def __init__(self, tx: Any) -> None:
-        self.tx = tx
-        self.is_one_program = isinstance(shared(tx), Lifted)
-        # Otherwise, every operation on every shape and dtype is a program of its own.
-        self.update = tx.update if self.is_one_program else jax.jit(tx.update)
-
-    def init(self, params: Any) -> Any:
-        """The state at first, as one program."""
-        return jax.jit(self.tx.init)(params)
-
-    @functools.cached_property
-    def plain(self) -> _Run:
-        """Some steps of a tree."""
-        params = _params()
-        return _run(self.update, self.tx.init(params), params)
-
-    @functools.cached_property
-    def plain_matrix(self) -> _Run:
-        """Some steps of one array."""
-        params = _matrix()
-        return _run(self.update, self.tx.init(params), params)
-
-    @functools.cached_property
-    def jitted_matrix(self) -> tuple[_Run, int]:
-        """The same under jit, and the number of programs that it took."""
-        # A new function, for which nothing is compiled yet.
-        step: Any = jax.jit(lambda updates, state, params: self.tx.update(updates, state, params))
-        params = _matrix()
-        return _run(step, self.tx.init(params), params), step._cache_size()
-
-
-def _of_trial(check: Callable[[_Trial], None]) -> Callable[[Any], None]:
-    """A check that also takes a transformation, alone."""
-
-    @functools.wraps(check)
-    def checked(tx: Any) -> None:
-        check(tx if isinstance(tx, _Trial) else _Trial(tx))
-
-    return checked
-
-
-def _params(dtype: Any = np.float32) -> dict[str, Any]:
-    """Arrays of several ranks, each of which costs a program some time; a zero-size one, and a None."""
-    generator = np.random.default_rng(0)
-    shapes = {"matrix": (3, 4), "vector": (5,), "scalar": ()}
-    tree = {name: _normal(generator, shape, dtype) for name, shape in shapes.items()}
-    return {**tree, "nested": [None, (_normal(generator, (0, 2), dtype),)]}
-
-
-def _matrix() -> dict[str, Any]:
-    """One array, for what `_params` would say no more of."""
-    return {"matrix": _params()["matrix"], "none": None}
-
-
-def _normal(generator: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    values = generator.normal(size=shape)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        values = values + 1j * generator.normal(size=shape)
-    return jax.device_put(np.asarray(values, dtype))
-
-
-def _gradients(params: Any, seed: int) -> Any:
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: _normal(generator, x.shape, x.dtype), params)
-
-
-def _filled(tree: Any, value: float) -> Any:
-    return jax.tree.map(lambda x: jax.device_put(np.full(x.shape, value, x.dtype)), tree)
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x).astype(dtype)), tree)
-
-
-def _stacked(*trees: Any) -> Any:
-    return jax.tree.map(lambda *x: jax.device_put(np.stack(x)), *trees)
-
-
-def _run(update: Callable[..., Any], state: Any, params: Any, steps: int = _STEPS) -> _Run:
-    run = _Run([], [state])
-    for step in range(steps):
-        updates, state = update(_gradients(params, step), state, params)
-        run.updates.append(updates)
-        run.states.append(state)
-    return run
-
-
-@_of_trial
-def _check_jit(trial: _Trial) -> None:
-    # What is wrong with any array in any step is known from here on.
-    plain, params = trial.plain and trial.plain_matrix, _matrix()
+@of_trial
+def _check_jit(trial: Trial) -> None:
+    params = random_params()
+    jax.eval_shape(
+        jax.jit(trial.tx.update), random_gradients(params, 0), trial.plain.states[0], params
+    )
+    plain, params = trial.plain_matrix, one_matrix()
     require_close(trial.jitted_matrix[0], plain, "under jit")
     with jax.disable_jit():  # Each operation is a program, for each shape.
-        run = _run(trial.tx.update, trial.tx.init(params), params)
-    require_close(run, plain, "without jit")
+        unjitted = take_steps(trial.tx.update, trial.tx.init(params), params)
+    require_close(unjitted, plain, "without jit")
 
 
-@_of_trial
-def _check_stable_state(trial: _Trial) -> None:
+@of_trial
+def _check_stable_state(trial: Trial) -> None:
     before, *later = (signature(state) for state in trial.plain.states)
     for after in later:
         require(before == after, f"An update changes the state from {before} to {after}.")
@@ -181,13 +99,13 @@ def _check_stable_state(trial: _Trial) -> None:
     ]
     require(not weak, f"The state has weakly typed entries: {weak}.")
     _, programs = trial.jitted_matrix
-    require(programs == 1, f"{_STEPS} calls compiled {programs} times.")
+    require(programs == 1, f"{STEPS} calls compiled {programs} times.")
 
 
-@_of_trial
-def _check_scan(trial: _Trial) -> None:
-    params = _params()
-    gradients = _stacked(*(_gradients(params, step) for step in range(_STEPS)))
+@of_trial
+def _check_scan(trial: Trial) -> None:
+    params = random_params()
+    gradients = stacked(*(random_gradients(params, step) for step in range(STEPS)))
 
     def body(state: Any, updates: Any) -> Any:
         updates, state = trial.tx.update(updates, state, params)
@@ -195,12 +113,12 @@ def _check_scan(trial: _Trial) -> None:
 
     state, updates = jax.lax.scan(body, trial.plain.states[0], gradients)
     require_close(state, trial.plain.states[-1], "the state of a scan")
-    require_close(updates, _stacked(*trial.plain.updates), "a scan")
+    require_close(updates, stacked(*trial.plain.updates), "a scan")
 
 
-@_of_trial
-def _check_vmap(trial: _Trial) -> None:
-    one = _params()
+@of_trial
+def _check_vmap(trial: Trial) -> None:
+    one = random_params()
     half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
 
     def run(init: Any, update: Any, params: Any) -> Any:
@@ -209,18 +127,18 @@ def _check_vmap(trial: _Trial) -> None:
             gradients, state = update(gradients, state, params)
         return gradients, state
 
-    both = _stacked(one, half)
+    both = stacked(one, half)
     # With a state that is not mapped yet.
     jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.tx.update)), both)
     many = run(jax.jit(jax.vmap(trial.tx.init)), jax.vmap(trial.update), both)
     each = [run(trial.tx.init, trial.update, params) for params in (one, half)]
-    require_close(many, _stacked(*each), "under vmap")
+    require_close(many, stacked(*each), "under vmap")
 
 
-@_of_trial
-def _check_transforms(trial: _Trial) -> None:
-    tx, params = trial.tx, _params()
-    gradients, state = _gradients(params, 0), trial.plain.states[0]
+@of_trial
+def _check_transforms(trial: Trial) -> None:
+    tx, params = trial.tx, random_params()
+    gradients, state = random_gradients(params, 0), trial.plain.states[0]
     updates, new = trial.plain.updates[0], trial.plain.states[1]
     require(
         _shapes(jax.eval_shape(tx.update, gradients, state, params)) == _shapes((updates, new)),
@@ -238,22 +156,20 @@ def _check_transforms(trial: _Trial) -> None:
         )
 
     jax.eval_shape(branch, True, gradients, state, params)
-    plain, params = trial.plain_matrix, _matrix()
-    gradients, state = _gradients(params, 0), plain.states[0]
-    for flag, expected in (
-        (True, (plain.updates[0], plain.states[1])),
-        (False, (gradients, state)),
-    ):
-        require_close(branch(flag, gradients, state, params), expected, "under lax.cond")
+    plain, params = trial.plain_matrix, one_matrix()
+    gradients, state = random_gradients(params, 0), plain.states[0]
+    taken, left = (branch(flag, gradients, state, params) for flag in (True, False))
+    require_close(taken, (plain.updates[0], plain.states[1]), "under lax.cond")
+    require_close(left, (gradients, state), "under lax.cond, not taken")
 
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-@_of_trial
-def _check_grad(trial: _Trial) -> None:
-    params = _params()
+@of_trial
+def _check_grad(trial: Trial) -> None:
+    params = random_params()
 
     def loss(gradients: Any, params: Any) -> jax.Array:
         state, total = trial.tx.init(params), jnp.zeros(())
@@ -264,8 +180,8 @@ def _check_grad(trial: _Trial) -> None:
 
     slope = jax.jit(jax.grad(loss, argnums=(0, 1)))
     for name, gradients in (
-        ("random gradients", _gradients(params, 0)),
-        ("zero gradients", _filled(params, 0.0)),
+        ("random gradients", random_gradients(params, 0)),
+        ("zero gradients", full_of(0.0, params)),
     ):
         require(
             not _not_finite(slope(gradients, params)),
@@ -274,19 +190,19 @@ def _check_grad(trial: _Trial) -> None:
         )
 
 
-@_of_trial
-def _check_dtypes(trial: _Trial) -> None:
+@of_trial
+def _check_dtypes(trial: Trial) -> None:
     for dtype in (jnp.float16, jnp.bfloat16):
-        name, low = np.dtype(dtype).name, _params(dtype)
-        high, gradients = _cast(low, np.float32), _gradients(low, 0)
-        wide_gradients = _cast(gradients, np.float32)
+        name, low = np.dtype(dtype).name, random_params(dtype)
+        high, gradients = cast(low, np.float32), random_gradients(low, 0)
+        wide_gradients = cast(gradients, np.float32)
         first = trial.init(low)
         updates, state = trial.update(gradients, first, low)
         wide_updates, _ = trial.update(wide_gradients, trial.init(high), high)
         _require_dtypes(updates, gradients, "update")
         precision = 2 * float(jnp.finfo(dtype).eps)
         require_close(
-            updates, _cast(wide_updates, dtype), f"{name} maths is not float32 maths", precision
+            updates, cast(wide_updates, dtype), f"{name} maths is not float32 maths", precision
         )
         _, mixed = jax.eval_shape(trial.tx.update, wide_gradients, first, low)
         require(
@@ -295,10 +211,10 @@ def _check_dtypes(trial: _Trial) -> None:
         )
 
 
-@_of_trial
-def _check_float64(trial: _Trial) -> None:
+@of_trial
+def _check_float64(trial: Trial) -> None:
     with enable_x64(True):
-        updates, state = _traced(trial.tx, params := _params(np.float64))
+        updates, state = _traced(trial.tx, params := random_params(np.float64))
         _require_dtypes(updates, params, "update")
         narrow = [
             path
@@ -306,7 +222,7 @@ def _check_float64(trial: _Trial) -> None:
             if leaf.dtype == jnp.float32 and leaf.ndim
         ]
         require(not narrow, f"The state of float64 parameters is float32 at {narrow}.")
-        updates, state = _traced(trial.tx, params := _params(np.float32))
+        updates, state = _traced(trial.tx, params := random_params(np.float32))
         _require_dtypes(updates, params, "update")
         wide = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float64]
         require(not wide, "With x64 enabled, the state of float32 parameters is float64.")
@@ -315,12 +231,12 @@ def _check_float64(trial: _Trial) -> None:
 def _traced(tx: Any, params: Any) -> Any:
     """What an update makes, in shapes and dtypes: they are known without a program."""
     state = jax.eval_shape(tx.init, params)
-    return jax.eval_shape(tx.update, _gradients(params, 0), state, params)
+    return jax.eval_shape(tx.update, random_gradients(params, 0), state, params)
 
 
-@_of_trial
-def _check_complex(trial: _Trial) -> None:
-    params = _params(np.complex64)
+@of_trial
+def _check_complex(trial: Trial) -> None:
+    params = random_params(np.complex64)
     try:
         state = jax.eval_shape(trial.tx.init, params)
     except (TypeError, ValueError) as error:
@@ -355,11 +271,8 @@ def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
     that no float32 can hold is infinite by right.
     """
     info = jnp.finfo(dtype)
-    largest, smallest, denormal = (
-        float(info.max) / 64,
-        float(info.tiny),
-        float(info.smallest_subnormal),
-    )
+    largest, smallest, denormal = map(float, (info.max, info.tiny, info.smallest_subnormal))
+    largest /= 64
     yield "huge", [largest] * 4
     yield "huge, of both signs", [largest, -largest] * 2
     yield "huge once, then zero", [largest, 0.0, 0.0, 0.0]
@@ -369,16 +282,16 @@ def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
     yield "a constant", [1.0] * 30
 
 
-@_of_trial
-def _check_finite(trial: _Trial) -> None:
+@of_trial
+def _check_finite(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = _filled(_params(dtype), 1.0)
+        params = full_of(1.0, random_params(dtype))
         first = trial.init(params)
         for name, values in _extremes(dtype):
-            filled = {value: _filled(params, value) for value in values}
+            gradients = {value: full_of(value, params) for value in values}
             state = first
             for value in values:
-                updates, state = trial.update(filled[value], state, params)
+                updates, state = trial.update(gradients[value], state, params)
                 for what, tree in (("update", updates), ("state", state)):
                     places = _not_finite(tree)
                     require(
@@ -389,12 +302,12 @@ def _check_finite(trial: _Trial) -> None:
                     )
 
 
-@_of_trial
-def _check_zero(trial: _Trial) -> None:
+@of_trial
+def _check_zero(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        zeros = _filled(_params(dtype), 0.0)
+        zeros = full_of(0.0, random_params(dtype))
         state = trial.init(zeros)
-        for _ in range(_STEPS):
+        for _ in range(STEPS):
             updates, state = trial.update(zeros, state, zeros)
             require(
                 all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(updates)),
@@ -402,10 +315,10 @@ def _check_zero(trial: _Trial) -> None:
             )
 
 
-@_of_trial
-def _check_not_hidden(trial: _Trial) -> None:
+@of_trial
+def _check_not_hidden(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = _filled(_params(dtype), 1.0)
+        params = full_of(1.0, random_params(dtype))
         state = trial.init(params)
         leaves, treedef = jax.tree.flatten(params)
         for place, leaf in enumerate(leaves):
@@ -430,10 +343,10 @@ def _not_finite(tree: Any) -> list[str]:
     ]
 
 
-@_of_trial
-def _check_none_and_empty(trial: _Trial) -> None:
-    tx, params = trial.tx, _params()
-    state, gradients = trial.init(params), {**_gradients(params, 0), "vector": None}
+@of_trial
+def _check_none_and_empty(trial: Trial) -> None:
+    tx, params = trial.tx, random_params()
+    state, gradients = trial.init(params), {**random_gradients(params, 0), "vector": None}
     updates, _ = jax.eval_shape(tx.update, gradients, state, params)
     require(updates["vector"] is None, "The update of a None gradient is not None.")
 
@@ -455,9 +368,9 @@ def _vectors(state: Any) -> list[Any]:
     return [leaf for path, leaf in leaves if jax.tree_util.DictKey("vector") in path]
 
 
-@_of_trial
-def _check_optax(trial: _Trial) -> None:
-    tx, params = trial.tx, {**_matrix(), "empty": _params()["nested"][1][0]}
+@of_trial
+def _check_optax(trial: Trial) -> None:
+    tx, params = trial.tx, {**one_matrix(), "empty": random_params()["nested"][1][0]}
     accumulating = optax.MultiSteps(tx, 2)
     wrappers = {
         "optax.chain": optax.chain(optax.identity(), tx),
@@ -467,7 +380,7 @@ def _check_optax(trial: _Trial) -> None:
         "optax.with_extra_args_support": optax.with_extra_args_support(tx),
     }
 
-    # One program: most of it is the same for all, and is there once.
+    # One program: what is the same for all is there once.
     @jax.jit
     def run(gradients: Any, params: Any) -> Any:
         updates = {"alone": _updates_of(tx, gradients, params)}
@@ -480,7 +393,7 @@ def _check_optax(trial: _Trial) -> None:
             updates["optax.MultiSteps"] = _updates_of(accumulating, [gradients[0]] * 2, params)
         return updates
 
-    updates = run([_gradients(params, step) for step in range(_STEPS)], params)
+    updates = run([random_gradients(params, step) for step in range(STEPS)], params)
     for name in wrappers:
         require_close(updates[name], updates["alone"], f"inside {name}")
     require_close(updates["optax.MultiSteps"][1], updates["alone"][0], "inside optax.MultiSteps")
@@ -497,9 +410,9 @@ def _updates_of(tx: Any, gradients: list[Any], params: Any) -> list[Any]:
     return all_updates
 
 
-@_of_trial
-def _check_state_format(trial: _Trial) -> None:
-    tx, params, state = trial.tx, _params(), trial.plain.states[-1]
+@of_trial
+def _check_state_format(trial: Trial) -> None:
+    tx, params, state = trial.tx, random_params(), trial.plain.states[-1]
     if isinstance(lifted := shared(tx), Lifted):
         for layout, part in zip(lifted.layout(), lifted.split(state), strict=True):
             require(
@@ -507,7 +420,7 @@ def _check_state_format(trial: _Trial) -> None:
                 f"The state {layout.name} has the entries {part._fields}, not {layout.fields}.",
             )
     restored = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
-    gradients = _gradients(params, 7)
+    gradients = random_gradients(params, 7)
     here = trial.update(gradients, state, params)
     there = trial.update(gradients, restored, params)
     require(
@@ -518,17 +431,17 @@ def _check_state_format(trial: _Trial) -> None:
         "A run that continues from a saved state differs from the one that was not stopped.",
     )
     if not trial.is_one_program:  # Its own code sees the saved arrays, which are NumPy's.
-        params, state = _matrix(), trial.plain_matrix.states[-1]
-        saved, gradients = jax.tree.map(np.asarray, state), _gradients(params, 7)
+        params, state = one_matrix(), trial.plain_matrix.states[-1]
+        saved, gradients = jax.tree.map(np.asarray, state), random_gradients(params, 7)
         with jax.disable_jit():
             there = tx.update(gradients, saved, params)
         here = trial.update(gradients, state, params)
         require_close(there, here, "without jit, from a saved state")
 
 
-@_of_trial
-def _check_signs(trial: _Trial) -> None:
-    params, state = _params(), trial.plain.states[-1]
+@of_trial
+def _check_signs(trial: Trial) -> None:
+    params, state = random_params(), trial.plain.states[-1]
     for rule, storages, part in parts(trial.tx, state):
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             if not slot.nonnegative:
@@ -542,12 +455,12 @@ def _check_signs(trial: _Trial) -> None:
             )
 
 
-@_of_trial
-def _check_data(trial: _Trial) -> None:
+@of_trial
+def _check_data(trial: Trial) -> None:
     if not isinstance(tx := trial.tx, Transformation):
         return
-    params = _params()
-    state, gradients = trial.init(params), _gradients(params, 0)
+    params = random_params()
+    state, gradients = jax.eval_shape(tx.init, params), random_gradients(params, 0)
     for rule, _, _ in parts(tx, state):
         static = {name: getattr(rule, name) for name in fields(type(rule))[2]}
         require(
