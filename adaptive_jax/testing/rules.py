@@ -64,7 +64,7 @@ def check_rule(
       What skips a step is meant to hide what is not finite:
 
       >>> aj.testing.check_rule(
-      ...     aj.skip_nonfinite(aj.WeightDecay(0.01)),
+      ...     aj.skip_nonfinite(aj.sgd(0.1)),
       ...     expected={"a gradient that is not finite stays visible": "its step is skipped"},
       ... )
     """
@@ -320,8 +320,9 @@ def _check_not_hidden(trial: Trial) -> None:
     for dtype in _PRECISIONS:
         params = full_of(1.0, random_params(dtype))
         state = trial.init(params)
-        leaves, treedef = jax.tree.flatten(params)
-        for place, leaf in enumerate(leaves):
+        with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+        leaves = [leaf for _, leaf in with_paths]
+        for place, (path, leaf) in enumerate(with_paths):
             for value in (np.nan, np.inf) if leaf.size else ():
                 poisoned = np.array(leaf)
                 poisoned.flat[0] = value
@@ -329,8 +330,8 @@ def _check_not_hidden(trial: Trial) -> None:
                 updates, _ = trial.update(treedef.unflatten(gradients), state, params)
                 require(
                     _not_finite(updates),
-                    f"A gradient that is {value} gives the update {updates} in "
-                    f"{np.dtype(dtype).name}.",
+                    f"A gradient that is {value} at {jax.tree_util.keystr(path)} gives the update "
+                    f"{jax.tree.leaves(updates)[place].tolist()} in {np.dtype(dtype).name}.",
                 )
 
 

@@ -24,7 +24,8 @@ def check_storage(storage: Storage) -> None:
     """Raises unless a storage keeps what the lift, and the rules, rely on.
 
     It encodes and decodes arrays of many shapes, sizes and signs, under jit and vmap too, and runs
-    Adam, or RMSprop, with the storage in `check_rule`. That takes about a minute, most of it to compile.
+    Adam, or RMSprop, with the storage in `check_rule`. That takes up to half a minute, most of it to
+    compile.
 
     Args:
       storage: a `Storage`, set so that it compresses small arrays too: `aj.Blocks(min_size=0)`.
