@@ -92,11 +92,8 @@ def _check_stable_state(trial: Trial) -> None:
     before, *later = (signature(state) for state in trial.plain.states)
     for after in later:
         require(before == after, f"An update changes the state from {before} to {after}.")
-    weak = [
-        path
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trial.plain.states[1])
-        if is_weak(leaf)
-    ]
+    leaves = jax.tree_util.tree_leaves_with_path(trial.plain.states[1])
+    weak = [path for path, leaf in leaves if is_weak(leaf)]
     require(not weak, f"The state has weakly typed entries: {weak}.")
     _, programs = trial.jitted_matrix
     require(programs == 1, f"{STEPS} calls compiled {programs} times.")
@@ -139,9 +136,9 @@ def _check_vmap(trial: Trial) -> None:
 def _check_transforms(trial: Trial) -> None:
     tx, params = trial.tx, random_params()
     gradients, state = random_gradients(params, 0), trial.plain.states[0]
-    updates, new = trial.plain.updates[0], trial.plain.states[1]
+    result = (trial.plain.updates[0], trial.plain.states[1])
     require(
-        _shapes(jax.eval_shape(tx.update, gradients, state, params)) == _shapes((updates, new)),
+        _shapes(jax.eval_shape(tx.update, gradients, state, params)) == _shapes(result),
         "eval_shape of an update differs from the update.",
     )
     require(
@@ -216,11 +213,8 @@ def _check_float64(trial: Trial) -> None:
     with enable_x64(True):
         updates, state = _traced(trial.tx, params := random_params(np.float64))
         _require_dtypes(updates, params, "update")
-        narrow = [
-            path
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-            if leaf.dtype == jnp.float32 and leaf.ndim
-        ]
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        narrow = [path for path, x in leaves if x.dtype == jnp.float32 and x.ndim]
         require(not narrow, f"The state of float64 parameters is float32 at {narrow}.")
         updates, state = _traced(trial.tx, params := random_params(np.float32))
         _require_dtypes(updates, params, "update")
