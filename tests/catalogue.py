@@ -131,37 +131,27 @@ PORTED = {
 """The ports of other libraries' optimizers, made of the same rules."""
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
     "skip_nonfinite": (
         aj.skip_nonfinite(aj.adam(0.1), max_consecutive=3),
-        # In the state: the step itself is not taken.
-        {"a gradient that is not finite stays visible"},
+        {"a gradient that is not finite stays visible": "in the state: the step is not taken"},
     ),
     "multi_steps": (
         aj.multi_steps(aj.adam(0.1), 2),
-        {"a gradient that is not finite stays visible"},
+        {"a gradient that is not finite stays visible": "in the sum, until the second step"},
     ),
     "compensate": (
         aj.compensate(aj.adam(0.1)),
-        # The updates of low-precision parameters are exact, in float32, and made with the parameters.
         {
-            "its maths is in float32 at least, and an update has its gradient's dtype",
-            "None, empty trees, zero-size and scalar arrays just work",
+            "its maths is in float32 at least, and an update has its gradient's dtype": (
+                "the updates of low-precision parameters are exact, in float32"
+            )
         },
     ),
-    "diagnose": (
-        aj.diagnose(aj.adam(0.1)),
-        # The norm of the largest numbers is larger still. And `optax.tree.map_params`, one of the
-        # wrappers, makes a state without parameters, which has no groups.
-        {"finite gradients give finite updates", "it works inside the wrappers of optax"},
-    ),
-    "monitor": (
-        aj.monitor({"norm": aj.global_norm}),
-        # The norm of the largest numbers is larger still.
-        {"finite gradients give finite updates"},
-    ),
+    "diagnose": (aj.diagnose(aj.adam(0.1)), {}),
+    "monitor": (aj.monitor({"norm": aj.global_norm}), {}),
 }
-"""What stands around or beside an optimizer, and the promises that are not meant for it."""
+"""What stands around or beside an optimizer; and the promises that are not meant for it, with why."""
 
 
 def exported_factories() -> set[str]:

@@ -30,7 +30,7 @@ def room_for_programs():
     """Compiled programs are forgotten before they are too many.
 
     Each holds several mappings of memory, of which Linux gives a process 65,530; without one more,
-    LLVM crashes. `check_rule` alone compiles programs for 1,500.
+    LLVM crashes. `check_rule` of Adam compiles programs for 200.
     """
     yield
     if MEMORY_MAP.exists() and MEMORY_MAP.read_bytes().count(b"\n") > MOST_MAPPINGS:

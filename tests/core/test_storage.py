@@ -14,8 +14,7 @@ from catalogue import CASES, FIRST
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
-from adaptive_jax import testing
-from adaptive_jax.testing import BrokenPromise, check_rule, check_storage
+from adaptive_jax.testing import STORAGE_PROMISES, BrokenPromise, check_rule, check_storage
 
 # Set so that small arrays are compressed too.
 STORAGES = {
@@ -145,7 +144,7 @@ def test_scan_and_vmap(name):
 )
 def test_a_storage_keeps_its_promises(storage, monkeypatch):
     # The rules under every storage are the test above.
-    monkeypatch.setattr("adaptive_jax.testing.check_rule", lambda tx: None)
+    monkeypatch.setattr("adaptive_jax.testing.storages.check_rule", lambda tx: None)
     check_storage(storage)
 
 
@@ -284,7 +283,8 @@ def test_rounding_is_right_on_average():
 @pytest.mark.parametrize("name", ["int8", "int16"])
 def test_changes_far_below_a_step_arrive(name):
     """20,000 changes by 1e-4 of a code's step are two steps, up and down."""
-    testing._check_small_changes(STORAGES[name])
+    promise = "changes that are far smaller than its steps arrive on average"
+    STORAGE_PROMISES[promise](STORAGES[name])
 
 
 @pytest.mark.parametrize("bits", [8, 16])
