@@ -137,9 +137,10 @@ def state_type(name: str, entries: tuple[str, ...]) -> Any:
         return export.state(theirs)  # The states of both libraries are then the same pytrees.
     cls = namedtuple(name, entries)
     # Pickled by how it is made: the type is not an attribute of any module.
-    cls.__reduce__ = lambda self: (_make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]
+    cls.__reduce__ = lambda self: (make_state, (name, entries, tuple(self)))  # type: ignore[method-assign]
     return export.state(cls, f"{name}({', '.join(entries)})")
 
 
-def _make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+def make_state(name: str, entries: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    """A state, as its pickle makes it again: the path of this function is a stable format."""
     return state_type(name, entries)(*values)
