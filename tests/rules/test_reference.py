@@ -54,6 +54,9 @@ class Schedule:
     def __call__(self, count):
         return jnp.asarray(self.values)[count]
 
+    def __repr__(self):
+        return f"Schedule from {self.values[0]:.3g}"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
