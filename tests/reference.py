@@ -22,6 +22,13 @@ from functools import partial
 import numpy as np
 
 
+def __getattr__(name):
+    raise AttributeError(
+        f"tests/reference.py has no {name}: write it from its paper, with the arguments and defaults of "
+        f"aj.{name}, weight_decay among them."
+    )
+
+
 def at(hyperparameter, step):
     """The value of a hyperparameter in the given step."""
     return hyperparameter if np.ndim(hyperparameter) == 0 else hyperparameter[step - 1]

@@ -19,9 +19,16 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402  # after the line that makes the package importable
 import jax.numpy as jnp  # noqa: E402
+
+try:
+    import adaptive_jax as aj
+except ImportError as error:
+    raise ImportError(
+        f"{error}. Where a name was taken out or renamed, take its lines out between the <catalogue> "
+        "markers of adaptive_jax/__init__.py and adaptive_jax/rules/__init__.py, and run this again."
+    ) from error
 from catalogue import CASES, CATALOGUE  # noqa: E402
 
-import adaptive_jax as aj  # noqa: E402
 from adaptive_jax._core import documentation  # noqa: E402
 from adaptive_jax.rules._factory import Algorithm, Paper, option  # noqa: E402
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 
 from . import closures, hyper, nodes
 from .hyper import show
@@ -150,6 +151,16 @@ class Rule:
                 hyper.check_first_value(
                     type(self).__name__, slot.initial, getattr(self, slot.initial)
                 )
+        for name in fields(type(self)).switches:
+            value = getattr(self, name)
+            if value is None and name in _optional(type(self)):
+                continue
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(
+                    f"{name}={value!r:.80} is out of place in {type(self).__name__}: it must be True or "
+                    "False, which chooses code, and so is known when the rule is made."
+                )
+            object.__setattr__(self, name, bool(value))
         name = fields(type(self)).mask
         if name is not None and getattr(self, name) is not None:
             object.__setattr__(self, name, Selection.of(getattr(self, name)))
@@ -171,12 +182,14 @@ class Fields(NamedTuple):
     data: the hyperparameters.
     intervals: of each of them the values that it may have.
     static: all others.
+    switches: those of them that are True or False.
     mask: the one of these that says which arrays the rule is for; None without one.
     """
 
     data: tuple[str, ...]
     intervals: dict[str, hyper.Interval]
     static: tuple[str, ...]
+    switches: tuple[str, ...]
     mask: str | None
 
 
@@ -204,7 +217,8 @@ def fields(cls: type[Rule]) -> Fields:
     if not masks and "mask" in names and "mask" not in intervals:
         masks = ["mask"]  # Known by its name, as all masks were before there was an annotation.
     static = tuple(name for name in names if name not in intervals)
-    return Fields(tuple(intervals), intervals, static, masks[0] if masks else None)
+    switches = tuple(name for name in static if hints.get(name) in (bool, "bool"))
+    return Fields(tuple(intervals), intervals, static, switches, masks[0] if masks else None)
 
 
 _ANNOTATIONS = {**hyper.ANNOTATIONS, "Mask": Mask}

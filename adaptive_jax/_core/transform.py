@@ -69,6 +69,10 @@ def build(
     if not rules:
         raise ValueError("transform needs at least one rule, such as aj.LearningRate(1e-3).")
     for rule in rules:
+        if isinstance(rule, type) and issubclass(rule, Rule):
+            raise TypeError(
+                f"transform takes rules, got the class {rule.__name__}: {rule.__name__}(…)."
+            )
         if not isinstance(rule, Rule):
             raise TypeError(
                 f"transform takes rules, got {rule!r} of type {type(rule).__name__}. Transformations, "

@@ -11,7 +11,7 @@ from .._core.hyper import none_if_zero
 from .._core.rule import Rule
 from .._core.transform import build
 from .._core.transformation import Transformation
-from ._factory import OF_THE_RULE, Factory, instance, listed, storage_of
+from ._factory import OF_THE_RULE, Factory, check_rule, instance, listed, storage_of
 from .scaling import LearningRate, WeightDecay
 
 VELOCITIES = ("gradients", "steps")
@@ -26,11 +26,15 @@ def optimizer(
     Where the stub's weight decay is a number and not None, it has a place in the state even if it is 0.
     """
 
+    check_rule("optimizer", rule)
+
     def decorate(stub: Factory) -> Factory:
         parameters = inspect.signature(stub).parameters
         needed = ("learning_rate", "weight_decay", "mask", "storage")
         if missing := [name for name in needed if name not in parameters]:
-            raise TypeError(f"{stub.__name__}: a whole optimizer takes {missing[0]}.")
+            raise TypeError(
+                f"{stub.__name__}: a whole optimizer takes {', '.join(needed)}: add {missing[0]}."
+            )
         decays = parameters["weight_decay"].default is not None
 
         def make(factory: Factory, values: Mapping[str, Any]) -> Transformation:
@@ -38,7 +42,7 @@ def optimizer(
             direction, storage = instance(rule, values), storage_of(values)
             return descend(factory, direction, rate, decay, mask, storage, decays=decays)
 
-        return listed(stub, rule, make, paper=paper, differences=differences)
+        return listed(stub, rule, make, paper=paper, differences=differences, uses=needed[:3])
 
     return decorate
 

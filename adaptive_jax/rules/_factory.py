@@ -7,12 +7,13 @@ that is not the rule's; and by their names the defaults that are not those of th
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +35,12 @@ class Paper:
     authors: str
     link: str
     part: str = ""
+
+    def __post_init__(self) -> None:
+        if not (re.search(r" \d{4}$", self.authors) and re.match("https?://", self.link)):
+            raise ValueError(
+                f"{self!r}: authors end in the year, as in 'Kingma & Ba 2015', and link is an address."
+            )
 
     @property
     def year(self) -> int:
@@ -116,6 +123,7 @@ def preconditioner(
     def make(factory: Factory, values: Mapping[str, Any]) -> Transformation:
         return build(factory, instance(rule, values), storage=storage_of(values))
 
+    check_rule("preconditioner", rule)
     return lambda stub: listed(stub, rule, make, paper=paper, differences=differences)
 
 
@@ -132,6 +140,7 @@ def composed(
 
     variants: from the arguments that choose another rule, as in "centered=True", to that rule.
     """
+    check_rule("composed", rule)
     return lambda function: listed(
         function, rule, None, variants=variants or {}, paper=paper, differences=differences
     )
@@ -145,14 +154,17 @@ def listed(
     variants: Mapping[str, type[Rule]] = {},  # It is only read.
     paper: Any = OF_THE_RULE,
     differences: Mapping[str, Any],
+    uses: tuple[str, ...] = (),
 ) -> Factory:
     """The function that people call, in the catalogue.
 
     It is refused, by name, for a default that differs from the rule's and is not named among the
-    differences, for a field or an argument without a meaning, and where there is no paper.
+    differences, for a field or an argument without a meaning, for an argument that nothing would use,
+    for a name that is taken, and where there is no paper.
 
     make: what makes the transformation, of that function and the values of all its arguments; None if
       the function below the decorator does.
+    uses: what make takes beside the rule's fields and the storage.
     """
     name, parameters = function.__name__, inspect.signature(function).parameters
     names = list(parameters)
@@ -171,7 +183,18 @@ def listed(
     papers = _papers(name, rule, paper)
     algorithm = Algorithm(name, factory, rule, papers, variants)
     if name in CATALOGUE and CATALOGUE[name].factory.__module__ != function.__module__:
-        raise TypeError(f"{name}: there is one already, in {CATALOGUE[name].factory.__module__}.")
+        raise TypeError(
+            f"{name}: both {CATALOGUE[name].factory.__module__} and {function.__module__} define it. "
+            "Rename one."
+        )
+    for other in CATALOGUE.values():
+        if other.rule.__name__ == rule.__name__ and other.rule.__module__ != rule.__module__:
+            raise TypeError(
+                f"{name}: both {other.rule.__module__} and {rule.__module__} define a rule "
+                f"{rule.__name__}, and aj.rules has room for one. Rename one."
+            )
+    if make is not None:
+        _check_stub(name, names, rule, (*fields(rule), "storage", *_DTYPES, *uses))
     _check_defaults(name, defaults, rules, differences)
     if sys.flags.optimize < 2:  # Without docstrings there are no meanings.
         _check_meanings(algorithm, rules)
@@ -224,7 +247,12 @@ def _papers(name: str, rule: type[Rule], paper: Any) -> tuple[Paper, ...]:
                 "link, part), or paper = None, in the class itself."
             )
         paper = vars(rule)["paper"]
-    return () if paper is None else paper if isinstance(paper, tuple) else (paper,)
+    papers = () if paper is None else paper if isinstance(paper, tuple) else (paper,)
+    if not all(isinstance(each, Paper) for each in papers):
+        raise TypeError(
+            f"{name}: paper={paper!r:.80} must be a Paper(authors, link, part), a tuple of them, or None."
+        )
+    return papers
 
 
 def _check_defaults(
@@ -239,7 +267,8 @@ def _check_defaults(
         if argument not in defaults or argument not in owners:
             raise TypeError(
                 f"{name}: {argument}={value!r} stands above it, and is no argument of it that is a "
-                f"field of {rules[0].__name__}."
+                f"field of {rules[0].__name__}: these are "
+                f"{', '.join(each for each in owners if each in defaults)}."
             )
     for argument, owner in owners.items():
         if argument not in defaults:
@@ -249,13 +278,14 @@ def _check_defaults(
             if here != there:
                 raise TypeError(
                     f"{name}: the default of {argument} is {here} here and {there} in its rule, "
-                    f"{owner.__name__}. If it is meant, name it above the function: "
-                    f"{argument}={here}."
+                    f"{owner.__name__}. If it is meant, name it in the decorator above: "
+                    f"{argument}={here}. If not, make it {there}."
                 )
         elif here != repr(differences[argument]) or here == there:
             raise TypeError(
                 f"{name}: {argument}={differences[argument]!r} stands above it, but its default is "
-                f"{here} here and {there} in its rule, {owner.__name__}."
+                f"{here} here and {there} in its rule, {owner.__name__}. What stands above is the "
+                "default here, to the letter, and only where the rule has another one."
             )
 
 
@@ -264,9 +294,40 @@ def _default(value: Any) -> str:
     return "none" if value in (inspect.Parameter.empty, dataclasses.MISSING) else repr(value)
 
 
+def check_rule(decorator: str, rule: Any) -> None:
+    """Raises a TypeError for a decorator without its rule."""
+    if not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise TypeError(
+            f"@{decorator} takes a rule, got {rule!r:.80}: write @{decorator}(YourRule) above the "
+            "function, where YourRule is derived from Rule."
+        )
+
+
+def _check_stub(name: str, names: Sequence[str], rule: type[Rule], used: Sequence[str]) -> None:
+    """Raises a TypeError for an argument that nothing would use, and for a storage left out."""
+    for argument in names:
+        if argument not in used:
+            close = difflib.get_close_matches(argument, used, 1)
+            raise TypeError(
+                f"{name}: nothing would use its argument {argument}, which is no field of "
+                f"{rule.__name__} ({', '.join(fields(rule))}; a field has an annotation)."
+                + (f" Is {close[0]} meant?" if close else "")
+            )
+    if rule.slots and "storage" not in names:
+        raise TypeError(
+            f"{name}: {rule.__name__} has slots: add `storage: Any = None`, behind `*`."
+        )
+
+
 def _check_meanings(algorithm: Algorithm, rules: tuple[type[Rule], ...]) -> None:
     """Raises a TypeError unless every argument and every field of the rules has a meaning."""
     for rule in rules:
+        numbers = [k for k in kinds_of_fields(rule).static if isinstance(fields(rule)[k], float)]
+        if numbers:
+            raise TypeError(
+                f"{algorithm.name}: {numbers[0]} of {rule.__name__} is a number, but static, so that "
+                "each new value compiles again: annotate it Decay, Fraction, NonNegative or Hyper."
+            )
         if unknown := [each for each in fields(rule) if each not in {**SHARED, **meanings(rule)}]:
             raise TypeError(
                 f"{algorithm.name}: the docstring of {rule.__name__} does not say what its field "

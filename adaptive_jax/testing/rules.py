@@ -480,6 +480,7 @@ def _check_data(trial: Trial) -> None:
 
 
 PROMISES: dict[str, Callable[[Any], None]] = {
+    "its hyperparameters are data": _check_data,
     "it works under jit and without": _check_jit,
     "its state keeps structure, shapes and dtypes, so nothing compiles twice": _check_stable_state,
     "it works in a scan": _check_scan,
@@ -496,5 +497,4 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "it works inside the wrappers of optax": _check_optax,
     "its state is a stable format that a run can continue from": _check_state_format,
     "a slot that is declared never to be negative is not": _check_signs,
-    "its hyperparameters are data": _check_data,
 }

@@ -674,3 +674,15 @@ def test_a_type_error_of_the_loss_stays_what_it_is():
     step = aj.train_step(lambda params, batch: jnp.sum(params) + len(3))
     with pytest.raises(TypeError, match=r"object of type 'int' has no len"):
         step(aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), 1.0)
+
+
+@pytest.mark.parametrize("value", ["no", 0.9, None, jnp.array(True)])
+def test_an_option_is_true_or_false(value):
+    with pytest.raises(TypeError, match=r"nesterov=.* in Adam: it must be True or False"):
+        aj.adam(0.1, nesterov=value)
+    assert repr(aj.adam(0.1, nesterov=np.True_)).endswith("eps_root=0.0, nesterov=True)")
+
+
+def test_a_class_is_no_rule():
+    with pytest.raises(TypeError, match=r"got the class Adam: Adam\(…\)"):
+        aj.transform(aj.rules.Adam)

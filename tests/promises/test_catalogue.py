@@ -24,18 +24,18 @@ import adaptive_jax as aj
 from adaptive_jax.testing import PROMISES
 from adaptive_jax.testing.promises import check_promises
 
+WRITE = "run `python tests/write_catalogue.py`; a layout that has changed breaks saved runs"
+
 
 def test_every_export_is_in_the_table():
-    assert set(SETTINGS) <= set(CATALOGUE)
-    assert exported_factories() == set(CATALOGUE) | set(WRAPPERS)
+    assert set(SETTINGS) <= set(CATALOGUE), "tests/catalogue.py names what is not there"
+    assert exported_factories() == set(CATALOGUE) | set(WRAPPERS), WRITE
     assert exported_ports() == {case.partition("(")[0] for case in PORTED}
 
 
 @pytest.mark.parametrize("path", write_catalogue.files(), ids=lambda path: path.parent.name)
 def test_what_is_derived_from_the_catalogue_is_written_down(path):
-    assert path.read_text() == write_catalogue.files()[path], (
-        "run `python tests/write_catalogue.py`; a layout that has changed breaks saved runs"
-    )
+    assert path.read_text() == write_catalogue.files()[path], WRITE
 
 
 # Every rule in each run; its further settings and the ports, which are made of the same rules, in the

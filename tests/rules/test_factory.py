@@ -116,17 +116,20 @@ NOT_SAID = "Nothing.\n\n    d = g\n\nbias: b."
     [
         (
             optimizer(Halved, divisor=3.0),
-            "halved: divisor=3.0 stands above it, but its default is 2.0 here and 2.0 in its rule, Halved.",
+            "halved: divisor=3.0 stands above it, but its default is 2.0 here and 2.0 in its rule, Halved. "
+            "What stands above is the default here, to the letter, and only where the rule has "
+            "another one.",
         ),
         (
             optimizer(Halved, twice=True),
-            "halved: twice=True stands above it, and is no argument of it that is a field of Halved.",
+            "halved: twice=True stands above it, and is no argument of it that is a field of Halved: "
+            "these are divisor.",
         ),
         (
             optimizer(rule("Its own.\n\n    d = g\n\nEnd.", divisor=4.0, paper=None,
                            __annotations__={"divisor": aj.NonNegative})),
             "halved: the default of divisor is 2.0 here and 4.0 in its rule, Other. If it is meant, "
-            "name it above the function: divisor=2.0.",
+            "name it in the decorator above: divisor=2.0. If not, make it 4.0.",
         ),
         (
             optimizer(rule(NOT_SAID)),
@@ -142,6 +145,20 @@ NOT_SAID = "Nothing.\n\n    d = g\n\nbias: b."
         (
             optimizer(rule("Nothing.", paper=None)),
             "halved: the docstring of Other has no equation, a paragraph indented by four spaces.",
+        ),
+        (
+            optimizer(rule(NOT_SAID, paper="a book")),
+            "halved: paper='a book' must be a Paper(authors, link, part), a tuple of them, or None.",
+        ),
+        (
+            optimizer(rule(NOT_SAID, paper=None, bias=1.0, __annotations__={"bias": float})),
+            "halved: bias of Other is a number, but static, so that each new value compiles again: "
+            "annotate it Decay, Fraction, NonNegative or Hyper.",
+        ),
+        (
+            preconditioner(Halved),
+            "halved: nothing would use its argument learning_rate, which is no field of Halved (divisor, "
+            "twice; a field has an annotation).",
         ),
         (
             composed(rule(NOT_SAID, paper=None)),
@@ -166,12 +183,37 @@ def test_a_whole_optimizer_takes_what_all_take_and_a_name_is_taken_once():
     def adam(divisor: Any = 2.0) -> Any:
         """Another one."""
 
-    with pytest.raises(TypeError, match=r"^new: a whole optimizer takes weight_decay\.$"):
+    needed = "learning_rate, weight_decay, mask, storage: add weight_decay"
+    with pytest.raises(TypeError, match=rf"^new: a whole optimizer takes {needed}\.$"):
         optimizer(Halved)(new)
-    with pytest.raises(
-        TypeError, match=r"^adam: there is one already, in adaptive_jax\.rules\.adam"
-    ):
+    both = rf"^adam: both adaptive_jax\.rules\.adam and {re.escape(__name__)} define it\. Rename"
+    with pytest.raises(TypeError, match=both):
         preconditioner(Halved)(adam)
+    lion = dataclass(frozen=True)(type("Lion", (Halved,), {"__doc__": NOT_SAID, "paper": None}))
+    both = rf"^halved: both adaptive_jax\.rules\.sign and {re.escape(__name__)} define a rule Lion"
+    with pytest.raises(TypeError, match=both):
+        optimizer(lion)(halved)
+
+
+def test_a_decorator_needs_its_rule_and_a_function_what_the_rule_needs():
+    def kept(divisor: Any = 2.0) -> Any:
+        """Without a storage."""
+
+    slots = rule(NOT_SAID, paper=None, slots={"mu": aj.Slot()})
+    with pytest.raises(TypeError, match="Other has slots: add `storage: Any = None`"):
+        preconditioner(slots)(kept)
+    for decorator in (optimizer, preconditioner, composed):
+        with pytest.raises(TypeError, match=rf"write @{decorator.__name__}\(YourRule\)"):
+            decorator(kept)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [("Nobody", "https://example.org"), ("https://example.org/1999", "Nobody 1999")],
+)
+def test_a_paper_has_a_year_and_an_address(entries):
+    with pytest.raises(ValueError, match="authors end in the year"):
+        Paper(*entries)
 
 
 def test_a_rule_of_ones_own_needs_none_of_it():

@@ -422,6 +422,11 @@ COMPLEX = {
     "adam", "adam eps root", "adamw weight decay", "nadam",
     "amsgrad", "amsgrad raw",
 }  # fmt: skip
+COMPLEX |= {
+    f"{name} {{}}"
+    for name, algorithm in CATALOGUE.items()
+    if algorithm.rule.takes_complex and f"{name} {{}}" in {case.name for case in CASES}
+}
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
