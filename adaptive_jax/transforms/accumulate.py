@@ -12,7 +12,7 @@ import optax
 
 from .. import maths
 from .._core import arguments, errors, export, pytrees
-from .._core.transformation import Transformation
+from .._core.transformation import Transformation, member
 from .._core.wrapper import Wrapper
 from .finite import all_finite, no_update
 
@@ -149,6 +149,7 @@ def multi_steps(
       [-0. -0.]
       [-2. -3.]
     """
+    inner = member(inner, "multi_steps")  # First: the two may have come in the other order.
     if not callable(every_k_schedule):
         every_k_schedule = arguments.whole("every_k_schedule", every_k_schedule, 1)
     return Transformation.of(MultiSteps(inner, every_k_schedule))
