@@ -1,5 +1,6 @@
 """Adaptive optimizers for JAX: the maths of one array, its hyperparameters as data."""
 
+from . import _moved as _moved
 from . import interop as interop
 from . import maths as maths
 from . import plotting as plotting

@@ -100,7 +100,7 @@ class NAdam(Rule):
     b2: the decay rate β₂ of the second moment, in [0, 1).
     eps: ε >= 0, against division by zero.
     eps_root: ε_root >= 0, added inside the root; > 0 to differentiate through the update.
-    momentum_decay: ψ >= 0, for the decay rate β₁(t) of the momentum.
+    momentum_decay: ψ >= 0, for the decay rate β₁(t) = β₁(1 - ½·0.96^(ψt)) of the momentum.
     eps_hat: True for d = √(1-β₂ᵗ)·μ̂/(√(ν + ε_root) + ε̂): Adam's other form.
     """
 
@@ -351,7 +351,7 @@ def nadam(
     """NAdam: Adam with Nesterov's momentum, μ̂ = β₁μ/(1-β₁ᵗ⁺¹) + (1-β₁)g/(1-β₁ᵗ).
 
     As in optax, ν̂ has no further factor β₂, and β₁ no schedule of its own unless momentum_decay is
-    given: the paper's is 1/250.
+    given, which is 1/250 in the paper and here None for a constant β₁.
     """
     if momentum_decay is None:
         rule = Adam(b1, b2, eps, eps_root, nesterov, bias_correction, eps_hat)
@@ -402,7 +402,10 @@ def amsgrad(
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
-    """AMSGrad: Adam whose second moment never falls. PyTorch's is maximum_of="raw"."""
+    """AMSGrad: Adam whose second moment never falls. PyTorch's is maximum_of="raw".
+
+    The paper corrects no bias.
+    """
     ...
 
 
@@ -437,7 +440,10 @@ def radam(
     mask: Any = None,
     storage: Any = None,
 ) -> Transformation:
-    """RAdam: Adam that starts as momentum, until its second moment has seen enough steps."""
+    """RAdam: Adam that starts as momentum, until its second moment has seen enough steps.
+
+    ρ(t) counts the steps that the average of squares is worth, and r(t) → 1 makes up for its variance.
+    """
     ...
 
 

@@ -27,6 +27,9 @@ class LearningRate(Rule):
 
     Without a weight decay it is the step of gradient descent, and needs no parameters.
 
+    learning_rate: the step size η, >= 0: a number, an array of shape (), or a schedule.
+    weight_decay: the decoupled weight decay λ, >= 0; None for none.
+    mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
     flip_sign: False to multiply by +η, for a chain that flips the sign elsewhere.
     learning_rate_decay: δ for a step size that falls with the steps taken, η/(1 + δ(t-1)).
     keep_count: True to count the steps although nothing needs their number.

@@ -81,11 +81,12 @@ def of_trial(check: Callable[[Trial], None]) -> Callable[[Any], None]:
 
 
 def random_params(dtype: Any = np.float32) -> dict[str, Any]:
-    """Arrays of several ranks; in a nest, a None and a zero-size array."""
+    """Arrays of several ranks, a zero-size one among them, in a nest with a None."""
     generator = np.random.default_rng(0)
     shapes = {"matrix": (3, 4), "vector": (5,), "scalar": ()}
     tree = {name: _normal(generator, shape, dtype) for name, shape in shapes.items()}
-    return {**tree, "nested": [None, (_normal(generator, (0, 2), dtype),)]}
+    nested = [_normal(generator, shape, dtype) for shape in ((0, 2), (2,))]
+    return {**tree, "nested": [None, tuple(nested)]}
 
 
 def one_matrix() -> dict[str, Any]:

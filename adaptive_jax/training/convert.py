@@ -72,7 +72,8 @@ def _convert(arrays: pytrees.Arrays, old: Any, new: Any, template: Any, state: A
         trees = after.states_in(template), before.states_in(state)
         every = zip(before.wrapped(), after.wrapped(), *trees, strict=True)
         new_parts = [_convert(arrays, *each) for each in every]
-        if _kinds(_without(after, template)) == _kinds(_without(before, state)):
+        kinds = _kinds if new_parts else jax.tree.structure
+        if kinds(_without(after, template)) == kinds(_without(before, state)):
             return before.with_states(state, new_parts)
     if kind is Foreign and jax.tree.structure(state) == jax.tree.structure(template):
         return state

@@ -13,9 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,30 +25,10 @@ from .. import rules
 from .._core import states
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields, replace
-from .._core.storage.blocks import Quantized
-from .._core.storage.factored import Factors
 from .._core.wrapper import rebuilt
-from ..transforms.accumulate import SkipState
-from ..transforms.diagnose import DiagnoseState
-from ..transforms.precision import CompensateState
-from ..transforms.skip import SkipNonfiniteState
 
 LAYOUT = 2
 """The layout of what this version saves."""
-
-_PICKLED = {
-    "_rule": {"_make_state": states.make_state},
-    "_storage": {"Quantized": Quantized, "Factors": Factors},
-    "diagnostics": {"DiagnoseState": DiagnoseState},
-    "precision": {"CompensateState": CompensateState},
-    "wrappers": {"SkipNonfiniteState": SkipNonfiniteState, "SkipState": SkipState},
-}
-"""The modules in which a state pickled by 0.1.0 looks for the types in it, and what it finds there."""
-
-for _name, _entries in _PICKLED.items():
-    _module = ModuleType(f"{__name__.partition('.')[0]}.{_name}", "States of version 0.1.0.")
-    vars(_module).update(_entries)
-    sys.modules[_module.__name__] = _module
 
 
 def older(layout: int, tree: Any, names: Collection[str]) -> Any:

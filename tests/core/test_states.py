@@ -446,3 +446,15 @@ def test_ours_in_the_place_of_optaxs_keeps_its_states(monkeypatch):
     aj._core.states.state_type.cache_clear()
     state = aj.scale_by_rms(bias_correction=True).init(jnp.ones(2))
     assert type(state).__name__ == "ScaleByRmsWithCountState"
+
+
+def test_modules_that_are_no_more_hand_on_what_is_public_and_what_was_pickled():
+    from adaptive_jax.optimizers import adam
+    from adaptive_jax.wrappers import skip_nonfinite
+
+    assert (adam, skip_nonfinite) == (aj.adam, aj.skip_nonfinite)
+    text = pickle.dumps(aj.Blocks(bits=16), 0)  # The protocol that is text.
+    text = text.replace(b"_core.storage.blocks", b"_storage")
+    assert pickle.loads(text) == aj.Blocks(bits=16)
+    with pytest.raises(ImportError, match="cannot import name 'adagad'"):
+        from adaptive_jax.optimizers import adagad  # noqa: F401

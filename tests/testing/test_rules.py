@@ -341,7 +341,7 @@ WAYS = {
     "it works under vmap": [
         (of_gradient(doubled_under_vmap), "under vmap: at .*'matrix'"),
         (of_array(through_numpy), "vmap"),
-        (at_rank(1, doubled_under_vmap), "under vmap: at .*'vector'"),
+        (at_rank(1, doubled_under_vmap), "under vmap: at .*'nested'"),
         (optax_like(init=longer_if_traced), "under vmap|shape"),
     ],
     "it works under cond and eval_shape": [
@@ -524,3 +524,14 @@ def test_an_expected_promise_that_holds():
 def test_what_expected_must_be(expected, message):
     with pytest.raises((TypeError, ValueError), match=message):
         check_rule(aj.rules.Identity(), expected=expected)
+
+
+def test_what_looks_at_arrays_that_are_there_is_found():
+    def refuses_vectors(gradient):
+        if gradient.ndim == 1 and not isinstance(gradient, jax.core.Tracer):
+            raise TypeError("no vectors here")
+        return gradient
+
+    tx = optax.stateless(lambda updates, params: jax.tree.map(refuses_vectors, updates))
+    with pytest.raises(BrokenPromise, match=r"it works under jit and without\. no vectors here"):
+        check_rule(tx)
