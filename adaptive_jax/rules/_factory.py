@@ -328,7 +328,8 @@ def _check_meanings(algorithm: Algorithm, rules: tuple[type[Rule], ...]) -> None
                 f"{algorithm.name}: {numbers[0]} of {rule.__name__} is a number, but static, so that "
                 "each new value compiles again: annotate it Decay, Fraction, NonNegative or Hyper."
             )
-        if unknown := [each for each in fields(rule) if each not in {**SHARED, **meanings(rule)}]:
+        said = {*SHARED, *meanings(rule)}
+        if unknown := [each for each in fields(rule) if each not in said]:
             raise TypeError(
                 f"{algorithm.name}: the docstring of {rule.__name__} does not say what its field "
                 f"{unknown[0]} is, in a line `{unknown[0]}: meaning`."
@@ -338,7 +339,8 @@ def _check_meanings(algorithm: Algorithm, rules: tuple[type[Rule], ...]) -> None
                 f"{algorithm.name}: the docstring of {rule.__name__} has no equation, a paragraph "
                 "indented by four spaces."
             )
-    if unknown := [each for each in algorithm.parameters if each not in algorithm.meanings]:
+    said = {*algorithm.meanings}
+    if unknown := [each for each in algorithm.parameters if each not in said]:
         raise TypeError(
             f"{algorithm.name}: its argument {unknown[0]} is no field of {algorithm.rule.__name__}, and "
             f"no argument of all optimizers. Say what it is in a line `{unknown[0]}: meaning`."
