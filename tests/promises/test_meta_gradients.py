@@ -92,8 +92,18 @@ def test_derivatives_are_finite_differences(case):
         assert of_noise > 1e-4 or (jumps and of_noise == 0)  # A sign is flat, but for its jump.
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@each
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *((case, dtype) for case in DEFAULT for dtype in (np.float32, np.float64)),
+        # The ports are made of the same rules.
+        *(
+            pytest.param(case, np.float32, marks=pytest.mark.slow)
+            for case in CASES
+            if case not in DEFAULT
+        ),
+    ],
+)
 def test_derivatives_are_finite_at_zero_gradients(case, dtype):
     """As ε = 0 has it, and every other hyperparameter as it is. √x has no derivative at 0."""
     with jax.enable_x64(dtype == np.float64):
