@@ -12,7 +12,7 @@ import numpy as np
 
 from . import pytrees
 from .lifted import Lifted
-from .rule import mask_of
+from .rule import mask_of, places
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Leaf:
     param: None where no parameters came.
     slots: of each rule, from names to what the state holds, the new one in the end.
     selected: of each rule, whether its mask selects the array.
+    own: of each rule, which hyperparameters of its trees are those of the array.
     index: the place of the array in the whole tree.
     direction: the gradient, then what the last rule that saw it made of it.
     """
@@ -31,6 +32,7 @@ class Leaf:
     param: Any
     slots: list[dict[str, Any]]
     selected: tuple[bool, ...]
+    own: tuple[tuple[int, ...], ...]
     index: Any
     direction: Any = field(init=False)
 
@@ -83,12 +85,14 @@ def matched(
         selected = list(zip(*by_rule, strict=True))
     else:
         indices, selected = piece.indices, [piece.selected] * len(gradients.leaves)
+    own = list(zip(*(places(rule, gradients) for rule in rules), strict=True))
     leaves = [
         Leaf(
             gradients.leaves[i],
             of_params[i],
             [{name: values[i] for name, values in of_rule.items()} for of_rule in slots],
             selected[i],
+            own[i],
             indices[i],
         )
         for i in range(len(gradients.leaves))

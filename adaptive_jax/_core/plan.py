@@ -77,7 +77,8 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
         if leaf.direction is None:
             return None
         dtype = dtype_for(leaf.direction, leaf.slots[places])
-        kind = dtype, leaf.gradient.dtype if is_last else dtype, leaf.selected[places]
+        out_dtype = leaf.gradient.dtype if is_last else dtype
+        kind = dtype, out_dtype, leaf.selected[places], leaf.own[places]
         if kind not in known:
             known[kind] = _plan(stretch, statistic, *kind)
         return known[kind]
@@ -91,10 +92,11 @@ def _plan(
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
+    own: Sequence[tuple[int, ...]],
 ) -> Plan:
     stages = [
         Stage(
-            rule=rule.in_dtype(dtype),
+            rule=rule.in_dtype(dtype, each),
             step=rule.step,
             count=rule.count if rule.stochastic else None,
             scalars=rule.scalars_in(dtype),
@@ -102,7 +104,7 @@ def _plan(
             storages=rule.storages,
             selected=select,
         )
-        for place, (rule, select) in enumerate(zip(rules, selected, strict=True))
+        for place, (rule, select, each) in enumerate(zip(rules, selected, own, strict=True))
     ]
     return Plan(tuple(stages), dtype, out_dtype)
 

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from . import closures, hyper, nodes
+from . import hyper, nodes
 from .hyper import show
 from .mask import Mask, Selection
+from .pytrees import Arrays
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Rule:
         """The learning rate at a step; None for a rule that has none.
 
         step: 1 for the first update, as in `ctx.step`. A schedule is asked for its value after the
-          updates before it.
+          updates before it. Of a tree it is the tree of what they are at the step.
 
         Example:
           >>> import adaptive_jax as aj
@@ -115,10 +116,13 @@ class Rule:
         name = self.learning_rate_field
         if name is None:
             return None
-        rate = getattr(self, name, None)
-        return (
-            hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
-        )
+
+        def at_step(rate: Any) -> Any:
+            if not hyper.is_schedule(rate):
+                return rate
+            return hyper.scheduled(type(self).__name__, name, rate, step - 1)
+
+        return hyper.mapped(at_step, getattr(self, name, None))
 
     statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
     """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""
@@ -140,11 +144,7 @@ class Rule:
                     f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "
                     "array of shape (), or a schedule."
                 )
-            value = hyper.hyperparameter(type(self).__name__, name, value, interval)
-            # A schedule becomes a pytree: static data, compared by identity. Its leaves are the traced
-            # numbers that it closes over.
-            if callable(value) and not isinstance(value, jax.tree_util.Partial):
-                value = closures.as_partial(value)
+            value = hyper.checked(type(self).__name__, name, value, interval)
             object.__setattr__(self, name, value)
         for slot in self.slots.values():
             if isinstance(slot.initial, str):
@@ -245,6 +245,21 @@ def decay_names(cls: type[Rule]) -> tuple[str, ...]:
 @functools.cache
 def _data_and_static(cls: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return fields(cls).data, fields(cls).static
+
+
+def trees(rule: Rule) -> dict[str, Any]:
+    """The hyperparameters that are trees, by their names."""
+    values = {name: getattr(rule, name) for name in fields(type(rule)).data}
+    return {name: value for name, value in values.items() if not hyper.is_one(value)}
+
+
+def places(rule: Rule, arrays: Arrays) -> list[tuple[int, ...]]:
+    """Of each array, which hyperparameter it has of each tree in the rule; checked, by name."""
+    columns = [
+        hyper.places(type(rule).__name__, name, value, name in _optional(type(rule)), arrays)
+        for name, value in trees(rule).items()
+    ]
+    return list(zip(*columns, strict=True)) if columns else [()] * len(arrays.leaves)
 
 
 def replace(rule: Rule, **values: Any) -> Rule:

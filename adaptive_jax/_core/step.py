@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import NoneType
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from .. import maths
 from . import hyper, states
-from .rule import Rule, decay_names, fields, replace
+from .rule import Rule, decay_names, fields, replace, trees
 from .storage import base
 
 
@@ -28,7 +27,6 @@ class RuleAtStep:
         self._rule, self._old, self.storages = rule, old, storages
         self.stochastic = any(storage.stochastic for storage in storages)
         self._layout = states.layout_of(rule, self.stochastic)
-        self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in self._layout.fields else None
         if self.stochastic:
             self.count = _next_count(count)
@@ -36,57 +34,78 @@ class RuleAtStep:
         else:
             self.step: Any = None if count is None else maths.incremented(count)
             self.count = self.step
-        self._values = {}
+        self._trees = trees(rule)
+        self._known: dict[Any, Any] = {}
+        self._values: dict[str, list[Any]] = {}
         for name in fields(type(rule)).data:
-            value = getattr(rule, name)
-            hyper.check_one_number(type(rule).__name__, name, value)
-            if callable(value):
-                value = hyper.scheduled(type(rule).__name__, name, value, count)
-            self._values[name] = value
-        # For a constant b, the bias correction follows from the step.
-        self._corrections = {
-            f"{name}_correction": self._advance(name, getattr(old, f"{name}_correction"))
-            for name in states.scheduled_decays(rule)
-        }
+            self._values[name] = []
+            for where, value in hyper.named(name, getattr(rule, name)):
+                hyper.check_one_number(type(rule).__name__, where, value)
+                if hyper.is_schedule(value):
+                    value = hyper.scheduled(type(rule).__name__, where, value, count)
+                self._values[name].append(value)
+        self._corrections: dict[str, list[Any]] = {}
+        for name in states.scheduled_decays(rule):
+            entry = f"{name}_correction"
+            self._corrections[entry] = self._advanced(name, getattr(old, entry))
         self.scalars = {name: getattr(old, name) for name in rule.scalars}
         if self.scalars:
             dtype = next(iter(self.scalars.values())).dtype
             self.scalars = dict(self.in_dtype(dtype).advance(self.scalars, self.step))
 
-    def _advance(self, name: str, correction: jax.Array) -> jax.Array:
-        """1 - b(1)···b(t): the moving average, with these b, of the number one."""
-        decay = self._decay(name, correction.dtype)
-        return maths.ema(jnp.ones_like(correction), correction, decay)
+    def _advanced(self, name: str, old: Any) -> list[Any]:
+        """1 - b(1)···b(t) of each b: the moving average, with these b, of the number one."""
+        given = hyper.each_of(value := getattr(self._rule, name))
+        corrections = []
+        for place, (b, correction) in enumerate(
+            zip(given, hyper.matching(name, value, old), strict=True)
+        ):
+            if b is not None:
+                decay = self._decay(name, place, correction.dtype)
+                if hyper.is_schedule(b):
+                    correction = maths.ema(jnp.ones_like(correction), correction, decay)
+                else:  # For a constant b, it follows from the step.
+                    correction = cast(maths.power_complement(decay, self.step), correction.dtype)
+            corrections.append(correction)
+        return corrections
 
-    def _decay(self, name: str, dtype: Any) -> maths.DecayRate:
-        value = self._values[name]
+    def _decay(self, name: str, place: int, dtype: Any) -> maths.DecayRate:
+        value = self._values[name][place]
         if isinstance(value, maths.DecayRate):
             return maths.DecayRate(cast(value.value, dtype), cast(value.complement, dtype))
         value = cast(value, dtype)
         return maths.DecayRate(value, maths.complement(value))
 
-    def in_dtype(self, dtype: Any) -> Rule:
-        """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
-        dtype = jnp.finfo(dtype).dtype
-        if dtype not in self._in_dtype:
-            values: dict[str, Any] = {
-                name: value
-                if isinstance(value, (NoneType, maths.DecayRate))
-                else cast(value, dtype)
-                for name, value in self._values.items()
-            }
-            for name in decay_names(type(self._rule)):
-                if values[name] is None:
-                    continue
-                decay = self._decay(name, dtype)
+    def in_dtype(self, dtype: Any, own: Sequence[int] = ()) -> Rule:
+        """The rule with its hyperparameters in the precision of dtype, made once per dtype.
+
+        own: the place of the one to take, in each hyperparameter that is a tree.
+        """
+        key = dtype, own = jnp.finfo(dtype).dtype, tuple(own)
+        if key not in self._known:
+            places = dict(zip(self._trees, own, strict=True))
+            values = {name: self._value(name, places.get(name, 0), dtype) for name in self._values}
+            self._known[key] = replace(self._rule, **values)
+        return self._known[key]
+
+    def _value(self, name: str, place: int, dtype: Any) -> Any:
+        """A hyperparameter in the precision of dtype, made once however many arrays have it."""
+        key = name, place, dtype
+        if key not in self._known:
+            value = self._values[name][place]
+            if value is None:
+                pass
+            elif name not in decay_names(type(self._rule)):
+                value = cast(value, dtype)
+            else:
+                value = self._decay(name, place, dtype)
                 if f"{name}_correction" in self._corrections:
-                    correction = cast(self._corrections[f"{name}_correction"], dtype)
-                    decay = decay._replace(correction=correction)
+                    correction = cast(self._corrections[f"{name}_correction"][place], dtype)
+                    value = value._replace(correction=correction)
                 elif self.step is not None:
-                    decay = decay._replace(correction=maths.power_complement(decay, self.step))
-                values[name] = decay
-            self._in_dtype[dtype] = replace(self._rule, **values)
-        return self._in_dtype[dtype]
+                    value = value._replace(correction=maths.power_complement(value, self.step))
+            self._known[key] = value
+        return self._known[key]
 
     def scalars_in(self, dtype: Any) -> dict[str, jax.Array]:
         """The rule's `scalars` after this step, in the precision of dtype."""
@@ -107,7 +126,10 @@ class RuleAtStep:
             return self._old
         return self._layout.make(
             **({"count": self.count} if "count" in self._layout.fields else {}),
-            **self._corrections,
+            **{
+                name: hyper.rebuilt(getattr(self._rule, name.removesuffix("_correction")), each)
+                for name, each in self._corrections.items()
+            },
             **self.scalars,
             **slots,
         )

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from .. import maths
-from . import contract, export, pytrees, states
+from . import contract, export, hyper, pytrees, states
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
-from .rule import Rule, fields
+from .rule import Rule, fields, places
 from .storage import named
 from .transformation import Transformation
 from .update import update_tree
@@ -103,6 +103,10 @@ class Optimizer(Lifted):
         export.states_of_optax()
         pytrees.check_floats("params", params)
         pytrees.check_no_complex("params", params, self.rules)
+        if not pytrees.is_placeholder(params):
+            arrays = pytrees.Arrays("params", params)
+            for rule in self.rules:
+                places(rule, arrays)
         dtypes = map(jnp.result_type, jax.tree.leaves(params))
         scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
         rule_states = []
@@ -111,7 +115,9 @@ class Optimizer(Lifted):
                 {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
             )
             for name in states.scheduled_decays(rule):
-                entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
+                decays = hyper.each_of(getattr(rule, name))
+                zeros = [None if b is None else jnp.zeros((), scalar_dtype) for b in decays]
+                entries[f"{name}_correction"] = hyper.rebuilt(getattr(rule, name), zeros)
             for name, first in rule.scalars.items():
                 entries[name] = jnp.asarray(first, scalar_dtype)
             for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from .._core.hyper import Hyper, NonNegative
+from .._core.hyper import Hyper, NonNegative, mapped
 from .._core.mask import Mask
 from .._core.rule import Rule
 from .._core.transformation import Transformation
@@ -58,7 +58,11 @@ class LearningRate(Rule):
         rate = super().learning_rate_at(step)
         if self.learning_rate_decay is None:
             return rate
-        return rate / (1 + self.learning_rate_decay * jnp.asarray(step - 1, jnp.result_type(rate)))
+
+        def decayed(rate, decay):
+            return rate / (1 + decay * jnp.asarray(step - 1, jnp.result_type(rate)))
+
+        return mapped(decayed, rate, self.learning_rate_decay)
 
     def update(self, grad, slots, param, ctx):
         rate = self.learning_rate_at(ctx.step)

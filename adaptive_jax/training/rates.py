@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import maths
+from .._core import hyper
 from .._core.step import reached
 from .._core.transformation import Foreign
 from .._core.wrapper import walk
@@ -52,9 +53,9 @@ def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Arra
         for rule, _, part in parts(data, old):
             counts = "count" in getattr(part, "_fields", ())
             step = maths.incremented(reached(part.count)) if counts else None
-            rate = rule.learning_rate_at(step)
-            if rate is not None:
-                yield jnp.asarray(rate, jnp.float32)
+            rates = hyper.each_of(rule.learning_rate_at(step))
+            if rates := [jnp.asarray(rate, jnp.float32) for rate in rates if rate is not None]:
+                yield functools.reduce(jax.lax.max, rates)  # Of a tree the largest.
 
 
 def _rates_of_foreign(foreign: Foreign, state: Any) -> list[jax.Array]:
