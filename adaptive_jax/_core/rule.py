@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from . import closures, hyper, nodes
+from . import hyper, nodes
 from .hyper import show
 from .mask import Mask, Selection
 
@@ -116,9 +116,8 @@ class Rule:
         if name is None:
             return None
         rate = getattr(self, name, None)
-        return (
-            hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
-        )
+        is_scheduled = hyper.is_schedule(rate)
+        return hyper.scheduled(type(self).__name__, name, rate, step - 1) if is_scheduled else rate
 
     statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
     """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""
@@ -141,11 +140,7 @@ class Rule:
                     "array of shape (), or a schedule."
                 )
             value = hyper.hyperparameter(type(self).__name__, name, value, interval)
-            # A schedule becomes a pytree: static data, compared by identity. Its leaves are the traced
-            # numbers that it closes over.
-            if callable(value) and not isinstance(value, jax.tree_util.Partial):
-                value = closures.as_partial(value)
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, hyper.as_data(value))
         for slot in self.slots.values():
             if isinstance(slot.initial, str):
                 hyper.check_first_value(
