@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
@@ -18,27 +16,8 @@ from . import closures
 from .arguments import is_number
 from .errors import of_function
 from .pytrees import Arrays, children, describe
-
-
-@dataclass(frozen=True)
-class Interval:
-    """The values that a hyperparameter may have."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_above: bool = False
-    finite: bool = True
-
-    def __contains__(self, value: float) -> bool:
-        if math.isnan(value) or (self.finite and math.isinf(value)) or value < self.low:
-            return False
-        return value < self.high if self.open_above else value <= self.high
-
-    def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_above else ']'}"
-        kind = "a finite number" if self.finite else "a number"
-        return kind if self.low == -math.inf else f"{kind} >= {self.low:g}"
+from .schedule import Schedule
+from .values import Interval as Interval
 
 
 def is_schedule(value: Any) -> bool:
@@ -46,9 +25,16 @@ def is_schedule(value: Any) -> bool:
 
     A callable that has leaves, such as a module, is a tree of hyperparameters.
     """
-    if isinstance(value, jax.tree_util.Partial):  # What a rule makes of a function.
+    if isinstance(value, (Schedule, jax.tree_util.Partial)):  # What a rule makes of a function.
         return True
     return callable(value) and all(leaf is value for leaf in jax.tree.leaves(value))
+
+
+def as_data(value: Any) -> Any:
+    """A hyperparameter as a pytree: a function is static, and its leaves are the traced numbers that it
+    closes over."""
+    is_function = is_schedule(value) and not isinstance(value, (Schedule, jax.tree_util.Partial))
+    return closures.as_partial(value) if is_function else value
 
 
 def is_one(value: Any) -> bool:
@@ -107,10 +93,8 @@ def places(rule: str, name: str, value: Any, optional: bool, arrays: Arrays) -> 
     found = arrays.broadcast(
         f"{name} in {rule}",
         treedef.unflatten(range(len(ones))),
-        advice=(
-            " A tree of hyperparameters has the structure of the parameters, or a prefix of it: a number for "
-            "each array, or for all arrays of a branch."
-        ),
+        " A tree of hyperparameters has the structure of the parameters, or a prefix of it: a number for "
+        "each array, or for all arrays of a branch.",
     )
     missing = [index for index, at in enumerate(found) if at is not None and ones[at] is None]
     if missing and not optional:
@@ -131,16 +115,9 @@ def checked(rule: str, name: str, value: Any, interval: Interval) -> Any:
     for all arrays of a branch. Which branches there are is checked where there are parameters.
     """
     if is_one(value):
-        return _as_data(hyperparameter(rule, name, value, interval))
-    new = [_as_data(hyperparameter(rule, *each, interval)) for each in named(name, value)]
+        return as_data(hyperparameter(rule, name, value, interval))
+    new = [as_data(hyperparameter(rule, *each, interval)) for each in named(name, value)]
     return rebuilt(value, new)
-
-
-def _as_data(value: Any) -> Any:
-    """A schedule as a pytree: static data, compared by identity. Its leaves are the traced numbers that it
-    closes over."""
-    is_function = callable(value) and not isinstance(value, jax.tree_util.Partial)
-    return closures.as_partial(value) if is_function else value
 
 
 def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
@@ -148,7 +125,7 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
 
     Only numbers are held against the interval: an array may be a tracer.
     """
-    if value is None or callable(value):
+    if value is None or is_schedule(value):
         return value
     allowed = (
         f"{name} must be {interval}, an array of shape (), or a schedule (a function of the count)"
@@ -201,7 +178,7 @@ def check_first_value(rule: str, name: str, value: Any) -> None:
 
 
 def _name(function: Any) -> str:
-    """A function's own name, also in a `Partial`."""
+    """A function's own name, also in a `Partial`; the call that made a `Schedule`."""
     function = getattr(function, "func", function)
     return getattr(function, "__name__", f"{function!r:.100}")
 
