@@ -12,9 +12,10 @@ import jax.numpy as jnp
 
 from .. import maths
 from . import contract, export, hyper, pytrees, states
+from .extra import asked
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
-from .rule import Rule, fields, places
+from .rule import Rule, fields, values_of_arrays
 from .storage import named
 from .transformation import Transformation
 from .update import update_tree
@@ -79,7 +80,7 @@ def build(
                 "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
-        contract.check_update(type(rule))
+        contract.check_rule(rule, fields(type(rule)).data)
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
@@ -103,13 +104,10 @@ class Optimizer(Lifted):
         export.states_of_optax()
         pytrees.check_floats("params", params)
         pytrees.check_no_complex("params", params, self.rules)
-        if not pytrees.is_placeholder(params):
-            arrays = pytrees.Arrays("params", params)
-            for rule in self.rules:
-                places(rule, arrays)
         dtypes = map(jnp.result_type, jax.tree.leaves(params))
         scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
         rule_states = []
+        arrays = None if pytrees.is_placeholder(params) else pytrees.Arrays("params", params)
         for rule, storages, layout in zip(self.rules, self.storages, self.layout(), strict=True):
             entries: dict[str, Any] = (
                 {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
@@ -118,29 +116,85 @@ class Optimizer(Lifted):
                 decays = hyper.each_of(getattr(rule, name))
                 zeros = [None if b is None else jnp.zeros((), scalar_dtype) for b in decays]
                 entries[f"{name}_correction"] = hyper.rebuilt(getattr(rule, name), zeros)
+            of_arrays = {} if arrays is None else values_of_arrays(rule, arrays)
             for name, first in rule.scalars.items():
-                entries[name] = jnp.asarray(first, scalar_dtype)
+                if arrays is not None and first in of_arrays:
+                    entries[name] = _own_numbers(rule, name, of_arrays[first], arrays, scalar_dtype)
+                    continue
+                number = _first_number(rule, first, scalar_dtype)
+                entries[name] = _for_each(number, params) if rule.layerwise else number
             for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
-                first = slot.initial
+                first, init_tree = (
+                    slot.initial,
+                    functools.partial(storage.init_tree, real=slot.nonnegative),
+                )
+                if arrays is not None and first in of_arrays:
+                    entries[name] = _own_slots(init_tree, of_arrays[first], arrays)
+                    continue
                 initial = getattr(rule, first) if isinstance(first, str) else first
-                entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
+                entries[name] = init_tree(initial, params)
             rule_states.append(layout.make(**entries))
         return self.join(rule_states)
 
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        """optax's `update`. Extra arguments are meant for other members of a chain."""
-        del extra_args
+        """optax's `update`. Extra arguments that no rule asks for are meant for others in a chain."""
         lifted = with_complements(self)
+        extra = asked(self.rules, extra_args)
         try:
-            if is_cut(lifted, (updates, state, params)):
+            if extra is None and is_cut(lifted, (updates, state, params)):
                 return update_in_pieces(lifted, (updates, state, params))
-            return update_tree(lifted, updates, state, params)
+            return update_tree(lifted, updates, state, params, extra)
         except TypeError:
             # What is no array at all is refused by jit, before the checks inside.
             pytrees.Arrays("gradients", updates).params(params, ())
             arrays = pytrees.with_gradient(updates, params)
             if arrays is params:
                 raise
-        return self.update(updates, state, arrays)
+        return self.update(updates, state, arrays, **extra_args)
+
+
+def _first_number(rule: Rule, first: Any, dtype: Any) -> jax.Array:
+    """The first value of one of a rule's scalars: a number, or a vector of some."""
+    value = getattr(rule, first) if isinstance(first, str) else first
+    if isinstance(value, tuple):
+        return jnp.stack([jnp.asarray(each, dtype) for each in value])
+    return jnp.asarray(value, dtype)
+
+
+def _for_each(number: jax.Array, params: Any) -> Any:
+    """A number for each array; alone where there is nothing but a placeholder of them all."""
+    if pytrees.is_placeholder(params):
+        return number
+    return jax.tree.map(
+        lambda _: jnp.array(number), params
+    )  # A donated state holds no buffer twice.
+
+
+def _own_numbers(
+    rule: Rule, name: str, firsts: Sequence[Any], arrays: pytrees.Arrays, dtype: Any
+) -> Any:
+    """The first value of a scalar for each array, where the hyperparameter that holds it is a tree."""
+    if not rule.layerwise:
+        raise ValueError(
+            f"{rule.scalars[name]} is a tree in {type(rule).__name__}, and the first value of {name}, which "
+            "is one number for all arrays: it must be one number, or an array of shape ()."
+        )
+    return arrays.treedef.unflatten(
+        [None if first is None else jnp.asarray(first, dtype) for first in firsts]
+    )
+
+
+def _own_slots(
+    init_tree: Callable[[Any, Any], Any], firsts: Sequence[Any], arrays: pytrees.Arrays
+) -> Any:
+    """A slot of each array, where the hyperparameter that holds its first value is a tree."""
+    made: list[Any] = [None] * len(firsts)
+    for value in {id(first): first for first in firsts if first is not None}.values():
+        own = [
+            x if first is value else None for x, first in zip(arrays.leaves, firsts, strict=True)
+        ]
+        part = arrays.treedef.flatten_up_to(init_tree(value, arrays.treedef.unflatten(own)))
+        made = [old if x is None else new for x, old, new in zip(own, made, part, strict=True)]
+    return arrays.treedef.unflatten(made)

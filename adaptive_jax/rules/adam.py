@@ -115,6 +115,7 @@ class NAdam(Rule):
     momentum_decay: NonNegative = 1 / 250
     eps_hat: bool = False
     scalars = {"mu_product": 1.0}
+    per_array = ("b2", "eps", "eps_root")
     slots = {"mu": Slot(), "nu": Slot(nonnegative=True)}
 
     def momentum(self, step):
@@ -122,8 +123,8 @@ class NAdam(Rule):
         step = step.astype(self.momentum_decay.dtype)
         return self.b1.value * (1 - 0.5 * 0.96 ** (step * self.momentum_decay))
 
-    def advance(self, scalars, step):
-        return {"mu_product": scalars["mu_product"] * self.momentum(step)}
+    def advance(self, scalars, measured, ctx):
+        return {"mu_product": scalars["mu_product"] * self.momentum(ctx.step)}
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))

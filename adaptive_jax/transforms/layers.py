@@ -169,7 +169,8 @@ def _by_entries(params: Any) -> list[int]:
         raise ValueError(
             "which layer is above which cannot be told from the entries "
             f"{some([path_name([*passed, key]) for key, _ in entries], 8)}. Give them from the bottom to "
-            f"the top, as regular expressions: layers=[{', '.join(_suggested(entries))}] in the right order."
+            f"the top, as regular expressions: layers=[{', '.join(_suggested(entries))}], in the order that "
+            "is right."
         )
     ranks = _ranks(numbered) if len(entries) > 1 else [0] * len(entries)
     return [
@@ -190,7 +191,9 @@ def _number(key: Any) -> tuple[str, int] | None:
     if isinstance(key, SequenceKey):
         return "", key.idx
     name = key.key if isinstance(key, DictKey) else getattr(key, "name", None)
-    found = re.fullmatch(r"(.*?)(\d+)", str(name)) if isinstance(key, (DictKey, GetAttrKey)) else None
+    found = (
+        re.fullmatch(r"(.*?)(\d+)", str(name)) if isinstance(key, (DictKey, GetAttrKey)) else None
+    )
     return (found[1], int(found[2])) if found else None
 
 
