@@ -14,7 +14,7 @@ from . import hyper, states
 from .leaves import Piece, matched, per_array
 from .lifted import Lifted
 from .plan import sees_all
-from .rule import Rule, replace, trees
+from .rule import Rule, replace, trees_of
 from .update import update_tree
 
 _MOST_ARRAYS = 256
@@ -39,7 +39,7 @@ def is_cut(lifted: Lifted, trees: Any) -> bool:
 
 def _corrects_by_tree(rule: Rule) -> bool:
     """Whether the state has a tree of bias corrections, which is moved on as a whole."""
-    return not trees(rule).keys().isdisjoint(states.scheduled_decays(rule))
+    return not trees_of(rule).keys().isdisjoint(states.scheduled_decays(rule))
 
 
 def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
@@ -55,7 +55,8 @@ def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
         return update_tree(lifted, *trees)
     new_leaves = list(leaves)
     numbers = [
-        {name: hyper.each_of(value) for name, value in trees(rule).items()} for rule in lifted.rules
+        {name: hyper.each_of(value) for name, value in trees_of(rule).items()}
+        for rule in lifted.rules
     ]
     for places, own, piece in pieces:
         of_piece = _with_own(lifted, numbers, own)
@@ -95,8 +96,9 @@ _cuts: dict[Any, Any] = {}
 def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     """How trees are cut: gradients, state and parameters of each piece, as places among all leaves.
 
-    Beside them, which hyperparameters of trees are those of its arrays, and what it is of the whole. None where so few arrays are equal that it does not
-    pay. All checks run in here, as they do where a program is traced.
+    Beside them, which hyperparameters of trees are those of its arrays, and what it is of the whole.
+    None where so few arrays are equal that it does not pay. All checks run in here, as they do where a
+    program is traced.
     """
     treedef, kept = _kept(lifted, updates, state, params)
     leaves, structure = jax.tree.flatten((updates, state, params))
@@ -119,7 +121,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
         gradients, of_params = ([at[i] for i in indices] for at in (gradient_at, param_at))
         return gradients, lifted.join(of_rules), of_params
 
-    numbers = [[hyper.each_of(value) for value in trees(rule).values()] for rule in lifted.rules]
+    numbers = [[hyper.each_of(value) for value in trees_of(rule).values()] for rule in lifted.rules]
     equal: dict[tuple[Any, Any, Any, Any], list[int]] = {}
     for i, leaf in enumerate(kept):
         if leaf is not None:

@@ -249,7 +249,7 @@ def _data_and_static(cls: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]
     return fields(cls).data, fields(cls).static
 
 
-def trees(rule: Rule) -> dict[str, Any]:
+def trees_of(rule: Rule) -> dict[str, Any]:
     """The hyperparameters that are trees, by their names."""
     values = {name: getattr(rule, name) for name in fields(type(rule)).data}
     return {name: value for name, value in values.items() if not hyper.is_one(value)}
@@ -263,16 +263,16 @@ def places(rule: Rule, arrays: Arrays) -> list[tuple[int, ...]]:
         and for None where there must be a number; by names and paths.
     """
     what = type(rule).__name__
-    for name in trees(rule) if rule.advance is not None and not rule.layerwise else ():
+    for name in trees_of(rule) if rule.advance is not None and not rule.layerwise else ():
         if name not in rule.per_array:
             raise ValueError(
                 f"{name} is a tree in {what}, whose `advance` makes numbers for all arrays together: it "
-                "must be one number, an array of shape (), or a schedule. (A rule of your own that needs no one "
-                f'number of it there says so, per_array = ("{name}",).)'
+                "must be one number, an array of shape (), or a schedule. (A rule of your own that can do "
+                f'there with a vector of them, one for each array, says so: per_array = ("{name}",).)'
             )
     columns = [
         hyper.places(what, name, value, name in _optional(type(rule)), arrays)
-        for name, value in trees(rule).items()
+        for name, value in trees_of(rule).items()
     ]
     return list(zip(*columns, strict=True)) if columns else [()] * len(arrays.leaves)
 
@@ -282,7 +282,7 @@ def values_of_arrays(rule: Rule, arrays: Arrays) -> dict[str, list[Any]]:
     rows = places(rule, arrays)
     return {
         name: [None if row[i] is None else hyper.each_of(value)[row[i]] for row in rows]
-        for i, (name, value) in enumerate(trees(rule).items())
+        for i, (name, value) in enumerate(trees_of(rule).items())
     }
 
 

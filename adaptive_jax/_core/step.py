@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from .. import maths
 from . import contract, hyper, states
 from .context import Context
-from .rule import Rule, decay_names, fields, replace, trees
+from .rule import Rule, decay_names, fields, replace, trees_of
 from .storage import base
 
 
@@ -42,7 +42,7 @@ class RuleAtStep:
         else:
             self.step: Any = None if count is None else maths.incremented(count)
             self.count = self.step
-        self._trees = trees(rule)
+        self._trees = trees_of(rule)
         self._known: dict[Any, Any] = {}
         self._values: dict[str, list[Any]] = {}
         for name in fields(type(rule)).data:

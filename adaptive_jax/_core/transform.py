@@ -178,8 +178,8 @@ def _own_numbers(
     """The first value of a scalar for each array, where the hyperparameter that holds it is a tree."""
     if not rule.layerwise:
         raise ValueError(
-            f"{rule.scalars[name]} is a tree in {type(rule).__name__}, and the first value of {name}, which "
-            "is one number for all arrays: it must be one number, or an array of shape ()."
+            f"{rule.scalars[name]} is a tree in {type(rule).__name__}, and the first value of {name}, "
+            "which is one number for all arrays: it must be one number, or an array of shape ()."
         )
     return arrays.treedef.unflatten(
         [None if first is None else jnp.asarray(first, dtype) for first in firsts]

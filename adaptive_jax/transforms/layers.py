@@ -169,8 +169,8 @@ def _by_entries(params: Any) -> list[int]:
         raise ValueError(
             "which layer is above which cannot be told from the entries "
             f"{some([path_name([*passed, key]) for key, _ in entries], 8)}. Give them from the bottom to "
-            f"the top, as regular expressions: layers=[{', '.join(_suggested(entries))}], in the order that "
-            "is right."
+            f"the top, as regular expressions: layers=[{', '.join(_suggested(entries))}], in the right "
+            "order."
         )
     ranks = _ranks(numbered) if len(entries) > 1 else [0] * len(entries)
     return [
