@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 
 from .leaves import Leaf
 from .rule import Rule
-from .step import RuleAtStep, Unknown, dtype_for, in_precision
+from .step import RuleAtStep, dtype_for, in_precision, learning_rate
 from .storage import base
 
 
@@ -76,9 +75,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
     places: those of the rules in the stretch.
     """
     stretch, is_last = rules[places], places.stop == len(rules)
-    bounds = places.start, places.stop
     known: dict[Any, Plan] = {}
-    rates: dict[Any, list[Any]] = {}
 
     def plan(leaf: Leaf) -> Plan | None:
         if leaf.direction is None:
@@ -91,9 +88,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
         own = leaf.own[: places.stop]
         kind = dtype, out_dtype, leaf.selected[places], own, leaf.direction.size == 0
         if kind not in known:
-            if own not in rates:
-                rates[own] = [learning_rate(rules[:place], own) for place in range(*bounds)]
-            known[kind] = _plan(stretch, rates[own], *kind)
+            known[kind] = _plan(rules, places, *kind)
         return known[kind]
 
     return [plan(leaf) for leaf in leaves]
@@ -101,7 +96,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
 
 def _plan(
     rules: Sequence[RuleAtStep],
-    rates: Sequence[Any],
+    places: slice,
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
@@ -113,34 +108,23 @@ def _plan(
         None
         if is_empty and (rule.rule.measure is not None or rule.rule.layerwise)
         else Stage(
-            rule=rule.in_dtype(dtype, each),
-            advancing=rule.in_dtype(rule.numbers_dtype(dtype), each)
+            rule=rule.in_dtype(dtype, own[place]),
+            advancing=rule.in_dtype(rule.numbers_dtype(dtype), own[place])
             if rule.rule.layerwise
             else None,
             step=rule.step,
             count=rule.count if rule.stochastic else None,
             scalars=in_precision(rule.scalars, dtype),
             extra=in_precision(rule.extra, dtype),
-            learning_rate=rate,
+            learning_rate=learning_rate(rules[:place], dtype, own[:place]),
             storages=rule.storages,
             selected=select,
         )
-        for rule, rate, select, each in zip(rules, rates, selected, own[-len(rules) :], strict=True)
+        for place, (rule, select) in enumerate(
+            zip(rules[places], selected, strict=True), places.start
+        )
     ]
     return Plan(tuple(stages), dtype, out_dtype)
-
-
-def learning_rate(before: Sequence[RuleAtStep], own: Sequence[Sequence[int]] | None = None) -> Any:
-    """The product of the learning rates of the rules before one; None if they have none.
-
-    own: of each rule, which of the hyperparameters in its trees to take; None for a rate of all arrays.
-    """
-    each = [None] * len(before) if own is None else own
-    found = [rule.learning_rate(of) for rule, of in zip(before, each, strict=False)]
-    rates = [rate for rate in found if rate is not None]
-    if any(isinstance(rate, Unknown) for rate in rates):
-        return Unknown()
-    return functools.reduce(operator.mul, rates) if rates else None
 
 
 def stretches(rules: Sequence[Rule]) -> list[slice]:

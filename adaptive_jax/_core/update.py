@@ -10,7 +10,7 @@ import jax
 from .extra import Extra
 from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
-from .plan import learning_rate, plans, sees_all, stretches
+from .plan import plans, sees_all, stretches
 from .slots import measure_array, update_array
 from .step import RuleAtStep
 
@@ -64,12 +64,8 @@ def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf])
             measured = [measure_array(plan, *_of(leaf, own, rules)) for leaf, plan in counted]
             if not measured:
                 continue
-        rule.advance(
-            measured,
-            learning_rate(rules[:place]),
-            [plan.dtype for _, plan in planned],
-            [leaf.own[place] for leaf, _ in counted],
-        )
+        dtypes, rows = [plan.dtype for _, plan in planned], [leaf.own[place] for leaf, _ in counted]
+        rule.advance(measured, rules[:place], dtypes, rows)
 
 
 def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:
