@@ -154,6 +154,18 @@ Positive = Annotated[Any, Interval(0.0, open_below=True)]
 """A number above 0."""
 
 
+def outline(schedule: Schedule) -> str:
+    """A schedule without its numbers: all that chooses code, and how many numbers there are."""
+    return repr(jax.tree.map(lambda _: _Dots(), schedule))
+
+
+class _Dots:
+    """What stands for any number."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
 def value_of(part: Any, count: jax.Array) -> Any:
     """What a schedule, or a number, among the fields of another schedule is at a count."""
     return part.at(count) if isinstance(part, Schedule) else part

@@ -48,8 +48,8 @@ class linear_onecycle_schedule(Schedule):
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.schedules.linear_onecycle_schedule(100, 1.0, 0.5, 0.75, 4.0, 1e3)([0, 50, 75, 100])
-      Array([0.25   , 1.     , 0.25   , 0.00025], dtype=float32)
+      >>> aj.schedules.linear_onecycle_schedule(8, 1.0, 0.5, 0.75, 4.0, 2.0)([0, 2, 4, 6, 8])
+      Array([0.25 , 0.625, 1.   , 0.25 , 0.125], dtype=float32)
     """
 
     transition_steps: PositiveLength
@@ -94,8 +94,8 @@ class cosine_onecycle_schedule(Schedule):
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.schedules.cosine_onecycle_schedule(100, 1.0, 0.5, 4.0, 1e3)([0, 25, 50, 100])
-      Array([0.25   , 0.625  , 1.     , 0.00025], dtype=float32)
+      >>> aj.schedules.cosine_onecycle_schedule(8, 1.0, 0.5, 4.0, 2.0)([0, 2, 4, 8])
+      Array([0.25   , 0.625  , 1.     , 0.03125], dtype=float32)
     """
 
     transition_steps: PositiveLength

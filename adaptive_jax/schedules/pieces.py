@@ -34,8 +34,8 @@ class join_schedules(Schedule):
       >>> import adaptive_jax as aj
       >>> rise = aj.schedules.linear_schedule(0.0, 1.0, 5)
       >>> fall = aj.schedules.cosine_decay_schedule(1.0, 10)
-      >>> aj.schedules.join_schedules([rise, fall], [5])([0, 5, 10, 15])
-      Array([0. , 1. , 0.5, 0. ], dtype=float32)
+      >>> aj.schedules.join_schedules([rise, fall], [5])([0, 5, 15])
+      Array([0., 1., 0.], dtype=float32)
     """
 
     schedules: Any
@@ -207,12 +207,18 @@ def boundaries_and_scales(what: str, given: Any) -> tuple[tuple[Any, ...], tuple
     return boundaries, scales
 
 
+def _is_known(number: Any) -> bool:
+    """Whether it is one number, whose value is known."""
+    is_array = isinstance(number, jax.Array) and not isinstance(number, Tracer)
+    return is_number(number) or (is_array and number.ndim == 0)
+
+
 def _arguments(schedule: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments with boundaries as a dict, where their values are known."""
     boundaries, scales = schedule.boundaries_and_scales
     if not boundaries:
         del arguments["boundaries_and_scales"]
-    elif all(jnp.shape(each) == () and not isinstance(each, Tracer) for each in boundaries):
+    elif all(map(_is_known, boundaries)):
         pairs = dict(zip(map(float, boundaries), scales, strict=True))
         arguments["boundaries_and_scales"] = pairs
     return arguments
