@@ -16,7 +16,7 @@ from . import closures
 from .arguments import is_number
 from .errors import of_function
 from .pytrees import Arrays, children, describe
-from .schedule import Schedule
+from .schedule import Schedule, numbers_of
 from .values import Interval as Interval
 
 
@@ -185,12 +185,12 @@ def _name(function: Any) -> str:
 
 def check_one_number(rule: str, name: str, value: Any) -> None:
     """Raises a ValueError for a hyperparameter that is many numbers when it comes to be used."""
-    for where, each in [(name, value)] if is_one(value) else named(name, value):
-        if shape := np.shape(each) if hasattr(each, "shape") else ():
-            raise ValueError(
-                f"{where} has the shape {shape} in {rule}: these are many optimizers, made by jax.vmap. "
-                "Use them under jax.vmap as well, or take one out: jax.tree.map(lambda x: x[i], tx)."
-            )
+    numbers = numbers_of(value) if isinstance(value, Schedule) else [value]
+    if shape := next((np.shape(each) for each in numbers if getattr(each, "shape", ())), ()):
+        raise ValueError(
+            f"{name} has the shape {shape} in {rule}: these are many optimizers, made by jax.vmap. Use "
+            "them under jax.vmap as well, or take one out: jax.tree.map(lambda x: x[i], tx)."
+        )
 
 
 def scheduled(rule: str, name: str, schedule: Any, count: Any) -> jax.Array:

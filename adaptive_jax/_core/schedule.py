@@ -65,8 +65,8 @@ class Schedule:
 
     def __call__(self, count: Any) -> jax.Array:
         """The value at a count, or at an array of counts: float32, or what is wider in its numbers."""
-        dtype = _precision(numbers_of(self))
-        return in_dtype(self, dtype).at(lax.convert_element_type(count, dtype))
+        dtype = precision(numbers_of(self))
+        return in_dtype(self, dtype).at(jnp.asarray(count, dtype))
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the call that makes it again, but for those that have their default."""
@@ -107,7 +107,7 @@ class Schedule:
                 continue
             if name in known.data:
                 interval = known.intervals.get(name)
-                object.__setattr__(self, name, _as_data(what, name, value, interval))
+                object.__setattr__(self, name, as_data(what, name, value, interval))
             elif name in known.switches:
                 if not isinstance(value, (bool, np.bool_)):
                     raise TypeError(
@@ -154,6 +154,18 @@ Positive = Annotated[Any, Interval(0.0, open_below=True)]
 """A number above 0."""
 
 
+def outline(schedule: Schedule) -> str:
+    """A schedule without its numbers: all that chooses code, and how many numbers there are."""
+    return repr(jax.tree.map(lambda _: _Dots(), schedule))
+
+
+class _Dots:
+    """What stands for any number."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
 def value_of(part: Any, count: jax.Array) -> Any:
     """What a schedule, or a number, among the fields of another schedule is at a count."""
     return part.at(count) if isinstance(part, Schedule) else part
@@ -191,7 +203,7 @@ def in_dtype(value: Any, dtype: Any) -> Any:
     return lax.convert_element_type(value, dtype)
 
 
-def _precision(numbers: Iterator[Any]) -> Any:
+def precision(numbers: Iterator[Any]) -> Any:
     """In which dtype a schedule computes: of Python numbers alone, JAX's of such numbers."""
     dtypes = [
         each.dtype
@@ -255,14 +267,14 @@ def _data_and_static(cls: type[Schedule]) -> tuple[tuple[str, ...], tuple[str, .
     return known.data, known.static
 
 
-def _as_data(what: str, name: str, value: Any, interval: Interval | None) -> Any:
+def as_data(what: str, name: str, value: Any, interval: Interval | None) -> Any:
     """A field's value, checked: numbers as floats, arrays of shape () as floating ones.
 
     interval: the values that a number may have; None where a schedule may stand as well.
     """
     if isinstance(value, (tuple, list)):
         each = enumerate(value)
-        return tuple(_as_data(what, f"{name}[{i}]", x, interval) for i, x in each)
+        return tuple(as_data(what, f"{name}[{i}]", x, interval) for i, x in each)
     if interval is None and callable(value):
         return value if isinstance(value, Schedule) else _Function(value)
     kind = interval or Interval()

@@ -124,9 +124,10 @@ def test_the_correction_of_a_moving_decay_has_the_structure_of_the_tree():
     np.testing.assert_allclose(correction["body"], 1 - 0.9**3, rtol=1e-6)
     for b, path in ((0.5, ("head", "w")), (rising, ("head", "b")), (0.9, ("body",))):
         alone, other = updates_of(aj.adam(0.1, b1=b))
+        here = updates
         for key in path:
-            updates_here, alone = (updates if key == path[0] else updates_here)[key], alone[key]
-        assert_equal(updates_here, alone)
+            here, alone = here[key], alone[key]
+        assert_equal(here, alone)
         if b is rising:
             assert_equal(correction["head"]["b"], other[0].b1_correction)
 
@@ -212,7 +213,8 @@ def test_arrays_without_a_gradient_need_no_number_of_their_own():
     tx = aj.sgd({"head": {"w": 0.5, "b": None}, "body": {"w": 0.25}}, 0.9)
     state = tx.init(params)
     updates, state = tx.update({"head": params["head"], "body": {"w": None}}, state, params)
-    assert updates["body"] == {"w": None} and updates["head"]["w"][0] == -0.5
+    assert updates["body"] == {"w": None}
+    assert updates["head"]["w"][0] == -0.5
     assert state[0].trace["body"]["w"][0] == 0
 
 
@@ -236,7 +238,7 @@ def test_a_new_number_compiles_nothing(compiled):
         tx = aj.adam(rates, b1={"head": 0.9, "body": 0.8})
         state = tx.init(PARAMS)
         compiled.clear()
-        updates, state = tx.update(GRADIENTS, state, PARAMS)
+        tx.update(GRADIENTS, state, PARAMS)
     assert compiled == []
 
 
@@ -249,7 +251,7 @@ def test_arrays_of_one_shape_are_traced_once_whatever_their_numbers():
 
         def update(self, grad, slots, param, ctx):
             traced.append(grad.shape)
-            assert self.factor.shape == () and self.factor.dtype == grad.dtype
+            assert (self.factor.shape, self.factor.dtype) == ((), grad.dtype)
             return self.factor * grad, {}
 
     params = [jnp.ones(3)] * 5
@@ -288,35 +290,27 @@ def test_through_jit_vmap_and_scan():
 
 
 def test_many_numbers_are_told_by_their_path():
-    many = jax.vmap(lambda x: aj.sgd({"head": x, "body": 0.5}))(jnp.ones(2))
-    with pytest.raises(ValueError, match=r"learning_rate\['head'\] has the shape \(2,\)"):
+    many = jax.vmap(lambda x: aj.sgd({"head": x, "body": x}))(jnp.ones(2))
+    with pytest.raises(ValueError, match=r"learning_rate\['body'\] has the shape \(2,\)"):
         many.update(GRADIENTS, aj.sgd(0.1).init(PARAMS), PARAMS)
 
 
 def test_the_derivative_with_respect_to_each_number():
-    def loss(tx):
-        updates, _ = updates_of(tx)
-        return sum(jnp.sum(x**2) for x in jax.tree.leaves(updates))
-
     with jax.enable_x64(True):
-        params, gradients = (
-            jax.tree.map(lambda x: x.astype(jnp.float64), x) for x in (PARAMS, GRADIENTS)
-        )
+        params = [jnp.array([0.3, -2.0]), jnp.array([1.5])]
 
         def loss(tree):
-            tx = aj.adam(tree, b1={"head": 0.9, "body": tree["body"]}, eps=1e-2)
-            updates, _ = updates_of(tx, params=params, gradients=gradients)
-            return sum(jnp.sum(x**2) for x in jax.tree.leaves(updates))
+            tx = aj.adam(tree, b1=[0.9, tree[1]], eps=1e-2, weight_decay=[tree[0], 0.1])
+            state = tx.init(params)
+            for _ in range(2):
+                updates, state = tx.update(params, state, params)
+            return sum(jnp.sum(x**2) for x in updates)
 
-        tree = {"head": {"w": 0.1, "b": 0.2}, "body": 0.3}
-        found = jax.tree.leaves(jax.grad(loss)(tree))
-        leaves, treedef = jax.tree.flatten(tree)
-        for index, derivative in enumerate(found):
-            one, other = (
-                loss(treedef.unflatten([x + h * (i == index) for i, x in enumerate(leaves)]))
-                for h in (1e-6, -1e-6)
-            )
-            np.testing.assert_allclose(derivative, (one - other) / 2e-6, rtol=1e-5)
+        given, jitted = [0.1, 0.3], jax.jit(loss)
+        for index, derivative in enumerate(jax.grad(loss)(given)):
+            near = ([x + h * (i == index) for i, x in enumerate(given)] for h in (1e-6, -1e-6))
+            difference = jnp.subtract(*map(jitted, near)) / 2e-6
+            np.testing.assert_allclose(derivative, difference, rtol=1e-5)
 
 
 def test_more_arrays_than_one_program_takes(compiled):
@@ -396,7 +390,12 @@ def test_a_training_step_sends_the_numbers_and_measures_the_largest_rate(compile
 
 
 def test_a_sweep_over_a_number_in_a_tree():
-    problem = aj.problems.rosenbrock() if False else None
+    def train(factor):
+        tx = aj.sgd({"head": factor, "body": 0.1})
+        updates, _ = tx.update(GRADIENTS, tx.init(PARAMS))
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(updates["head"]))
+
+    assert aj.sweep(train, factor=[0.5, 0.1, 0.3], progress=False).best()["factor"] == 0.1
 
 
 # Rules that look at all arrays.
@@ -415,7 +414,7 @@ class Balanced(aj.Rule):
         return {"size": jnp.sum(jnp.abs(grad))}
 
     def advance(self, scalars, measured, ctx):
-        assert self.weight.shape == measured["size"].shape and self.limit.shape == ()
+        assert (self.weight.shape, self.limit.shape) == (measured["size"].shape, ())
         return {"size": jnp.sum(self.weight * measured["size"]) * self.limit}
 
     def update(self, grad, slots, param, ctx):
@@ -426,7 +425,8 @@ def test_advance_sees_a_vector_in_the_order_of_what_was_measured():
     params = [jnp.ones(0), jnp.ones(1), None, jnp.full(2, 2.0)]
     tx = aj.transform(Balanced([7.0, 0.5, None, 0.25]))
     updates, _ = tx.update(params, tx.init(params), params)
-    assert updates[0].shape == (0,) and updates[2] is None
+    assert updates[0].shape == (0,)
+    assert updates[2] is None
     np.testing.assert_array_equal(updates[1], 0.5 * (0.5 * 1 + 0.25 * 4))
     np.testing.assert_array_equal(updates[3], 0.25 * (0.5 * 1 + 0.25 * 4))
     one = aj.transform(Balanced(0.5))
@@ -456,8 +456,8 @@ def test_what_is_per_array_must_be_a_hyperparameter():
 
 
 def test_each_array_may_be_clipped_to_a_norm_of_its_own():
-    updates, _ = updates_of(aj.clip_by_norm({"head": 1.0, "body": np.inf}))
-    np.testing.assert_allclose(jnp.linalg.norm(updates["head"]["b"]), min(1, np.inf), rtol=1e-2)
+    updates, _ = updates_of(aj.clip_by_norm({"head": 0.25, "body": np.inf}))
+    np.testing.assert_allclose(jnp.linalg.norm(updates["head"]["b"]), 0.25, rtol=1e-6)
     assert_equal(updates["body"], GRADIENTS["body"])
 
 
@@ -487,13 +487,15 @@ class Counting(aj.Rule):
         return ctx.scalars["number"] + slots["kept"], {"kept": slots["kept"]}
 
 
-@pytest.mark.parametrize("storage", [None, aj.Masked("bfloat16", {"head": True, "body": False})])
+@pytest.mark.parametrize(
+    "storage", [None, aj.Masked(aj.BFloat16(min_size=0), {"head": True, "body": False})]
+)
 def test_what_begins_with_a_tree_begins_with_the_number_of_the_array(storage):
     tx = aj.transform(
         Counting({"head": {"w": 1.0, "b": 2.0}, "body": jnp.float32(3.0)}), storage=storage
     )
     state = tx.init(PARAMS)
-    assert state.number["head"]["b"] == 2 and state.kept["body"][0] == 3
+    assert (state.number["head"]["b"], state.kept["body"][0]) == (2, 3)
     assert state.kept["head"]["w"].dtype == (jnp.bfloat16 if storage else jnp.float32)
     updates, state = tx.update(GRADIENTS, state)
     np.testing.assert_array_equal(updates["head"]["b"], 2 + 1 + 2)
@@ -517,7 +519,9 @@ def test_the_learning_rate_before_a_rule_is_that_of_the_array():
             return {"size": ctx.learning_rate}
 
     tx = aj.transform(aj.LearningRate(RATES), Asking())
-    with pytest.raises(AttributeError, match="asks for ctx.learning_rate: .* one for each of them"):
+    with pytest.raises(
+        AttributeError, match=r"asks for ctx\.learning_rate: .* one for each of them"
+    ):
         tx.update(GRADIENTS, tx.init(PARAMS))
 
 
