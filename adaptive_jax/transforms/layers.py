@@ -163,6 +163,8 @@ def _by_entries(params: Any) -> list[int]:
     while len(entries) == 1 and not jax.tree_util.all_leaves([entries[0][1]]):
         passed.append(entries[0][0])
         entries = _entries(entries[0][1])
+    if any(map(_number, passed)) and all(jax.tree_util.all_leaves([each]) for _, each in entries):
+        return [0] * len(entries)  # The arrays of the one layer that there is.
     numbered = [_number(key) for key, _ in entries]
     stems = {None if each is None else each[0] for each in numbered}
     if len(entries) > 1 and (None in stems or len(stems) > 1):
