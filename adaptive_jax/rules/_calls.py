@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._core import hyper
@@ -64,8 +64,10 @@ def warn_of_large(name: str, given: Mapping[str, Any], takes_any_rate: bool) -> 
 
 def _above_one(name: str, given: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The first number above 1 of a hyperparameter. Arrays are not looked at: they may be tracers."""
-    value = given.get(name)
-    ones = [(name, value)] if is_number(value) else hyper.named(name, value)
+    value: Any = given.get(name)
+    ones: Iterable[tuple[str, Any]] = (
+        [(name, value)] if is_number(value) else hyper.named(name, value)
+    )
     return [each for each in ones if is_number(each[1]) and 1 < each[1] < math.inf][:1]
 
 

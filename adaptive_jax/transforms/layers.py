@@ -203,11 +203,12 @@ def _suggested(entries: Sequence[tuple[Any, Any]]) -> list[str]:
     """An expression for each entry, for a user to put in order."""
     found: dict[str, None] = {}
     for key, branch in entries:
-        own, below = _number(key), [_number(each) for each, _ in _entries(branch)]
-        name = path_name([key])
+        own, name = _number(key), path_name([key])
+        below = [_number(each) for each, _ in _entries(branch)]
+        stems = {None if each is None else each[0] for each in below}
         if own is not None:
             name = rf"{re.escape(own[0])}(\d+)"
-        elif len(below) > 1 and None not in below and len({stem for stem, _ in below}) == 1:
-            name = rf"{name}/{re.escape(below[0][0])}(\d+)"
+        elif len(below) > 1 and len(stems) == 1 and (stem := stems.pop()) is not None:
+            name = rf"{name}/{re.escape(stem)}(\d+)"
         found[f'r"{name}"' if "\\" in name else f'"{name}"'] = None
     return list(found)
