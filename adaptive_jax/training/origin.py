@@ -23,7 +23,6 @@ from .._core.transformation import Foreign, data_of
 from ..transforms.parts import parts
 from .closures import IN, add_value, closed_over, is_optimizer, is_update, selected
 
-
 IS_DATA = "is data"
 """What is told of a schedule whose numbers are entries of the state, beside its outline."""
 
