@@ -33,6 +33,8 @@ class linear_onecycle_schedule(Schedule):
     Where the boundaries are whole numbers that follow from T, they are computed when the schedule is
     made. (In a tree mapped over all of its leaves they are mapped as well.)
 
+    Smith & Topin 2017, https://arxiv.org/abs/1708.07120
+
     Args:
       transition_steps: the number of steps T, > 0.
       peak_value: the value P at the top.
@@ -43,8 +45,6 @@ class linear_onecycle_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Smith & Topin 2017, https://arxiv.org/abs/1708.07120
 
     Example:
       >>> import adaptive_jax as aj
@@ -80,6 +80,8 @@ class cosine_onecycle_schedule(Schedule):
     follow from T, they are computed when the schedule is made. (In a tree mapped over all of its leaves
     they are mapped as well.)
 
+    Smith & Topin 2017, https://arxiv.org/abs/1708.07120
+
     Args:
       transition_steps: the number of steps T, > 0.
       peak_value: the value P at the top.
@@ -89,8 +91,6 @@ class cosine_onecycle_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Smith & Topin 2017, https://arxiv.org/abs/1708.07120
 
     Example:
       >>> import adaptive_jax as aj
@@ -124,6 +124,8 @@ class cyclic_schedule(Schedule):
     c counts the cycles, and s the steps of the cycle at hand. PyTorch's CyclicLR is the same: its
     "triangular2" has γ = 1/2, its "exp_range" a γ for each step.
 
+    Smith 2017, https://arxiv.org/abs/1506.01186
+
     Args:
       init_value: the value I at both ends of a cycle.
       peak_value: the value P at the top of the first one.
@@ -134,8 +136,6 @@ class cyclic_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Smith 2017, https://arxiv.org/abs/1506.01186
 
     Example:
       >>> import adaptive_jax as aj
@@ -170,14 +170,14 @@ class sgdr_schedule(Schedule):
 
         η = wᵢ(t - bᵢ) for bᵢ ≤ t < bᵢ₊₁, bᵢ₊₁ = bᵢ + Dᵢ, b₀ = 0
 
+    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983
+
     Args:
       cosine_kwargs: the arguments of each `warmup_cosine_decay_schedule` wᵢ, a dict for each; its
         `decay_steps` Dᵢ is how long it lasts.
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983
 
     Example:
       >>> import adaptive_jax as aj

@@ -153,6 +153,8 @@ class cosine_decay_schedule(Schedule):
 
         η = I((1 - α)((1 + cos(π min(t, T)/T))/2)^p + α)
 
+    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983
+
     Args:
       init_value: the value I at first.
       decay_steps: the number of steps T, > 0.
@@ -161,8 +163,6 @@ class cosine_decay_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983
 
     Example:
       >>> import adaptive_jax as aj

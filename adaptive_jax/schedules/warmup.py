@@ -50,6 +50,8 @@ class warmup_cosine_decay_schedule(Schedule):
         η = I + (P - I) t/W for t < W
         η = E + (P - E)((1 + cos(π min(t - W, D - W)/(D - W)))/2)^p from there on
 
+    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983
+
     Args:
       init_value: the value I at first.
       peak_value: the value P at the end of the warm-up; where it is 0, so is E, as in optax.
@@ -60,8 +62,6 @@ class warmup_cosine_decay_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983
 
     Example:
       >>> import adaptive_jax as aj, jax
@@ -148,6 +148,8 @@ class warmup_inverse_sqrt_schedule(Schedule):
         η = I + (P - I) t/W for t < W
         η = P √(τ/(t - W + τ)) from there on, which is P √(W/t) for τ = W
 
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
+
     Args:
       init_value: the value I at first.
       peak_value: the value P at the end of the warm-up.
@@ -156,8 +158,6 @@ class warmup_inverse_sqrt_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
 
     Example:
       >>> import adaptive_jax as aj
@@ -187,6 +187,9 @@ class warmup_stable_decay_schedule(Schedule):
 
     f(x) is 1 - x, (1 + cos πx)/2 or 1 - √x. A run that has not begun to decay can be made longer.
 
+    Hu et al. 2024, https://arxiv.org/abs/2404.06395; "sqrt": Hägele et al. 2024,
+    https://arxiv.org/abs/2405.18392
+
     Args:
       init_value: the value I at first.
       peak_value: the value P in the middle.
@@ -198,9 +201,6 @@ class warmup_stable_decay_schedule(Schedule):
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
-
-    Hu et al. 2024, https://arxiv.org/abs/2404.06395; "sqrt": Hägele et al. 2024,
-    https://arxiv.org/abs/2405.18392
 
     Example:
       >>> import adaptive_jax as aj
