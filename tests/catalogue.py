@@ -12,6 +12,7 @@ import pkgutil
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 import adaptive_jax as aj
@@ -133,10 +134,10 @@ PORTED = {
 
 def matrices(params: Any) -> Any:
     """A mask of the matrices, and of all with more axes."""
-    return jax.tree.map(lambda x: jnp.ndim(x) > 1, params)
+    return jax.tree.map(lambda x: np.ndim(x) > 1, params)
 
 
-def labels(params: Any) -> Any:
+def matrices_and_rest(params: Any) -> Any:
     """The matrices, and the rest."""
     return jax.tree.map(lambda is_matrix: "matrix" if is_matrix else "rest", matrices(params))
 
@@ -159,7 +160,10 @@ WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
         },
     ),
     "diagnose": (aj.diagnose(aj.adam(0.1)), {}),
-    "partition": (aj.partition({"matrix": aj.adam(0.1), "rest": aj.sgd(0.1, 0.9)}, labels), {}),
+    "partition": (
+        aj.partition({"matrix": aj.adam(0.1), "rest": aj.sgd(0.1, 0.9)}, matrices_and_rest),
+        {},
+    ),
     "masked": (aj.masked(aj.adam(0.1), matrices), {}),
     "monitor": (aj.monitor({"norm": aj.global_norm}), {}),
 }

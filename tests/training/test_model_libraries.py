@@ -119,7 +119,7 @@ FOR_NNX = {
     "partition": aj.partition(
         {"a": aj.adam(1e-2, storage=LEAN), "b": None}, [("kernel", "a"), (".*", "b")]
     ),
-    "masked": aj.masked(
+    "masked group": aj.masked(
         aj.adam(1e-2, storage=LEAN), lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
     ),
 }
@@ -174,7 +174,7 @@ WHOLE = {
     "chain": aj.chain(aj.monitor({"norm": aj.global_norm}), optax.add_decayed_weights(0.1)),
     "optax.chain": optax.chain(aj.clip_by_global_norm(1.0), aj.adamw(1e-3)),
     "patterns": aj.partition(
-        {"a": aj.adamw(1e-3), "b": aj.sgd(0.1, 0.9)}, [("^w$", "a"), ("^(b|frozen)$", "b")]
+        {"a": aj.adamw(1e-3), "b": aj.sgd(0.1, 0.9)}, [("^w$", "a"), ("", "b")]
     ),
     "function": aj.partition(
         {"a": aj.adamw(1e-3), "b": aj.sgd(0.1, 0.9)},
