@@ -12,6 +12,7 @@ import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from .._core import pytrees, states
+from .._core.extra import FIRST_GRADIENT
 from .._core.mask import Selection
 from .._core.transformation import Foreign, Transformation, member
 from .._core.wrapper import Wrapper, walk
@@ -308,7 +309,7 @@ class _Split:
         self._like = {
             name: cut.parts(name, each)
             for name, each in extra_args.items()
-            if masks and _is_like(each, updates)
+            if name == FIRST_GRADIENT or (masks and _is_like(each, updates))
         }
 
     def updated(self, tx: Any, label: Hashable, state: Any) -> tuple[Any, Any]:

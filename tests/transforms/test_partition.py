@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from core import whole_tree_rules as rules
 
 import adaptive_jax as aj
 from adaptive_jax._core.transformation import Foreign
@@ -540,3 +541,46 @@ def test_shardings_are_kept(make_mesh):
 
 def labels_are_a(params):
     return {"w": True, "frozen": False, "b": True}
+
+
+def test_rules_that_see_more_than_the_gradient_see_what_is_of_their_group():
+    """The gradient as it came, a Hessian, the loss; of the group as if it were alone."""
+    keep = lambda tree: {"w": tree["w"], "layer": optax.MaskedNode()}  # noqa: E731
+    params = {"w": jnp.array([1.0, -2.0, 3.0]), "layer": {"b": jnp.ones(2)}}
+    g = {"w": jnp.array([1.0, -1.0, 0.5]), "layer": {"b": 100 * jnp.ones(2)}}
+    extra = {"hessian_diagonal": jax.tree.map(jnp.square, params), "value": jnp.float32(0.3)}
+    first = aj.trace(0.9)
+    for rule in (rules.Cautious(), rules.AdaHessian(), rules.StochasticPolyak()):
+        own = aj.transform(rule)
+        for groups in (
+            aj.partition({"a": own, "b": None}, {"w": "a", "layer": "b"}),
+            aj.masked(own, {"w": True, "layer": False}),
+        ):
+            tx, alone = aj.chain(first, groups), aj.chain(first, own)
+            state, expected = tx.init(params), alone.init(keep(params))
+            for sign in (1, -1):
+                turned = jax.tree.map(lambda x, sign=sign: sign * x, g)
+                updates, state = tx.update(turned, state, params, **extra)
+                only = {**extra, "hessian_diagonal": keep(extra["hessian_diagonal"])}
+                there, expected = alone.update(keep(turned), expected, keep(params), **only)
+                np.testing.assert_allclose(updates["w"], there["w"], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"StochasticPolyak.* needs the extra argument value"):
+        groups.update(g, groups.init(params), params)
+
+
+def test_checkpoints_of_optax_s_partition_load_and_ours_load_there(tmp_path):
+    inner = {"embed": aj.adam(0.1), "matrix": aj.sgd(0.1, momentum=0.9), "rest": aj.sgd(0.1)}
+    both = aj.partition(inner, PATTERNS), optax.partition(inner, LABELS)
+    for place, (saved, wanted) in enumerate((both, both[::-1])):
+        _, state = run(saved)
+        aj.save_checkpoint(tmp_path / f"{place}", state, step=3)
+        again = aj.restore_checkpoint(tmp_path / f"{place}", wanted.init(PARAMS))
+        assert_close(again, state, 0)
+        assert_close(run(wanted, 1, state=again), run(saved, 1, state=state), 0)
+    # A whole run, in which optax's hides the hyperparameters.
+    ours, theirs = (aj.TrainState.create(PARAMS, tx) for tx in both)
+    aj.save_checkpoint(tmp_path / "run", theirs)
+    with pytest.raises(ValueError, match=r"the optimizer was made of|rules of this library"):
+        aj.restore_checkpoint(tmp_path / "run", ours)
+    moved = aj.restore_checkpoint(tmp_path / "run", theirs).replace(tx=both[0])
+    assert jax.tree.structure(moved) == jax.tree.structure(ours)
