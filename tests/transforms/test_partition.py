@@ -52,7 +52,7 @@ def gradients(step, params=PARAMS):
 
 
 def run(tx, steps=3, params=PARAMS, state=None, **extra_args):
-    state, update = tx.init(params) if state is None else state, jax.jit(tx.update)
+    state, update = tx.init(params) if state is None else state, tx.update
     for step in range(steps):
         updates, state = update(gradients(step, params), state, params, **extra_args)
         params = aj.apply_updates(params, updates)
