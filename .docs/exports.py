@@ -40,6 +40,7 @@ PAGES = {
             "schedules.decays",
             "schedules.pieces",
             "schedules.cycles",
+            "transforms.layers",
         ],
     ),
     "storage": (
@@ -96,7 +97,15 @@ PAGES = {
             "plotting.profile",
         ],
     ),
-    "wrappers": ("Wrappers", ["transforms.skip", "transforms.accumulate", "transforms.monitor"]),
+    "wrappers": (
+        "Wrappers",
+        [
+            "transforms.partition",
+            "transforms.skip",
+            "transforms.accumulate",
+            "transforms.monitor",
+        ],
+    ),
     "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
     "torch": (
         "PyTorch",

@@ -389,6 +389,23 @@ def test_a_training_step_sends_the_numbers_and_measures_the_largest_rate(compile
     assert_equal(step(restored, 0.0)[0].params, step(state, 0.0)[0].params)
 
 
+def test_a_run_may_go_on_with_a_tree_in_the_place_of_a_number(tmp_path):
+    def state_of(tx):
+        return aj.TrainState.create(jax.tree.map(jnp.copy, PARAMS), tx)
+
+    state, _ = aj.train_step(loss_fn)(state_of(aj.adam(0.1, b1=0.5)), 0.0)
+    aj.save_checkpoint(tmp_path / "run", state)
+    tx = aj.adam(RATES, b1={"head": {"w": rising, "b": 0.5}, "body": 0.5})
+    told = r"b1\['head'\]\['w'\] is none in the checkpoint and the schedule rising in the state; b1 is 0.5"
+    with pytest.raises(ValueError, match=told):
+        aj.restore_checkpoint(tmp_path / "run", state_of(tx))
+    restored = aj.restore_checkpoint(tmp_path / "run", state_of(tx), hyperparameters="given")
+    assert restored.tx.data.rules[-1].learning_rate == RATES
+    converted = aj.convert_storage(state.tx, tx, PARAMS, state.opt_state)
+    for correction in (restored.opt_state[0].b1_correction, converted[0].b1_correction):
+        assert jax.tree.leaves(correction) == [0.5] * 3
+
+
 def test_a_sweep_over_a_number_in_a_tree():
     def train(factor):
         tx = aj.sgd({"head": factor, "body": 0.1})
