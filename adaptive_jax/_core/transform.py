@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from .. import maths
 from . import contract, export, hyper, pytrees, states
 from .extra import asked
+from .first import first_numbers, first_values
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
 from .rule import Rule, fields, values_of_arrays
@@ -81,6 +82,7 @@ def build(
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
         contract.check_rule(rule, fields(type(rule)).data)
+    contract.check_rates(rules)
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
@@ -116,23 +118,11 @@ class Optimizer(Lifted):
                 decays = hyper.each_of(getattr(rule, name))
                 zeros = [None if b is None else jnp.zeros((), scalar_dtype) for b in decays]
                 entries[f"{name}_correction"] = hyper.rebuilt(getattr(rule, name), zeros)
-            of_arrays = {} if arrays is None else values_of_arrays(rule, arrays)
-            for name, first in rule.scalars.items():
-                if arrays is not None and first in of_arrays:
-                    entries[name] = _own_numbers(rule, name, of_arrays[first], arrays, scalar_dtype)
-                    continue
-                number = _first_number(rule, first, scalar_dtype)
-                entries[name] = _for_each(number, params) if rule.layerwise else number
-            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
-                first, init_tree = (
-                    slot.initial,
-                    functools.partial(storage.init_tree, real=slot.nonnegative),
-                )
-                if arrays is not None and first in of_arrays:
-                    entries[name] = _own_slots(init_tree, of_arrays[first], arrays)
-                    continue
-                initial = getattr(rule, first) if isinstance(first, str) else first
-                entries[name] = init_tree(initial, params)
+            own = {} if arrays is None else values_of_arrays(rule, arrays)
+            for name in rule.scalars:
+                entries[name] = first_numbers(rule, name, scalar_dtype, params, own)
+            for name, storage in zip(rule.slots, storages, strict=True):
+                entries[name] = first_values(rule, name, storage, params, own)
             rule_states.append(layout.make(**entries))
         return self.join(rule_states)
 
@@ -153,48 +143,3 @@ class Optimizer(Lifted):
             if arrays is params:
                 raise
         return self.update(updates, state, arrays, **extra_args)
-
-
-def _first_number(rule: Rule, first: Any, dtype: Any) -> jax.Array:
-    """The first value of one of a rule's scalars: a number, or a vector of some."""
-    value = getattr(rule, first) if isinstance(first, str) else first
-    if isinstance(value, tuple):
-        return jnp.stack([jnp.asarray(each, dtype) for each in value])
-    return jnp.asarray(value, dtype)
-
-
-def _for_each(number: jax.Array, params: Any) -> Any:
-    """A number for each array; alone where there is nothing but a placeholder of them all."""
-    if pytrees.is_placeholder(params):
-        return number
-    return jax.tree.map(
-        lambda _: jnp.array(number), params
-    )  # A donated state holds no buffer twice.
-
-
-def _own_numbers(
-    rule: Rule, name: str, firsts: Sequence[Any], arrays: pytrees.Arrays, dtype: Any
-) -> Any:
-    """The first value of a scalar for each array, where the hyperparameter that holds it is a tree."""
-    if not rule.layerwise:
-        raise ValueError(
-            f"{rule.scalars[name]} is a tree in {type(rule).__name__}, and the first value of {name}, "
-            "which is one number for all arrays: it must be one number, or an array of shape ()."
-        )
-    return arrays.treedef.unflatten(
-        [None if first is None else jnp.asarray(first, dtype) for first in firsts]
-    )
-
-
-def _own_slots(
-    init_tree: Callable[[Any, Any], Any], firsts: Sequence[Any], arrays: pytrees.Arrays
-) -> Any:
-    """A slot of each array, where the hyperparameter that holds its first value is a tree."""
-    made: list[Any] = [None] * len(firsts)
-    for value in {id(first): first for first in firsts if first is not None}.values():
-        own = [
-            x if first is value else None for x, first in zip(arrays.leaves, firsts, strict=True)
-        ]
-        part = arrays.treedef.flatten_up_to(init_tree(value, arrays.treedef.unflatten(own)))
-        made = [old if x is None else new for x, old, new in zip(own, made, part, strict=True)]
-    return arrays.treedef.unflatten(made)
