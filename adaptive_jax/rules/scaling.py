@@ -27,7 +27,8 @@ class LearningRate(Rule):
 
     Without a weight decay it is the step of gradient descent, and needs no parameters.
 
-    learning_rate: the step size η, >= 0: a number, an array of shape (), or a schedule.
+    learning_rate: the step size η, >= 0: a number, an array of shape (), a schedule, or, as of every
+      hyperparameter, a tree of these that is a prefix of the parameters.
     weight_decay: the decoupled weight decay λ, >= 0; None for none.
     mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
     flip_sign: False to multiply by +η, for a chain that flips the sign elsewhere.
