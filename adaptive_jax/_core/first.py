@@ -31,7 +31,7 @@ def first_values(rule: Rule, name: str, storage: base.Storage, params: Any) -> A
         if pytrees.is_placeholder(params):
             return jnp.zeros(())  # Of other shapes than the parameters: one array stands for all.
         like = {"like": functools.partial(_like, slot)}
-    number = initial if is_number else 0.0
+    number: Any = initial if is_number else 0.0
     stored = storage.init_tree(number, params, real=slot.nonnegative, **like)
     if is_number:
         return stored
