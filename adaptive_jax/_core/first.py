@@ -61,7 +61,8 @@ def first_values(rule: Rule, name: str, storage: base.Storage, params: Any, own:
     init_tree = functools.partial(storage.init_tree, real=slot.nonnegative, **like)
     if isinstance(slot.initial, str) and slot.initial in own:
         return _of_each(init_tree, own[slot.initial], params)
-    stored = init_tree(initial if is_number else 0.0, params)
+    number: Any = initial if is_number else 0.0
+    stored = init_tree(number, params)
     if is_number:
         return stored
     leaves, treedef = jax.tree.flatten(params)
