@@ -94,8 +94,8 @@ class cosine_onecycle_schedule(Schedule):
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.schedules.cosine_onecycle_schedule(8, 1.0, 0.5, 4.0, 2.0)([0, 4, 8])
-      Array([0.25   , 1.     , 0.03125], dtype=float32)
+      >>> aj.schedules.cosine_onecycle_schedule(8, 1.0, 0.5, 4.0, 2.0)([0, 4, 8]).round(3)
+      Array([0.25 , 1.   , 0.031], dtype=float32)
     """
 
     transition_steps: PositiveLength
