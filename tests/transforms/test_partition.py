@@ -415,6 +415,11 @@ def test_the_walk_sees_what_each_group_sees():
     assert [len(jax.tree.leaves(params)) for _, _, params in found] == [1, 1, 2]
     assert [params["embed"] is PARAMS["embed"] for _, _, params in found] == [True, True, False]
     assert not any(isinstance(data, Foreign) for data, *_ in found)
+    for each in tx.data.members:
+        same = each.data.with_params(PARAMS, each.data.params_in(PARAMS))
+        assert jax.tree.map(lambda x, y: x is y, same, PARAMS) == jax.tree.map(
+            lambda _: True, PARAMS
+        )
     sizes = aj.state_bytes(tx, PARAMS)
     assert (sizes.by_slot["mu"], sizes.by_slot["other"]) == (2 * 12 * 4, 2 * 4)
     assert sizes.by_array["['embed']"] == 4 * 12 * 4
