@@ -133,7 +133,7 @@ def _convert_rules(params: Any, before: Lifted, after: Lifted, template: Any, st
         }
         storages = zip(rule.slots.items(), old_storages, new_storages, strict=True)
         for (name, slot), old, new in storages:
-            stored = arrays.slot(name, getattr(part, name), old, slot.nonnegative, arrays.leaves)
+            stored = arrays.slot(name, getattr(part, name), old, slot, arrays.leaves)
             targets = arrays.treedef.flatten_up_to(getattr(like, name))
             entries[name] = arrays.treedef.unflatten(
                 [
