@@ -99,6 +99,14 @@ class Wrapper:
         """The parameters, or a tree like them, as each of the transformations in it sees them."""
         return (params,) * len(self.wrapped())
 
+    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
+        """The reverse of `params_in`: the parameters, out of what each transformation makes of its own."""
+        del params
+        (only,) = (
+            new  # Several, one after the other or side by side, say themselves what is theirs.
+        )
+        return only
+
     def _row(self, columns: Iterable[Any]) -> tuple[Any, ...]:
         """What there is for each field that is a transformation, one by one for many of them."""
         row: list[Any] = []
