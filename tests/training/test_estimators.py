@@ -344,6 +344,38 @@ def test_a_step_whose_extra_arguments_are_not_finite_is_skipped():
     assert (state.step, state.skipped) == (3, 1)
 
 
+@dataclass(frozen=True)
+class Newton(aj.Rule):
+    """g/h, with the last diagonal h of the Hessian that there was."""
+
+    slots = {"hessian": aj.Slot(1.0, nonnegative=True)}
+    extra_args = {"hessian_diagonal": "array", "has_hessian_diagonal": "number"}
+
+    def update(self, grad, slots, param, ctx):
+        has = ctx.extra["has_hessian_diagonal"].astype(bool)
+        new = jnp.where(has, ctx.extra["hessian_diagonal"], slots["hessian"])
+        hessian = ctx.store("hessian", new)
+        return grad / hessian, {"hessian": hessian}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_rule_gets_what_the_estimator_estimates(parts):
+    """A quadratic function with a diagonal Hessian is at its minimum after one step, or one group."""
+    curvature, minimum = jnp.array([1.0, 5.0, 0.2]), jnp.array([1.0, -2.0, 3.0])
+
+    def loss(w, batch):
+        return jnp.sum(curvature * (w - minimum) ** 2) * jnp.mean(batch)
+
+    tx = aj.transform(Newton(), aj.LearningRate(1.0))
+    tx = aj.skip_nonfinite(aj.multi_steps(tx, parts) if parts > 1 else tx)
+    step = aj.train_step(
+        loss, gradient=Hutchinson(every=2), accumulate=parts, compute_dtype=jnp.float32
+    )
+    state = aj.TrainState.create(jnp.zeros(3), tx, rng=jax.random.key(0))
+    state, _ = run(step, state, [jnp.ones(4)] * parts)
+    np.testing.assert_allclose(state.params, minimum, rtol=1e-6)
+
+
 def test_an_estimator_in_a_sweep():
     def make(learning_rate, seed):
         return aj.TrainState.create(jnp.float32(START), aj.sgd(learning_rate))
