@@ -21,7 +21,15 @@ PAGES = {
     "chains": ("Pieces for chains", []),
     "rules": (
         "Rules and the lift",
-        ["_core.hyper", "_core.mask", "_core.rule", "_core.transform", "transforms.chain", "rules"],
+        [
+            "_core.hyper",
+            "_core.mask",
+            "_core.rule",
+            "_core.views",
+            "_core.transform",
+            "transforms.chain",
+            "rules",
+        ],
     ),
     "storage": (
         "Storage, memory and precision",

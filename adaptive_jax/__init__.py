@@ -22,6 +22,7 @@ from ._core.storage.blocks import Blocks as Blocks
 from ._core.storage.factored import Factored as Factored
 from ._core.storage.masked import Masked as Masked
 from ._core.transform import transform as transform
+from ._core.views import MatrixAxes as MatrixAxes
 from .maths import global_norm as global_norm
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
