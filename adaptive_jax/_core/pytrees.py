@@ -114,14 +114,14 @@ def gradients(updates: Any) -> Any:
 
 
 def with_gradient(updates: Any, params: Any) -> Any:
-    """The parameters, with None for what has no gradient and is no array, as in a whole module."""
+    """The parameters, with None for what has no gradient and is no float, as in a whole module."""
     leaves, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
     try:
         found = treedef.flatten_up_to(params)
     except ValueError:
         return params
     kept = [
-        param if gradient is not None or hasattr(param, "dtype") else None
+        param if gradient is not None or _inexact(param) else None
         for gradient, param in zip(leaves, found, strict=True)
     ]
     return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
@@ -233,8 +233,10 @@ class Arrays:
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
                     f"parameters. {ORDER}"
                 )
-            if value is None:
-                continue
+            if value is None or (
+                self.leaves[index] is None and isinstance(value, optax.MaskedNode)
+            ):
+                continue  # What has no gradient may be in another group.
             if isinstance(value, Mapping):
                 if self.leaves[index] is None:
                     continue  # It stays as it is.
