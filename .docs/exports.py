@@ -86,7 +86,7 @@ PAGES = {
         ],
     ),
     "wrappers": ("Wrappers", ["transforms.skip", "transforms.accumulate", "transforms.monitor"]),
-    "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
+    "diagnostics": ("Diagnostics", ["transforms.diagnose", "transforms.describe"]),
     "torch": (
         "PyTorch",
         [

@@ -76,6 +76,8 @@ from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
 from .transforms.chain import chain as chain
+from .transforms.describe import Description as Description
+from .transforms.describe import describe as describe
 from .transforms.diagnose import diagnose as diagnose
 from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params

@@ -87,6 +87,7 @@ class Rule:
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
+    matrix: ClassVar[bool] = False
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from .._core.storage import base
 from .._core.transformation import data_of, member
 from .._core.views import MatrixAxes, axes_of_arrays
 from .._core.wrapper import Wrapper
+from .memory import nbytes
 from .partition import Frozen, MaskedTransform, Partition
 
 
@@ -30,7 +31,7 @@ class DescribedSlot:
 
     name: that of the slot.
     storage: how it is kept where the array is large enough for that.
-    kept: what the state holds, as shapes and dtypes; None where the array has no such slot.
+    kept: what the state holds, as shapes; None where the array has no such slot.
     nbytes: how many bytes that is, on all devices together.
     """
 
@@ -38,19 +39,6 @@ class DescribedSlot:
     storage: base.Storage
     kept: Any
     nbytes: int
-
-    def __str__(self) -> str:
-        if self.kept is None:
-            return f"no {self.name}"
-        arrays = jax.tree.leaves(self.kept)
-        shown = " + ".join(f"{x.dtype.name}{list(x.shape)}{_split(x)}" for x in arrays)
-        return f"{self.name} {shown}"
-
-
-def _split(x: Any) -> str:
-    """How an array is divided over devices; nothing if it is not."""
-    spec = getattr(getattr(x, "sharding", None), "spec", ())
-    return f" by {PartitionSpec(*spec)}" if any(axes is not None for axes in spec) else ""
 
 
 @dataclass(frozen=True)
@@ -60,8 +48,7 @@ class DescribedArray:
     path: that of the array, "['dense']['kernel']".
     array: its shape, dtype and sharding.
     rule: the rule, or the transformation of another library; None for an array that nothing updates.
-    why: why it is this one: the label of `partition` or the mask that leads here, and the rule's own
-      mask. Empty where every array comes here.
+    why: what leads the array here: labels of `partition`, and masks. Empty where every array comes.
     selected: whether the rule's own mask selects the array; True without a mask.
     axes: those of a rule that sees matrices; None for any other.
     slots: what is kept.
@@ -77,7 +64,7 @@ class DescribedArray:
 
     @property
     def matrix_shape(self) -> tuple[int, ...] | None:
-        """The shape as which the rule sees the array as matrices; None for any other rule."""
+        """The shape as which the rule sees the array, if it sees matrices."""
         return None if self.axes is None else self.axes.matrix_shape(self.array.shape)
 
     @property
@@ -85,29 +72,13 @@ class DescribedArray:
         """How many bytes the slots are."""
         return sum(slot.nbytes for slot in self.slots)
 
-    @property
-    def shown(self) -> tuple[str, str, str, str]:
-        """What the table has of it in columns: the rule, why, its slots, and their bytes."""
-        why = list(self.why)
-        if self.axes is not None:
-            why.append(f"as {list(self.matrix_shape or ())} by {self.axes}")
-        rule = "nothing" if self.rule is None else f"{self.rule!r}"
-        if len(rule) > _WIDTH:
-            rule = f"{rule[: _WIDTH - 1]}…"
-        size = f"{self.nbytes:,}" if self.slots else ""
-        return rule, "; ".join(why), ", ".join(map(str, self.slots)), size
-
-
-_WIDTH = 60
-
 
 @dataclass(frozen=True, repr=False)
 class Description:
-    """What an optimizer does with each array; `print` shows it as a table.
+    """What an optimizer does with each array, as `aj.describe` finds it; it prints as a table.
 
-    rows: one for each array and each rule that sees it, array by array. The table shows arrays of one
-      shape and dtype together, of which the same is done.
-    other: how many bytes of the state are no slots, such as counts, or what wrappers keep.
+    rows: one for each array and each rule that sees it, array by array.
+    other: how many bytes of the state are no slots: counts, and what wrappers keep.
     """
 
     rows: tuple[DescribedArray, ...]
@@ -127,25 +98,64 @@ class Description:
         return found
 
     def __str__(self) -> str:
+        """The table. Arrays of one shape and dtype, of which the same is done, are in it once."""
         alike: dict[Any, list[str]] = {}
-        for path in dict.fromkeys(row.path for row in self.rows):
-            rows = self[path]
-            array = rows[0].array
-            kind = f"{array.dtype.name}{list(array.shape)}{_split(array)}"
-            alike.setdefault((kind, tuple(row.shown for row in rows)), []).append(path)
-        table = [("array", "", "rule", "why", "slots", "bytes")]
-        for (kind, rows), paths in alike.items():
-            more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            for index, (*shown, size) in enumerate(rows):
-                first = (f"{paths[0] or 'the one array'}{more}", kind) if index == 0 else ("", "")
-                each = f"{len(paths)} x {size}" if size and more else size
-                table.append((*first, *shown, each))
+        for path, rows in itertools.groupby(self.rows, lambda row: row.path):
+            first, *others = rows
+            lines = (line for row in (first, *others) for line in _lines(row))
+            alike.setdefault((_outline(first.array), *lines), []).append(path)
+        table = [["array", "", "rule", "why", "slot", "kept as", "bytes"]]
+        for (kind, *lines), paths in alike.items():
+            more, times = "", ""
+            if len(paths) > 1:
+                more, times = f" and {len(paths) - 1} more", f"{len(paths)} x "
+            names = f"{paths[0] or 'the one array'}{more}", kind
+            for index, (*line, size) in enumerate(lines):
+                table.append([*(("", "") if index else names), *line, size and f"{times}{size}"])
         if self.other:
-            table.append(("other", "", "", "", "", f"{self.other:,}"))
-        table.append(("total", "", "", "", "", f"{self.total:,}"))
+            table.append(["other", *[""] * 5, f"{self.other:,}"])
+        table.append(["total", *[""] * 5, f"{self.total:,}"])
         return _aligned(table)
 
     __repr__ = __str__
+
+
+def _outline(array: jax.ShapeDtypeStruct) -> str:
+    by = _split(array)
+    return f"{array.dtype.name}{list(array.shape)}{by and f' by {by}'}"
+
+
+def _split(x: jax.ShapeDtypeStruct) -> str:
+    """How an array is divided over devices; nothing if it is not."""
+    spec = getattr(x.sharding, "spec", ())
+    return f"{PartitionSpec(*spec)}" if any(axes is not None for axes in spec) else ""
+
+
+def _lines(row: DescribedArray) -> Iterator[tuple[str, ...]]:
+    """What the table has of a row: the rule, and why, then of each slot its name, form and bytes."""
+    rule = "nothing" if row.rule is None else f"{row.rule!r}"
+    if len(rule) > _WIDTH:
+        rule = f"{rule[: _WIDTH - 1]}…"
+    why = "; ".join(row.why)
+    if row.axes is not None:
+        why = f"{why}{why and '; '}{list(row.matrix_shape or ())} by {row.axes}"
+    for slot in row.slots:
+        kept = " + ".join(_kept(x, row.array) for x in jax.tree.leaves(slot.kept))
+        yield rule, why, slot.name, kept or "nothing", f"{slot.nbytes:,}"
+        rule = why = ""
+    if not row.slots:
+        yield rule, why, "", "", ""
+
+
+_WIDTH = 60
+
+
+def _kept(x: jax.ShapeDtypeStruct, array: jax.ShapeDtypeStruct) -> str:
+    """The dtype of what is kept, and of its shape and sharding what is not as in the array."""
+    shape = "" if x.shape == array.shape else list(x.shape)
+    by = _split(x)
+    sharding = "" if by == _split(array) else f" by {by}" if by else " on each device"
+    return f"{x.dtype.name}{shape}{sharding}"
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> str:
@@ -154,9 +164,8 @@ def _aligned(table: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in columns]
     lines = []
     for row in zip(*columns, strict=True):
-        *texts, size = zip(row, widths, strict=True)
-        cells = [f"{text:<{width}}" for text, width in texts]
-        lines.append("  ".join([*cells, f"{size[0]:>{size[1]}}"]).rstrip())
+        cells = [f"{text:<{width}}" for text, width in zip(row[:-1], widths, strict=False)]
+        lines.append("  ".join([*cells, f"{row[-1]:>{widths[-1]}}"]).rstrip())
     return "\n".join(lines)
 
 
@@ -166,24 +175,28 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
     Nothing is computed or allocated.
 
     Args:
-      tx: the optimizer. Looked into are those of this library, and its chains, wrappers and partitions;
-        what another library's transformation keeps counts as "other".
-      params: the parameters, as arrays or as shapes (`jax.eval_shape`, `jax.ShapeDtypeStruct`). If these
-        are sharded, so are the slots, as `init(params)` makes them.
+      tx: the optimizer. Those of this library are looked into, through its chains, wrappers and
+        partitions; what another library's transformation keeps counts as "other".
+      params: the parameters, as arrays or as shapes (`jax.eval_shape`, `jax.ShapeDtypeStruct`). Where
+        these are sharded, so are the slots, as `tx.init` makes them.
 
     Returns:
-      A `Description`, which prints as a table.
+      A `Description`: `print` shows a table, `rows` has the same as data.
 
     Raises:
-      TypeError, ValueError: for what is no optimizer, and for parameters that its `init` refuses, by
+      TypeError, ValueError: for what is no optimizer, and for parameters that `tx.init` refuses, by
         their path.
 
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp
-      >>> shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
-      >>> params = {"kernel": shape(512, 256), "bias": shape(256)}
-      >>> tx = aj.sgd(0.1, momentum=0.9, storage="int8")
+      >>> params = {"w": jax.ShapeDtypeStruct((512, 256), jnp.float32), "b": jnp.ones(256)}
+      >>> tx = aj.partition({"a": aj.sgd(0.1, momentum=0.9), "frozen": None}, {"w": "a", "b": "frozen"})
       >>> print(aj.describe(tx, params))
+      array                     rule                             why             slot   kept as    bytes
+      ['b']  float32[256]       nothing                          label 'frozen'
+      ['w']  float32[512, 256]  Trace(decay=0.9)                 label 'a'       trace  float32  524,288
+                                LearningRate(learning_rate=0.1)  label 'a'
+      total                                                                                      524,288
     """
     tx = member(tx, "describe")
     arrays = pytrees.Arrays("params", params)
@@ -197,11 +210,11 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
         for path, row in _rows(*part):
             found[path].append(row)
     rows = [
-        dataclasses.replace(row, path=path, array=array)
+        _placed(row, path, array)
         for path, array in given.items()
         for row in found[path] or [_NOTHING]
     ]
-    return Description(tuple(rows), _size(state) - sum(row.nbytes for row in rows))
+    return Description(tuple(rows), nbytes(state) - sum(row.nbytes for row in rows))
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:
@@ -212,7 +225,7 @@ def _shape(x: Any) -> jax.ShapeDtypeStruct:
 
 
 def _with_explicit_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The shape of an array whose sharding is part of its type, so that what is made like it has it."""
+    """The shape of an array whose sharding is in its type: so is that of what is made like it."""
     if not isinstance(x.sharding, NamedSharding):
         return x
     mesh = x.sharding.mesh.abstract_mesh
@@ -220,10 +233,23 @@ def _with_explicit_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, x.sharding.spec))
 
 
+def _placed(row: DescribedArray, path: str, array: jax.ShapeDtypeStruct) -> DescribedArray:
+    """The row of an array, with its slots on the same mesh."""
+
+    def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = x.sharding
+        if isinstance(sharding, NamedSharding) and isinstance(array.sharding, NamedSharding):
+            sharding = NamedSharding(array.sharding.mesh, sharding.spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    slots = [dataclasses.replace(each, kept=jax.tree.map(placed, each.kept)) for each in row.slots]
+    return dataclasses.replace(row, path=path, array=array, slots=tuple(slots))
+
+
 def _parts(tx: Any, state: Any, seen: Any, why: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """Everything that wraps nothing: its data, its part of the state, what it sees, and why that."""
     data = data_of(tx)
-    if not isinstance(data, Wrapper):
+    if not isinstance(data, Wrapper) or not data.wraps:
         yield data, state, seen, why
         return
     inner = zip(data.wrapped(), data.states_in(state), data.params_in(seen), strict=True)
@@ -231,7 +257,7 @@ def _parts(tx: Any, state: Any, seen: Any, why: tuple[str, ...]) -> Iterator[tup
     if isinstance(data, Partition):
         reasons = [(f"label {label!r}",) for label in data.transforms]
     elif isinstance(data, MaskedTransform):
-        reasons = [(f"mask {data.mask!r} of masked",)]
+        reasons = [("selected by the mask of masked",)]
     for each, reason in zip(inner, reasons, strict=True):
         yield from _parts(*each, (*why, *reason))
 
@@ -239,7 +265,7 @@ def _parts(tx: Any, state: Any, seen: Any, why: tuple[str, ...]) -> Iterator[tup
 def _rows(
     data: Any, state: Any, seen: Any, why: tuple[str, ...]
 ) -> Iterator[tuple[str, DescribedArray]]:
-    """What is done with each array, by its path."""
+    """What is done with each array that is seen, by its path."""
     arrays = pytrees.Arrays("params", seen)
     paths = [path for path, x in zip(arrays.paths(), arrays.leaves, strict=True) if x is not None]
     if not isinstance(data, Lifted):
@@ -266,14 +292,14 @@ def _of_rule(
         if leaf is None:
             continue
         slots = [
-            DescribedSlot(name, storage, of_slot[place], _size(of_slot[place]))
+            DescribedSlot(name, storage, of_slot[place], nbytes(of_slot[place]))
             for name, storage, of_slot in zip(rule.slots, storages, kept, strict=True)
         ]
-        reason = () if mask is None else (f"{'in' if selected[place] else 'not in'} its mask",)
+        reason = f"{'selected' if selected[place] else 'left out'} by its mask"
         yield dataclasses.replace(
             _NOTHING,
             rule=rule,
-            why=(*why, *reason),
+            why=why if mask is None else (*why, reason),
             selected=selected[place],
             axes=axes[place],
             slots=tuple(slots),
@@ -281,7 +307,3 @@ def _of_rule(
 
 
 _NOTHING = DescribedArray("", jax.ShapeDtypeStruct((), jnp.float32), None)
-
-
-def _size(tree: Any) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
