@@ -14,6 +14,7 @@ from . import pytrees
 from .extra import Extra
 from .lifted import Lifted
 from .rule import Rule, mask_of
+from .views import MatrixAxes, axes_of_arrays
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Leaf:
     extra: from names to what the extra arguments that are trees have for it.
     first: the gradient as it came to what stands around the rules, where one of them asks for it.
     selected: of each rule, whether its mask selects the array.
+    axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree.
     direction: the gradient, then what the last rule that saw it made of it.
     """
@@ -37,6 +39,7 @@ class Leaf:
     extra: dict[str, Any]
     first: Any
     selected: tuple[bool, ...]
+    axes: tuple[MatrixAxes | None, ...]
     index: Any
     direction: Any = field(init=False)
 
@@ -45,7 +48,7 @@ class Leaf:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected"]
+    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected", "axes"]
 )
 @dataclass(frozen=True)
 class Piece:
@@ -53,10 +56,12 @@ class Piece:
 
     indices: the place of each in that tree.
     selected: of each rule, whether its mask selects them all, or none.
+    axes: of each rule that sees matrices, those of them all.
     """
 
     indices: list[Any]
     selected: tuple[bool, ...]
+    axes: tuple[MatrixAxes | None, ...]
 
 
 class Matched(NamedTuple):
@@ -94,6 +99,11 @@ def matched(
     rules = lifted.rules
     gradients = pytrees.Arrays("gradients", updates)
     pytrees.check_no_complex("gradients", updates, rules)
+    if piece is None:
+        of_rules = [axes_of_arrays(rule, "gradients", updates) for rule in rules]
+        axes = list(zip(*of_rules, strict=True))
+    else:
+        axes = [piece.axes] * len(gradients.leaves)
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
     entries = []
@@ -121,6 +131,7 @@ def matched(
             {name: values[i] for name, values in extras.items()},
             first[i],
             selected[i],
+            axes[i],
             indices[i],
         )
         for i in range(len(gradients.leaves))

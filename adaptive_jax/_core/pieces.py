@@ -66,7 +66,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     Beside them, what the piece is of the whole. None where so few arrays are equal that it does not
     pay. All checks run in here, as they do where a program is traced.
     """
-    treedef, selected_of = _selected(lifted, updates, state, params)
+    treedef, choices = _choices(lifted, updates, state, params)
     leaves, structure = jax.tree.flatten((updates, state, params))
     of_updates, of_state, of_params = jax.tree.unflatten(structure, range(len(leaves)))
     gradient_at = treedef.flatten_up_to(of_updates)
@@ -88,30 +88,30 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
         return gradients, lifted.join(of_rules), of_params
 
     equal: dict[tuple[Any, Any, Any], list[int]] = {}
-    for i, selected in enumerate(selected_of):
-        if selected is not None:
+    for i, choice in enumerate(choices):
+        if choice is not None:
             found, tree = jax.tree.flatten(places([i]))
             kinds = tuple([(x.shape, x.dtype, x.sharding) for x in map(leaves.__getitem__, found)])
-            equal.setdefault((selected, tree, kinds), []).append(i)
+            equal.setdefault((choice, tree, kinds), []).append(i)
     pieces, total, compiled = [], 0, 0
-    for (selected, _, _), group in equal.items():
+    for (choice, _, _), group in equal.items():
         size = -(-len(group) // -(-len(group) // _PIECE))  # Pieces of one size, where that goes.
         cuts = [group[start : start + size] for start in range(0, len(group), size)]
         total += len(group)
         compiled += sum({len(indices) for indices in cuts})
         for indices in cuts:
-            pieces.append((places(indices), Piece([np.uint32(i) for i in indices], selected)))
+            pieces.append((places(indices), Piece([np.uint32(i) for i in indices], *choice)))
     return pieces if compiled <= total / 2 else None
 
 
-def _selected(lifted: Lifted, *trees: Any) -> tuple[Any, list[tuple[bool, ...] | None]]:
-    """The structure of the gradients, and of each the rules whose masks select it; None without one."""
+def _choices(lifted: Lifted, *trees: Any) -> tuple[Any, list[tuple[Any, ...] | None]]:
+    """The structure of the gradients; of each a leaf's selected and axes, or None without a gradient."""
     found: list[Any] = []
 
     def look(*trees: Any) -> None:
         gradients, _, leaves = matched(lifted, *trees)
-        selected = [None if leaf.gradient is None else leaf.selected for leaf in leaves]
-        found.append((gradients.treedef, selected))
+        choices = [None if leaf.gradient is None else (leaf.selected, leaf.axes) for leaf in leaves]
+        found.append((gradients.treedef, choices))
 
     jax.eval_shape(look, *trees)  # A mask may not look at values, here as elsewhere.
     return found[0]

@@ -15,12 +15,13 @@ from .leaves import Leaf
 from .rule import Rule
 from .step import RuleAtStep, Unknown, dtype_for, in_precision
 from .storage import base
+from .views import MatrixAxes
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rule", "advancing", "step", "count", "scalars", "extra", "learning_rate"],
-    meta_fields=["storages", "selected"],
+    meta_fields=["storages", "selected", "axes"],
 )
 @dataclass(frozen=True)
 class Stage:
@@ -35,6 +36,7 @@ class Stage:
     learning_rate: the product of those of the rules before it; None if they have none.
     storages: of each slot.
     selected: whether the rule's mask selects the arrays.
+    axes: those of the arrays, if the rule sees matrices; else None.
     """
 
     rule: Rule
@@ -46,6 +48,7 @@ class Stage:
     learning_rate: Any
     storages: tuple[base.Storage, ...]
     selected: bool
+    axes: MatrixAxes | None
 
 
 @functools.partial(
@@ -87,7 +90,8 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
             leaf.direction, [of[name] for rule, of in kept for name in rule.rule.slots]
         )
         out_dtype = leaf.gradient.dtype if is_last else dtype
-        kind = dtype, out_dtype, leaf.selected[places], leaf.direction.size == 0
+        choices = leaf.selected[places], leaf.axes[places]
+        kind = dtype, out_dtype, *choices, leaf.direction.size == 0
         if kind not in known:
             known[kind] = _plan(stretch, rates, *kind)
         return known[kind]
@@ -101,12 +105,13 @@ def _plan(
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
+    axes: Sequence[MatrixAxes | None],
     is_empty: bool,
 ) -> Plan:
     stages = [
-        # What is measured has elements: an empty array is left alone by the rules that do.
+        # What is measured, and a matrix, has elements: others are left alone.
         None
-        if is_empty and (rule.rule.measure is not None or rule.rule.layerwise)
+        if is_empty and (rule.rule.measure is not None or rule.rule.layerwise or rule.rule.matrix)
         else Stage(
             rule=rule.in_dtype(dtype),
             advancing=rule.in_dtype(rule.numbers_dtype(dtype)) if rule.rule.layerwise else None,
@@ -117,8 +122,9 @@ def _plan(
             learning_rate=rate,
             storages=rule.storages,
             selected=select,
+            axes=of_rule,
         )
-        for rule, rate, select in zip(rules, rates, selected, strict=True)
+        for rule, rate, select, of_rule in zip(rules, rates, selected, axes, strict=True)
     ]
     return Plan(tuple(stages), dtype, out_dtype)
 

@@ -178,7 +178,7 @@ def _remedy(leaf: Any) -> str:
 def check_no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
     """Raises a TypeError, with the path, for a complex leaf that one of the rules cannot take."""
     for rule in rules:
-        if rule.takes_complex:
+        if rule.takes_complex and not rule.matrix:
             continue
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.iscomplexobj(leaf):

@@ -148,12 +148,15 @@ def _reshaped(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=4096)
-def view(axes: MatrixAxes, shape: tuple[int, ...]) -> View:
-    """The view of arrays of a shape.
+def view(axes: MatrixAxes | None, shape: tuple[int, ...]) -> View:
+    """The view of arrays of a shape; without axes, of a rule that sees arrays as they are.
 
     Raises:
       ValueError: what the axes do that arrays of this shape do not allow, "names the axis 3, …".
     """
+    if axes is None:
+        places = tuple(range(len(shape)))
+        return View(original=shape, shape=shape, kept=places, pieces=shape, order=places)
     rows, columns = (_places(axes, name, len(shape)) for name in ("rows", "columns"))
     if twice := sorted({at for at in (*rows, *columns) if (*rows, *columns).count(at) > 1}):
         raise ValueError(f"names the axis {twice[0]} twice")
@@ -248,14 +251,17 @@ def axes_of_field(rule: str, axes: Any) -> MatrixAxes | AxesByPath | None:
 
 
 def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
-    """For each array of a tree its axes for a rule, which sees matrices; None where it is None.
+    """For each array of a tree its axes for a rule, where this sees matrices; else, and of None, None.
 
     Raises:
       ValueError: by its path, for an array that is no matrix, or not with these axes.
     """
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
+    if not rule.matrix:
+        return [None] * len(leaves)
     field = getattr(rule, "axes", None) or MatrixAxes()
     found: list[MatrixAxes | None] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None):
+    for path, leaf in leaves:
         if leaf is None:
             found.append(None)
             continue

@@ -286,7 +286,7 @@ def _of_rule(
 ) -> Iterator[DescribedArray]:
     mask = mask_of(rule)
     selected = arrays.selected(mask, seen)
-    axes = axes_of_arrays(rule, "params", seen) if rule.matrix else [None] * len(selected)
+    axes = axes_of_arrays(rule, "params", seen)
     kept = [arrays.treedef.flatten_up_to(getattr(state, name)) for name in rule.slots]
     for place, leaf in enumerate(arrays.leaves):
         if leaf is None:
