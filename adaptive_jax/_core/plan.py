@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 
 from .leaves import Leaf
 from .rule import Rule
-from .step import RuleAtStep, Unknown, dtype_for, in_precision
+from .step import RuleAtStep, dtype_for, in_precision, learning_rate
 from .storage import base
 from .views import MatrixAxes
 
@@ -79,7 +78,6 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
     places: those of the rules in the stretch.
     """
     stretch, is_last = rules[places], places.stop == len(rules)
-    rates = [learning_rate(rules[:place]) for place in range(places.start, places.stop)]
     known: dict[Any, Plan] = {}
 
     def plan(leaf: Leaf) -> Plan | None:
@@ -93,7 +91,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
         choices = leaf.selected[places], leaf.axes[places]
         kind = dtype, out_dtype, *choices, leaf.direction.size == 0
         if kind not in known:
-            known[kind] = _plan(stretch, rates, *kind)
+            known[kind] = _plan(rules, places, *kind)
         return known[kind]
 
     return [plan(leaf) for leaf in leaves]
@@ -101,7 +99,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
 
 def _plan(
     rules: Sequence[RuleAtStep],
-    rates: Sequence[Any],
+    places: slice,
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
@@ -119,22 +117,16 @@ def _plan(
             count=rule.count if rule.stochastic else None,
             scalars=in_precision(rule.scalars, dtype),
             extra=in_precision(rule.extra, dtype),
-            learning_rate=rate,
+            learning_rate=learning_rate(rules[:place], dtype),
             storages=rule.storages,
             selected=select,
             axes=of_rule,
         )
-        for rule, rate, select, of_rule in zip(rules, rates, selected, axes, strict=True)
+        for place, (rule, select, of_rule) in enumerate(
+            zip(rules[places], selected, axes, strict=True), places.start
+        )
     ]
     return Plan(tuple(stages), dtype, out_dtype)
-
-
-def learning_rate(before: Sequence[RuleAtStep]) -> Any:
-    """The product of the learning rates of the rules before one; None if they have none."""
-    rates = [rate for rule in before if (rate := rule.learning_rate()) is not None]
-    if any(isinstance(rate, Unknown) for rate in rates):
-        return Unknown()
-    return functools.reduce(operator.mul, rates) if rates else None
 
 
 def stretches(rules: Sequence[Rule]) -> list[slice]:
