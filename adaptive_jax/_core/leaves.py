@@ -100,7 +100,8 @@ def matched(
     gradients = pytrees.Arrays("gradients", updates)
     pytrees.check_no_complex("gradients", updates, rules)
     if piece is None:
-        of_rules = [axes_of_arrays(rule, "gradients", updates) for rule in rules]
+        tree = gradients.treedef.unflatten(gradients.leaves)
+        of_rules = [axes_of_arrays(rule, "gradients", tree) for rule in rules]
         axes = list(zip(*of_rules, strict=True))
     else:
         axes = [piece.axes] * len(gradients.leaves)

@@ -77,7 +77,9 @@ class DescribedArray:
 class Description:
     """What an optimizer does with each array, as `aj.describe` finds it; it prints as a table.
 
-    rows: one for each array and each rule that sees it, array by array.
+    rows: one for each array and each rule that sees it, array by array. A row has path, array (shape,
+      dtype, sharding), rule, why (labels and masks), selected (by the rule's mask), axes and matrix_shape
+      (of a rule that sees matrices), slots, nbytes; a slot has name, storage, kept (shapes), nbytes.
     other: how many bytes of the state are no slots: counts, and what wrappers keep.
     """
 

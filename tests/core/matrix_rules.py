@@ -94,3 +94,58 @@ class Told(aj.Rule):
             ctx.extra["curvature"], -2, keepdims=True
         )
         return outer + ctx.gradient + ctx.scalars["most"], {}
+
+
+LARGEST = 8
+
+
+def left_side(shape):
+    return (*shape[:-2], shape[-2], shape[-2]) if shape[-2] <= LARGEST else None
+
+
+@dataclass(frozen=True)
+class Factored(aj.Rule):
+    """Adafactor's second moment, of means of rows and of columns, after a mean of GGᵀ where it is small."""
+
+    b2: aj.Decay = 0.9
+    axes: Any = None
+    slots = {
+        "rows": aj.Slot(nonnegative=True, shape=lambda shape: shape[:-1]),
+        "columns": aj.Slot(nonnegative=True, shape=lambda shape: (*shape[:-2], shape[-1])),
+        "left": aj.Slot(lambda param: jnp.eye(param.shape[-2]), shape=left_side),
+    }
+    matrix = True
+
+    def update(self, grad, slots, param, ctx):
+        square = grad * grad
+        rows = ctx.store("rows", ema(jnp.mean(square, -1), slots["rows"], self.b2))
+        columns = ctx.store("columns", ema(jnp.mean(square, -2), slots["columns"], self.b2))
+        left = slots["left"]
+        if left is not None:
+            left = ctx.store("left", ema(grad @ grad.mT, left, self.b2))
+            grad = left @ grad
+        mean = jnp.mean(rows, -1)[..., None, None]
+        nu = rows[..., :, None] * columns[..., None, :] / mean
+        return grad / jnp.sqrt(nu), {"rows": rows, "columns": columns, "left": left}
+
+
+class FactoredOfNumpy:
+    """The same in float64, of one matrix or many."""
+
+    def __init__(self, shape, b2=0.9):
+        self.b2, (*batch, m, n) = b2, shape
+        self.rows, self.columns = np.zeros((*batch, m)), np.zeros((*batch, n))
+        self.left = np.broadcast_to(np.eye(m), (*batch, m, m))
+
+    def update(self, grad):
+        def mean(old, new):
+            return self.b2 * old + (1 - self.b2) * new
+
+        self.rows = mean(self.rows, (grad**2).mean(-1))
+        self.columns = mean(self.columns, (grad**2).mean(-2))
+        nu = np.einsum("...i,...j->...ij", self.rows, self.columns)
+        nu /= self.rows.mean(-1)[..., None, None]
+        if grad.shape[-2] > LARGEST:
+            return grad / np.sqrt(nu)
+        self.left = mean(self.left, np.einsum("...ik,...jk->...ij", grad, grad))
+        return self.left @ grad / np.sqrt(nu)

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from core.matrix_rules import Adaptive, Muon, MuonOfNumpy, Told
+from core.matrix_rules import (
+    LARGEST,
+    Adaptive,
+    Factored,
+    FactoredOfNumpy,
+    Muon,
+    MuonOfNumpy,
+    Told,
+)
 from core.test_views import CASES
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -21,12 +29,18 @@ def gradients(shape, steps=3):
     return np.random.default_rng(0).normal(size=(steps, *shape)).astype(np.float32)
 
 
-def test_every_layout_of_an_array_against_numpy():
+@pytest.mark.parametrize(
+    ("rule", "reference"),
+    [(Muon, MuonOfNumpy), (Factored, FactoredOfNumpy)],
+    ids=["slots", "shapes"],
+)
+def test_every_layout_of_an_array_against_numpy(rule, reference):
     params = {name: jnp.zeros(shape) for name, (_, shape, _) in LAYOUTS.items()}
     axes = {f"^{re.escape(name)}$": axes for name, (axes, _, _) in LAYOUTS.items()}
-    tx = aj.transform(Muon(steps=1, axes=axes))
+    steps = {"steps": 1} if rule is Muon else {}
+    tx = aj.transform(rule(axes=axes, **steps))
     references = {
-        name: MuonOfNumpy(matrices(np.zeros(shape)).shape, steps=1)
+        name: reference(matrices(np.zeros(shape)).shape, **steps)
         for name, (_, shape, matrices) in LAYOUTS.items()
     }
     state, update = tx.init(params), jax.jit(tx.update)
@@ -35,12 +49,17 @@ def test_every_layout_of_an_array_against_numpy():
         updates, state = update({name: each[step] for name, each in series.items()}, state, params)
         for name, (_, shape, matrices) in LAYOUTS.items():
             expected = references[name].update(matrices(np.float64(series[name][step])))
-            np.testing.assert_allclose(
-                matrices(np.asarray(updates[name])), expected, rtol=1e-4, atol=2e-5
-            )
-            mu = np.asarray(state.mu[name])
-            assert mu.shape == shape
-            np.testing.assert_allclose(matrices(mu), references[name].mu, rtol=1e-5, atol=1e-6)
+            found = matrices(np.asarray(updates[name]))
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
+            for slot in tx.data.rules[0].slots:
+                kept, of_numpy = getattr(state, slot)[name], getattr(references[name], slot)
+                if kept is None:
+                    assert of_numpy.shape[-1] > LARGEST
+                    continue
+                if slot == "mu":  # In the layout of the parameter.
+                    assert kept.shape == shape
+                    kept = matrices(np.asarray(kept))
+                np.testing.assert_allclose(kept, of_numpy, rtol=1e-5, atol=1e-6)
 
 
 def test_matrices_on_a_mesh(make_mesh, compiled):
@@ -127,11 +146,14 @@ def test_axes_by_path_of_more_arrays_than_one_program_has():
         jax.tree.map(np.testing.assert_array_equal, each, expected["layer0"])
 
 
-def test_arrays_without_elements_are_left_alone():
-    params = {"none": jnp.zeros((0, 3)), "w": jnp.zeros((2, 3))}
+def test_what_has_no_elements_or_no_gradient_is_left_alone():
+    params = {"empty": jnp.zeros((0, 3)), "w": jnp.zeros((2, 3)), "none": None, "count": None}
+    grads = {**params, "count": np.zeros((), jax.dtypes.float0)}
     tx = aj.transform(Muon(steps=1))
-    updates, state = tx.update(params, tx.init(params), params)
-    assert updates["none"].shape == state.mu["none"].shape == (0, 3)
+    updates, state = tx.update(grads, tx.init(params))
+    assert updates["empty"].shape == state.mu["empty"].shape == (0, 3)
+    assert updates["none"] is None
+    assert updates["count"] is None
 
 
 CONV = aj.MatrixAxes(rows=(0, 1, 2), columns=3)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from core.matrix_rules import Factored
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
@@ -89,6 +90,32 @@ def test_rows_are_data():
         KeyError, match=r"'layers' is no path of an array: these are \['embed'\], \["
     ):
         description["layers"]
+
+
+def test_matrices_and_slots_of_other_shapes():
+    params = {"conv": shape(3, 3, 4, 16), "dense": shape(8, 2), "bias": shape(2)}
+    axes = {"conv": aj.MatrixAxes((0, 1, 2), 3)}
+    tx = aj.partition(
+        {"m": aj.transform(Factored(axes=axes)), "v": aj.sgd(0.1)}, [("s$", "v"), ("", "m")]
+    )
+    description = aj.describe(tx, params)
+    (conv,), (dense,) = description["['conv']"], description["['dense']"]
+    assert (conv.axes, conv.matrix_shape) == (axes["conv"], (36, 16))
+    assert (dense.axes, dense.matrix_shape) == (aj.MatrixAxes(), (8, 2))
+    lines = [re.split("  +", line) for line in str(description).splitlines()]
+    why = "label 'm'; [36, 16] by MatrixAxes(rows=(0, 1, 2), columns=3)"
+    assert [
+        "['conv']",
+        "float32[3, 3, 4, 16]",
+        "Factored(b2=0.9, axes={'conv': MatrixAxes(rows=(0, 1, 2), columns…",
+        why,
+        "rows",
+        "float32[36]",
+        "144",
+    ] in lines
+    assert ["", "columns", "float32[16]", "64"] in lines
+    assert ["", "left", "nothing", "0"] in lines
+    assert ["", "left", "float32[8, 8]", "256"] in lines
 
 
 @pytest.mark.parametrize("wrap", [lambda tx: tx, lambda tx: aj.multi_steps(aj.compensate(tx), 2)])
