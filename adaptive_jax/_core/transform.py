@@ -105,10 +105,9 @@ class Optimizer(Lifted):
         export.states_of_optax()
         pytrees.check_floats("params", params)
         pytrees.check_no_complex("params", params, self.rules)
-        if not pytrees.is_placeholder(params):
-            for rule in self.rules:
-                axes_of_arrays(rule, "params", params)
-                check_all_found(rule, params)
+        for rule in self.rules:
+            axes_of_arrays(rule, "params", params)
+            check_all_found(rule, params)
         dtypes = map(jnp.result_type, jax.tree.leaves(params))
         scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
         rule_states = []

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import keystr
 
-from .pytrees import describe
+from .pytrees import describe, is_placeholder
 
 
 @dataclass(frozen=True, repr=False)
@@ -257,7 +257,7 @@ def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
       ValueError: by its path, for an array that is no matrix, or not with these axes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
-    if not rule.matrix:
+    if not rule.matrix or is_placeholder(tree):
         return [None] * len(leaves)
     field = getattr(rule, "axes", None) or MatrixAxes()
     found: list[MatrixAxes | None] = []
@@ -292,7 +292,7 @@ def _check(rule: str, where: str, name: str, leaf: Any, axes: MatrixAxes) -> Non
 def check_all_found(rule: Any, params: Any) -> None:
     """Raises a ValueError for a pattern of a rule's axes that is found in no path of the parameters."""
     field = getattr(rule, "axes", None)
-    if not isinstance(field, AxesByPath):
+    if not isinstance(field, AxesByPath) or is_placeholder(params):
         return
     names = _names(jax.tree_util.tree_leaves_with_path(params))
     for text, flags, _ in field.patterns if names else ():
