@@ -75,18 +75,23 @@ def test_matrices_on_a_mesh(make_mesh, compiled):
         "layers": jnp.ones((4, 6, 8)),
     }
     shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
-    tx = aj.transform(Muon(axes={"columns": aj.MatrixAxes(-1, -2)}), aj.LearningRate(0.1))
+    axes = {"columns": aj.MatrixAxes(-1, -2)}
+    tx = aj.transform(Factored(axes=axes), Muon(axes=axes), aj.LearningRate(0.1))
     grads = {name: jnp.asarray(gradients(x.shape, 1)[0]) for name, x in params.items()}
     expected, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     grads, params = jax.device_put((grads, params), (shardings, shardings))
     state = tx.init(params)
     update = jax.jit(tx.update)
     for _ in range(2):
-        updates, (new_state, _) = update(grads, state, params)
+        updates, new_state = update(grads, state, params)
         for name, x in updates.items():
             np.testing.assert_allclose(x, expected[name], rtol=1e-5, atol=1e-6)
-            for new in (x, new_state.mu[name]):
-                assert new.sharding.is_equivalent_to(shardings[name], new.ndim)
+            assert x.sharding.is_equivalent_to(shardings[name], x.ndim)
+        for rule, old, new in zip(tx.data.rules, state, new_state, strict=True):
+            for slot in rule.slots:
+                pairs = (jax.tree.leaves(getattr(each, slot)) for each in (old, new))
+                for one, other in zip(*pairs, strict=True):
+                    assert other.sharding.is_equivalent_to(one.sharding, one.ndim)
         compiled.clear()
     assert not compiled
 
