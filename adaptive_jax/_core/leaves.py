@@ -14,7 +14,7 @@ from . import pytrees
 from .extra import Extra
 from .lifted import Lifted
 from .rule import Rule, mask_of
-from .views import MatrixAxes, axes_of_arrays
+from .views import MatrixAxes, axes_of_arrays, view
 
 
 @dataclass
@@ -108,14 +108,18 @@ def matched(
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
     entries = []
-    for rule, storages, old in zip(rules, lifted.storages, states, strict=True):
+    for place, (rule, storages, old) in enumerate(zip(rules, lifted.storages, states, strict=True)):
         scalars = rule.scalars if rule.layerwise else ()
         trees = {
             name: gradients.match(f"the state's {name}", getattr(old, name)) for name in scalars
         }
+        views = [
+            None if leaf is None else view(each[place], np.shape(leaf))
+            for leaf, each in zip(gradients.leaves, axes, strict=True)
+        ]
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             tree = getattr(old, name)
-            trees[name] = gradients.slot(name, tree, storage, slot.nonnegative, of_params)
+            trees[name] = gradients.slot(name, tree, storage, slot, views, of_params)
         entries.append(trees)
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
 from jax.sharding import PartitionSpec
 
 from .. import maths
@@ -60,12 +62,14 @@ def _updated(
             after = _advanced(array, stage, stored)
             scalars = in_precision(after, plan.dtype)
         kept = _Slots(stage, stored, plan.dtype, index, gradient.shape)
-        grad, param = kept.seen(array.direction), kept.seen(array.param)
+        grad, slots, param = kept.seen(array.direction), kept.read(), kept.seen(array.param)
         with array.of(rule, "update", scalars):
             context = array.context(stage, "update", scalars, kept)
-            result = rule.update(grad, kept.read(), param, context)
-        direction, values = contract.checked_result(rule, grad, result)
-        array.direction = kept.view.back(direction)
+            result = rule.update(grad, slots, param, context)
+        shapes = {name: None if x is None else x.shape for name, x in slots.items()}
+        direction, values = contract.checked_result(rule, grad, result, shapes)
+        direction = kept.view.back(direction)
+        array.direction = _alike(stage, array.direction, direction)
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
     return maths.saturating_cast(array.direction, plan.out_dtype), new
@@ -208,7 +212,7 @@ class _Slots:
         index: Any,
         shape: tuple[int, ...],
     ) -> None:
-        self.view = view(stage.axes, shape)
+        self.view, self._stage, self._rule = view(stage.axes, shape), stage, stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._count, self._index = stage.count, index
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -216,30 +220,43 @@ class _Slots:
         self._dtypes = {
             name: real if slot.nonnegative else dtype for name, slot in stage.rule.slots.items()
         }
-        self._codes: dict[str, tuple[jax.Array, Any]] = {}
+        self._codes: dict[str, tuple[Any, Any]] = {}
 
     def seen(self, x: Any) -> Any:
         """An array as the rule sees it; None for None."""
         return None if x is None else self.view.to_matrices(x)
 
     def read(self) -> dict[str, jax.Array]:
-        return {name: self.seen(self._decode(name, x)) for name, x in self._stored.items()}
+        """Each slot as the rule sees it; None for one that this array has not."""
+        found = {name: self._decode(name, stored) for name, stored in self._stored.items()}
+        return {name: self._seen_slot(name, x) for name, x in found.items()}
 
-    def _decode(self, name: str, stored: Any) -> jax.Array:
+    def _seen_slot(self, name: str, x: Any) -> Any:
+        """A slot as the rule sees it: in the layout of the parameter, or in a shape of its own."""
+        return self.seen(x) if self._rule.slots[name].shape is None else x
+
+    def _decode(self, name: str, stored: Any) -> Any:
+        if stored is None:
+            return None
         return maths.saturating_cast(self._storages[name].decode(stored), self._dtypes[name])
 
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""
-        contract.check_slot_name(name, self._stored)
+        contract.check_stored(self._rule, name, self._stored, value)
+        if self._stored[name] is None:
+            self._codes[name] = None, None
+            return value
         storage, key = self._storages[name], None
         if storage.stochastic:
             key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
-        value = self.view.back(value)
+        if self._rule.matrix and self._rule.slots[name].shape is None:
+            contract.check_matrices(self._rule, name, value, self.view.shape)
+            value = self.view.back(value)
         code = storage.encode(value, self._stored[name], key)
         decoded = self._decode(name, code)
         if storage.stochastic:
             decoded = maths.read_back(value, decoded)
-        decoded = self.seen(decoded)
+        decoded = self._seen_slot(name, decoded)
         self._codes[name] = decoded, code
         return decoded
 
@@ -248,4 +265,14 @@ class _Slots:
         for name, value in values.items():
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
-        return {name: self._codes[name][1] for name in self._stored}
+        new = self._stored | {name: code for name, (_, code) in self._codes.items()}
+        return jax.tree.map(functools.partial(_alike, self._stage), self._stored, new)
+
+
+def _alike(stage: Stage, old: jax.Array, new: jax.Array) -> jax.Array:
+    """What takes the place of an array, divided over devices as it is.
+
+    Of a product of matrices the compiler would divide what it likes, and the next step would be another
+    program. What is computed element by element is divided as it was without it.
+    """
+    return new if stage.axes is None else shard_alike(old, new)[1]

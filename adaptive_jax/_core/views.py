@@ -131,6 +131,15 @@ class View:
             x = lax.transpose(x, self.order)
         return _reshaped(x, self.shape)
 
+    def slot_shape(self, slot: Any) -> tuple[int, ...] | None:
+        """The shape in which the state keeps a `Slot` of an array; None for no such slot."""
+        return self.original if slot.shape is None else slot.shape_for(self.shape)
+
+    def slot_axes(self, slot: Any) -> list[int | None]:
+        """Which axis of the array each axis of a `Slot` is that has a shape of its own; None for none."""
+        axes = slot.axes_for(self.shape)
+        return [None if axis is None else self.kept[axis] for axis in axes]
+
     def back(self, x: jax.Array) -> jax.Array:
         """The array of its matrices."""
         x = _reshaped(x, tuple([self.pieces[place] for place in self.order]))
@@ -270,6 +279,15 @@ def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
         _check(type(rule).__name__, f"{what}{keystr(path)}", name, leaf, axes)
         found.append(axes)
     return found
+
+
+def views_of_arrays(rule: Any, what: str, tree: Any) -> list[View | None]:
+    """For each array of a tree its view for a rule; None where it is None."""
+    leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
+    return [
+        None if leaf is None else view(axes, np.shape(leaf))
+        for axes, leaf in zip(axes_of_arrays(rule, what, tree), leaves, strict=True)
+    ]
 
 
 def _check(rule: str, where: str, name: str, leaf: Any, axes: MatrixAxes) -> None:
