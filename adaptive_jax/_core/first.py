@@ -15,7 +15,7 @@ from .. import maths
 from . import errors, pytrees
 from .rule import Rule, Slot
 from .storage import base
-from .storage.sharding import with_axes
+from .storage.sharding import explicit_sharding, with_axes
 from .views import View, views_of_arrays
 
 
@@ -93,7 +93,9 @@ def _filled(what: str, value: Any, shape: Any) -> jax.Array:
 def _placed(new: jax.Array, like: jax.Array) -> jax.Array:
     """A copy on the devices of another array."""
     new = jnp.array(new, like.dtype, copy=True)
-    is_placed = isinstance(new, Tracer) or isinstance(like, Tracer)
-    if is_placed or not isinstance(like.sharding, jax.sharding.NamedSharding):
+    if isinstance(new, Tracer) or isinstance(like, Tracer):
+        sharding = explicit_sharding(like, like.shape)
+        return new if sharding is None else jax.sharding.reshard(new, sharding)
+    if not isinstance(like.sharding, jax.sharding.NamedSharding):
         return new
     return jax.device_put(new, like.sharding)

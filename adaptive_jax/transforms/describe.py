@@ -239,9 +239,10 @@ def _placed(row: DescribedArray, path: str, array: jax.ShapeDtypeStruct) -> Desc
     """The row of an array, with its slots on the same mesh."""
 
     def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = x.sharding
-        if isinstance(sharding, NamedSharding) and isinstance(array.sharding, NamedSharding):
-            sharding = NamedSharding(array.sharding.mesh, sharding.spec)
+        if not isinstance(array.sharding, NamedSharding):
+            return x
+        spec = x.sharding.spec if isinstance(x.sharding, NamedSharding) else PartitionSpec()
+        sharding = NamedSharding(array.sharding.mesh, spec)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     slots = [dataclasses.replace(each, kept=jax.tree.map(placed, each.kept)) for each in row.slots]
