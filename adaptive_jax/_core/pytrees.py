@@ -288,7 +288,7 @@ class Arrays:
             raise ValueError(
                 f"mask={mask!r} needs the parameters: call update(gradients, state, params)."
             )
-        tree = mask.tree(params)
+        tree = _without_others(mask.tree(params), self._tree)
         try:
             full = jax.tree.map(
                 lambda select, part: jax.tree.map(lambda _: bool(select), part, is_leaf=_is_none),
@@ -371,6 +371,20 @@ class Arrays:
         # The state in the place of the parameters.
         advice = f" {ORDER}" if _is_state(tree) or _is_state(self._tree) else ""
         return f"the {self._what} and {what} differ in structure: {'; '.join(found)}.{advice}"
+
+
+def _without_others(mask: Any, tree: Any) -> Any:
+    """A mask of more than the tree, but for what is in other groups: an `optax.MaskedNode` in the tree."""
+    if isinstance(tree, optax.MaskedNode):
+        return tree
+    children, treedef = jax.tree_util.tree_flatten(tree, is_leaf=lambda x: x is not tree)
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return mask
+    try:
+        parts = treedef.flatten_up_to(mask)
+    except ValueError:
+        return mask  # One bool for all of it, or another tree.
+    return treedef.unflatten(list(map(_without_others, parts, children)))
 
 
 def _in_the_form_of(old: Any, new: Any) -> Any:

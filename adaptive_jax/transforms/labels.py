@@ -39,16 +39,22 @@ class Labels:
         # A module that can be called but is a pytree is a tree of labels.
         if callable(labels) and jax.tree_util.all_leaves([labels]):
             return cls(_hashing(labels))
+        if labels is None:
+            raise TypeError(
+                "param_labels=None labels nothing: give a tree of labels, a function, or patterns."
+            )
         _check_labels(labels)
         leaves, treedef = jax.tree.flatten(labels)
         patterns = None
-        if _are_pairs(labels):
-            pairs: list[Any] = list(labels)
+        if pairs := _pairs(labels):
             patterns = tuple([_pattern(index, *pair) for index, pair in enumerate(pairs)])
             if any(leaf not in known for leaf in leaves):
                 leaves, treedef = [], None
-                unknown = {each: [f"{text!r}"] for text, _, each in patterns if each not in known}
-                _refuse_unknown(unknown, known)
+                named = {each: [repr(text)] for text, _, each in patterns}
+                _refuse_unknown({k: text for k, text in named.items() if k not in known}, known)
+                refuse_unused(
+                    [label for label in known if label not in named], "pattern", list(named)
+                )
         else:
             _refuse_unknown(_places(labels, known), known)
         return cls(None, tuple(leaves), treedef, patterns)
@@ -132,19 +138,17 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _are_pairs(labels: Any) -> bool:
-    """Whether it is a list of patterns with their labels."""
-    return (
-        type(labels) in (list, tuple)
-        and bool(labels)
-        and all(
-            type(each) in (list, tuple)
-            and len(each) == 2
-            and isinstance(each[0], (str, re.Pattern))
-            and jax.tree_util.all_leaves([each[1]])
-            for each in labels
-        )
+def _pairs(labels: Any) -> Sequence[tuple[Any, Any]]:
+    """Patterns with their labels, if it is a list of them; nothing if it is a tree."""
+    many = type(labels) in (list, tuple)
+    are_pairs = many and all(
+        type(each) in (list, tuple)
+        and len(each) == 2
+        and isinstance(each[0], (str, re.Pattern))
+        and jax.tree_util.all_leaves([each[1]])
+        for each in labels
     )
+    return labels if are_pairs else ()
 
 
 def _pattern(index: int, pattern: Any, label: Hashable) -> tuple[str, int, Hashable]:
@@ -192,6 +196,16 @@ def _refuse_unknown(places: dict[Hashable, list[str]], known: Collection[Hashabl
         raise ValueError(
             f"param_labels has labels without a transformation: {shown}. The labels in transforms are "
             f"{', '.join(map(repr, known))}; None as a transformation leaves parameters as they are."
+        )
+
+
+def refuse_unused(unused: Sequence[Hashable], what: str, others: Sequence[Any]) -> None:
+    """Raises a ValueError for labels with a transformation and without parameters."""
+    if unused:
+        raise ValueError(
+            f"transforms has {', '.join(map(repr, unused))}, a label that no {what} has, of "
+            f"{some([str(each) for each in others])}: leave it out, or give a function of the parameters "
+            "as param_labels, which may have labels for other models."
         )
 
 
@@ -256,6 +270,9 @@ class Cut:
             for owner, paths in ((f"{self._what} has", here), (f"the {what} have", there))
             if paths
         ]
+        nones = tree_flatten_with_path(self._tree, is_leaf=_is_none)[0]
+        if not found and (paths := [keystr(path) for path, leaf in nones if leaf is None]):
+            found = [f"it is None, which is no array, for {some(paths)}"]
         if not found:  # Equal paths, different containers.
             found = [f"{self._treedef} against {jax.tree.structure(tree)}"]
         return f"{self._what} is no prefix of the {what}: {'; '.join(found)}."

@@ -12,11 +12,12 @@ import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from .._core import pytrees, states
+from .._core.extra import FIRST_GRADIENT
 from .._core.mask import Selection
 from .._core.transformation import Foreign, Transformation, member
 from .._core.wrapper import Wrapper, walk
 from .finite import no_update
-from .labels import Cut, Labels, some
+from .labels import Cut, Labels, refuse_unused, some
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,7 @@ class Partition(Wrapper):
             )
         if self.param_labels.patterns is None:
             used = set(self._cut(params).labels)
-            if unused := [label for label in self.transforms if label not in used]:
-                raise ValueError(
-                    f"transforms has {', '.join(map(repr, unused))}, a label that none of the parameters "
-                    f"{some(paths)} has: leave it out, or give a function of the parameters as "
-                    "param_labels, which may have labels for other models."
-                )
+            refuse_unused([x for x in self.transforms if x not in used], "parameter", paths)
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{label!r}: {tx!r}" for label, tx in self.transforms.items())
@@ -313,7 +309,7 @@ class _Split:
         self._like = {
             name: cut.parts(name, each)
             for name, each in extra_args.items()
-            if masks and _is_like(each, updates)
+            if name == FIRST_GRADIENT or (masks and _is_like(each, updates))
         }
 
     def updated(self, tx: Any, label: Hashable, state: Any) -> tuple[Any, Any]:
