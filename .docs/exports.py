@@ -96,7 +96,15 @@ PAGES = {
             "plotting.profile",
         ],
     ),
-    "wrappers": ("Wrappers", ["transforms.skip", "transforms.accumulate", "transforms.monitor"]),
+    "wrappers": (
+        "Wrappers",
+        [
+            "transforms.partition",
+            "transforms.skip",
+            "transforms.accumulate",
+            "transforms.monitor",
+        ],
+    ),
     "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
     "torch": (
         "PyTorch",

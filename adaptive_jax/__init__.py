@@ -81,6 +81,8 @@ from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params
 from .transforms.memory import state_bytes as state_bytes
 from .transforms.monitor import monitor as monitor
+from .transforms.partition import masked as masked
+from .transforms.partition import partition as partition
 from .transforms.precision import apply_updates as apply_updates
 from .transforms.precision import compensate as compensate
 from .transforms.precision import exact_params as exact_params

@@ -114,14 +114,14 @@ def gradients(updates: Any) -> Any:
 
 
 def with_gradient(updates: Any, params: Any) -> Any:
-    """The parameters, with None for what has no gradient and is no array, as in a whole module."""
+    """The parameters, with None for what has no gradient and is no float, as in a whole module."""
     leaves, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
     try:
         found = treedef.flatten_up_to(params)
     except ValueError:
         return params
     kept = [
-        param if gradient is not None or hasattr(param, "dtype") else None
+        param if gradient is not None or _inexact(param) else None
         for gradient, param in zip(leaves, found, strict=True)
     ]
     return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
@@ -238,8 +238,10 @@ class Arrays:
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
                     f"parameters. {ORDER}"
                 )
-            if value is None:
-                continue
+            if value is None or (
+                self.leaves[index] is None and isinstance(value, optax.MaskedNode)
+            ):
+                continue  # What has no gradient may be in another group.
             if isinstance(value, Mapping):
                 if self.leaves[index] is None:
                     continue  # It stays as it is.
@@ -279,7 +281,7 @@ class Arrays:
             raise ValueError(
                 f"mask={mask!r} needs the parameters: call update(gradients, state, params)."
             )
-        tree = mask.tree(params)
+        tree = _without_others(mask.tree(params), self._tree)
         try:
             full = jax.tree.map(
                 lambda select, part: jax.tree.map(lambda _: bool(select), part, is_leaf=_is_none),
@@ -362,6 +364,20 @@ class Arrays:
         # The state in the place of the parameters.
         advice = f" {ORDER}" if _is_state(tree) or _is_state(self._tree) else ""
         return f"the {self._what} and {what} differ in structure: {'; '.join(found)}.{advice}"
+
+
+def _without_others(mask: Any, tree: Any) -> Any:
+    """A mask of more than the tree, but for what is in other groups: an `optax.MaskedNode` in the tree."""
+    if isinstance(tree, optax.MaskedNode):
+        return tree
+    children, treedef = jax.tree_util.tree_flatten(tree, is_leaf=lambda x: x is not tree)
+    if jax.tree_util.treedef_is_leaf(treedef):
+        return mask
+    try:
+        parts = treedef.flatten_up_to(mask)
+    except ValueError:
+        return mask  # One bool for all of it, or another tree.
+    return treedef.unflatten(list(map(_without_others, parts, children)))
 
 
 def _in_the_form_of(old: Any, new: Any) -> Any:

@@ -19,8 +19,8 @@ class Wrapper:
     Its state is a NamedTuple in which theirs have entries.
 
     Class attributes:
-      wraps: from each field that is a transformation, or a tuple of them, to the entry of the state that
-        is its state, or the tuple of theirs.
+      wraps: from each field that is a transformation, or a tuple or a dict of them, to the entry of the
+        state that is its state, or the tuple or the dict of theirs.
       data_fields: the other fields that are data, pytrees: new values compile nothing again. What
         makes no update, such as a measure, belongs here. All fields that are left are static.
       state_type: the NamedTuple of the state. Its names are a stable format: never rename one.
@@ -95,18 +95,31 @@ class Wrapper:
         columns = zip(self.wraps.values(), self._columns(new), strict=True)
         return state._replace(**dict(columns))
 
+    def params_in(self, params: Any) -> tuple[Any, ...]:
+        """The parameters, or a tree like them, as each of the transformations in it sees them."""
+        return (params,) * len(self.wrapped())
+
     def _row(self, columns: Iterable[Any]) -> tuple[Any, ...]:
-        """What there is for each field that is a transformation, one by one for a tuple of them."""
+        """What there is for each field that is a transformation, one by one for many of them."""
         row: list[Any] = []
         for field, column in zip(self.wraps, columns, strict=True):
-            row += column if _is_many(getattr(self, field)) else (column,)
+            own = getattr(self, field)
+            if type(own) is dict:
+                row += [column[key] for key in own]
+            else:
+                row += column if type(own) is tuple else (column,)
         return tuple(row)
 
     def _columns(self, row: Iterable[Any]) -> Iterator[Any]:
         """The reverse of `_row`."""
         rest = iter(row)
         for own in (getattr(self, field) for field in self.wraps):
-            yield tuple(itertools.islice(rest, len(own))) if _is_many(own) else next(rest)
+            if type(own) is dict:
+                yield dict(zip(own, itertools.islice(rest, len(own)), strict=True))
+            else:
+                # By type: each transformation is a tuple itself, of its two functions.
+                is_many = type(own) is tuple
+                yield tuple(itertools.islice(rest, len(own))) if is_many else next(rest)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -138,11 +151,6 @@ class Wrapper:
         return f"{self.label or type(self).__name__}({', '.join(shown)})"
 
 
-def _is_many(value: Any) -> bool:
-    """Whether a field is many transformations. Each is a tuple itself, of its two functions."""
-    return type(value) is tuple
-
-
 @functools.cache
 def _fields(cls: type[Wrapper]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Of a wrapper's class: the fields that are pytrees, and the static ones."""
@@ -164,7 +172,10 @@ def _fields(cls: type[Wrapper]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def walk(
-    transformation: Any, *all_states: Any, through: type[Wrapper] = Wrapper
+    transformation: Any,
+    *all_states: Any,
+    through: type[Wrapper] = Wrapper,
+    params: Any = None,
 ) -> Iterator[tuple[Any, ...]]:
     """Everything in a transformation that wraps nothing: its data, and its part of each state.
 
@@ -172,14 +183,16 @@ def walk(
 
     all_states: states of the transformation, or trees in their place; none for the data alone.
     through: the wrappers to look into. Any other one is handed on as it is.
+    params: the parameters, or a tree like them. Given, what is found sees of them comes last.
     """
     data = data_of(transformation)
     if not isinstance(data, through):
-        yield data, *all_states
+        yield (data, *all_states) if params is None else (data, *all_states, params)
         return
     parts = [data.states_in(state) for state in all_states]
-    for each in zip(data.wrapped(), *parts, strict=True):
-        yield from walk(*each, through=through)
+    seen = (None,) * len(data.wrapped()) if params is None else data.params_in(params)
+    for *each, tree in zip(data.wrapped(), *parts, seen, strict=True):
+        yield from walk(*each, through=through, params=tree)
 
 
 def rebuilt(

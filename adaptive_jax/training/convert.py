@@ -56,25 +56,28 @@ def convert_storage(
       >>> print(state[0].mu["w"].codes.dtype, state[0].nu["w"].codes.dtype)
       int8 uint8
     """
-    arrays = pytrees.Arrays("params", params)
+    pytrees.check_floats("params", params)
     old, new = member(tx_old, "convert_storage"), member(tx_new, "convert_storage")
-    return _convert(arrays, old, new, jax.eval_shape(new.init, params), opt_state)
+    return _convert(params, old, new, jax.eval_shape(new.init, params), opt_state)
 
 
-def _convert(arrays: pytrees.Arrays, old: Any, new: Any, template: Any, state: Any) -> Any:
+def _convert(params: Any, old: Any, new: Any, template: Any, state: Any) -> Any:
     """template: the state of the new optimizer, as shapes."""
     before, after = data_of(old), data_of(new)
     kind = type(before) if type(before) is type(after) else type(None)
     if issubclass(kind, Lifted) and _kept(before) == _kept(after):
-        return _convert_rules(arrays, before, after, template, state)
+        return _convert_rules(params, before, after, template, state)
     if issubclass(kind, Wrapper) and len(before.wrapped()) == len(after.wrapped()):
         before.check(state)
-        trees = after.states_in(template), before.states_in(state)
-        every = zip(before.wrapped(), after.wrapped(), *trees, strict=True)
-        new_parts = [_convert(arrays, *each) for each in every]
-        kinds = _kinds if new_parts else jax.tree.structure
-        if kinds(_without(after, template)) == kinds(_without(before, state)):
-            return before.with_states(state, new_parts)
+        seen, will_be_seen = before.params_in(params), after.params_in(params)
+        # Not the same groups: another optimizer.
+        if jax.tree.structure(seen) == jax.tree.structure(will_be_seen):
+            trees = after.states_in(template), before.states_in(state)
+            every = zip(seen, before.wrapped(), after.wrapped(), *trees, strict=True)
+            new_parts = [_convert(*each) for each in every]
+            kinds = _kinds if new_parts else jax.tree.structure
+            if kinds(_without(after, template)) == kinds(_without(before, state)):
+                return before.with_states(state, new_parts)
     if kind is Foreign and jax.tree.structure(state) == jax.tree.structure(template):
         return state
     raise ValueError(
@@ -102,9 +105,8 @@ def _lasts(rule: Rule) -> bool:
     return not isinstance(rule, (WeightDecay, Identity))
 
 
-def _convert_rules(
-    arrays: pytrees.Arrays, before: Lifted, after: Lifted, template: Any, state: Any
-) -> Any:
+def _convert_rules(params: Any, before: Lifted, after: Lifted, template: Any, state: Any) -> Any:
+    arrays = pytrees.Arrays("params", params)
     try:
         states = before.split(state)
     except ValueError as error:

@@ -20,6 +20,7 @@ from .._core.lifted import Lifted
 from .._core.rule import Rule, fields
 from .._core.schedule import Schedule, outline
 from .._core.transformation import Foreign, data_of
+from .._core.wrapper import Wrapper
 from ..transforms.parts import parts
 from .closures import IN, add_value, closed_over, is_optimizer, is_update, selected
 
@@ -124,8 +125,19 @@ def _parts(tx: Any, params: Any, inside: bool = False) -> Iterator[dict[str, Any
         for field in dataclasses.fields(data):
             add_value(values, inner, field.name, getattr(data, field.name), params)
         yield {"name": repr(data).partition("(")[0], "library": None, "values": values}
+        seen = _seen_in(data, params)
         for each in inner:
-            yield from _parts(each, params, inside)
+            yield from _parts(each, seen.get(id(each), params), inside)
+
+
+def _seen_in(data: Any, params: Any) -> dict[int, Any]:
+    """For the id of each transformation in a wrapper, what it sees of the parameters."""
+    if params is None or not isinstance(data, Wrapper):
+        return {}
+    try:
+        return dict(zip(map(id, data.wrapped()), data.params_in(params), strict=True))
+    except (TypeError, ValueError):
+        return {}  # Parameters of another optimizer.
 
 
 def _rule_values(values: dict[str, Any], index: int, rule: Rule, params: Any) -> None:

@@ -84,11 +84,12 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> StateBytes:
     by_slot: dict[str, int] = {}
     by_array = dict.fromkeys(arrays.paths(), 0)
 
-    for rule, _, part in parts(tx, state):
+    for rule, _, part, seen in parts(tx, state, params):
+        of_rule = pytrees.Arrays("params", seen)
         for name in rule.slots:
-            sizes = [_size(each) for each in arrays.treedef.flatten_up_to(getattr(part, name))]
+            sizes = [_size(each) for each in of_rule.treedef.flatten_up_to(getattr(part, name))]
             by_slot[name] = by_slot.get(name, 0) + sum(sizes)
-            for path, size in zip(by_array, sizes, strict=True):
+            for path, size in zip(of_rule.paths(), sizes, strict=True):
                 by_array[path] += size
     total = _size(state)
     if other := total - sum(by_slot.values()):

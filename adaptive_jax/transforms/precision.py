@@ -259,14 +259,15 @@ def exact_params(params: Any, opt_state: Any) -> Any:
 
     Args:
       params: the parameters.
-      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper.
+      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper. In the
+        groups of a `partition` there may be several.
 
     Returns:
       Low-precision parameters and their corrections added up, in float32. Without `compensate` they
       are cast to float32; those of 32 bits and more are as they were.
 
     Raises:
-      ValueError: for a state of other parameters, and one with several corrections in it.
+      ValueError: for a state of other parameters, and one with several corrections of one of them.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -283,8 +284,6 @@ def exact_params(params: Any, opt_state: Any) -> Any:
 
     nodes = jax.tree.leaves(opt_state, is_leaf=is_compensated)
     found = [node for node in nodes if is_compensated(node)]
-    if len(found) > 1:
-        raise ValueError(f"the state has {len(found)} corrections in it: give that of one of them.")
     leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
     # In a whole module there are functions and integers, too.
     low = [hasattr(x, "dtype") and _is_low(x.dtype) for x in leaves]
@@ -292,9 +291,16 @@ def exact_params(params: Any, opt_state: Any) -> Any:
         "params",
         treedef.unflatten([x if is_low else None for x, is_low in zip(leaves, low, strict=True)]),
     )
-    corrections = [optax.MaskedNode()] * len(leaves)
-    if found:
-        corrections = arrays.match("the correction", found[0].correction)
+    corrections: list[Any] = [optax.MaskedNode()] * len(leaves)
+    for node in found:
+        for index, correction in enumerate(_in_all_places(node.correction, arrays)):
+            if isinstance(correction, optax.MaskedNode):
+                continue  # Of a parameter of 32 bits, or one of another group.
+            if not isinstance(corrections[index], optax.MaskedNode):
+                raise ValueError(
+                    f"the state has {len(found)} corrections in it: give that of one of them."
+                )
+            corrections[index] = correction
     return treedef.unflatten(
         [
             param
@@ -305,6 +311,26 @@ def exact_params(params: Any, opt_state: Any) -> Any:
             for param, is_low, correction in zip(leaves, low, corrections, strict=True)
         ]
     )
+
+
+def _in_all_places(correction: Any, arrays: pytrees.Arrays) -> list[Any]:
+    """The correction of each array, where one `optax.MaskedNode` may stand for many arrays."""
+    params = arrays.treedef.unflatten(arrays.leaves)
+
+    def in_each(kept: Any, part: Any) -> Any:
+        is_masked = isinstance(kept, optax.MaskedNode)
+        return jax.tree.map(lambda _: kept, part, is_leaf=_is_none) if is_masked else kept
+
+    try:
+        is_kept = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
+        correction = jax.tree.map(in_each, correction, params, is_leaf=is_kept)
+    except ValueError:
+        pass  # Of other parameters, which is said by:
+    return arrays.match("the correction", correction)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def _is_low(dtype: Any) -> bool:

@@ -401,6 +401,8 @@ WRAPPED = {
     "multi_steps": aj.multi_steps(aj.adam(0.1), 2),
     "compensate": aj.compensate(aj.adam(0.1)),
     "diagnose": aj.diagnose(aj.adam(0.1)),
+    "partition": aj.partition({"a": aj.adam(0.1), "b": None}, {"layer": {"w": "a", "b": "b"}}),
+    "masked": aj.masked(aj.adam(0.1), {"layer": {"w": True, "b": False}}),
 }
 
 
