@@ -2,41 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from .leaves import Piece, matched
+from .extra import Extra
+from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
-from .plan import plans, stretches
-from .slots import update_array
+from .plan import plans, sees_all, stretches
+from .slots import measure_array, update_array
 from .step import RuleAtStep
 
 
 @jax.jit
 def update_tree(
-    lifted: Lifted, updates: Any, state: Any, params: Any, piece: Piece | None = None
+    lifted: Lifted,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra: Extra | None = None,
+    piece: Piece | None = None,
 ) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
     All checks run while it is traced, so from the second call on they cost nothing.
 
+    extra: the extra arguments that the rules ask for.
     piece: what there is to know of the larger tree whose arrays these are.
     """
-    gradients, states, leaves = matched(lifted, updates, state, params, piece)
-    rules = [RuleAtStep(*each) for each in zip(lifted.rules, lifted.storages, states, strict=True)]
+    trees = matched(lifted, updates, state, params, extra, piece)
+    numbers = {} if extra is None else extra.numbers
+    rules = [
+        RuleAtStep(*each, numbers)
+        for each in zip(lifted.rules, lifted.storages, trees.states, strict=True)
+    ]
     for places in stretches(lifted.rules):
-        for leaf, plan in zip(leaves, plans(rules, places, leaves), strict=True):
+        _advance(rules, places, trees.leaves)
+        for leaf, plan in zip(trees.leaves, plans(rules, places, trees.leaves), strict=True):
             if plan is not None:
-                index = leaf.index if plan.stochastic else None
-                leaf.direction, leaf.slots[places] = update_array(
-                    plan, leaf.direction, leaf.slots[places], leaf.param, index
-                )
-    new_states = []
-    for i, (rule, old) in enumerate(zip(rules, states, strict=True)):
-        slots = {
-            name: gradients.slot_tree(getattr(old, name), [leaf.slots[i][name] for leaf in leaves])
-            for name in lifted.rules[i].slots
-        }
-        new_states.append(rule.new_state(slots))
-    return gradients.treedef.unflatten([leaf.direction for leaf in leaves]), lifted.join(new_states)
+                leaf.direction, leaf.entries[places] = update_array(plan, *_of(leaf, places, rules))
+    new_states = [
+        rule.new_state(trees.state_entries(place, per_array(rule.rule)))
+        for place, rule in enumerate(rules)
+    ]
+    treedef = trees.gradients.treedef
+    return treedef.unflatten([leaf.direction for leaf in trees.leaves]), lifted.join(new_states)
+
+
+def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) -> None:
+    """Moves on the scalars of a stretch of the rules, the first of which may measure all arrays."""
+    for place in range(places.start, places.stop):
+        rule, own = rules[place], slice(place, place + 1)
+        if rule.rule.advance is None or rule.rule.layerwise:
+            continue
+        of_each = plans(rules, own, leaves)
+        dtypes = [plan.dtype for plan in of_each if plan is not None]
+        measured = []
+        if sees_all(rule.rule):
+            measured = [
+                measure_array(plan, *_of(leaf, own, rules))
+                for leaf, plan in zip(leaves, of_each, strict=True)
+                if plan is not None and leaf.direction.size
+            ]
+            if not measured:
+                continue
+        rule.advance(measured, rules[:place], dtypes)
+
+
+def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:
+    """What a stretch of the rules gets of an array."""
+    needs_first = any(rule.rule.needs_gradient for rule in rules[places])
+    first = leaf.first if needs_first else None
+    return leaf.direction, leaf.entries[places], leaf.param, leaf.index, leaf.extra, first

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optax
 
 from .._core import states
+from .._core.extra import FIRST_GRADIENT, first_gradient, hands_on
+from .._core.lifted import Lifted
+from .._core.rule import Rule
 from .._core.transformation import Transformation
-from .._core.wrapper import Wrapper
+from .._core.wrapper import Wrapper, walk
 
 
 def chain(*transformations: optax.GradientTransformation) -> Transformation:
@@ -49,9 +52,14 @@ class Chained(Wrapper):
     def init(self, params: Any) -> Any:
         return tuple(member.init(params) for member in self.members)
 
+    @hands_on
     def step(
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
+        asking = [rule for rule in _rules(self) if rule.needs_gradient]
+        if asking:
+            first = first_gradient(asking[0], extra_args)
+            extra_args[FIRST_GRADIENT] = updates if first is None else first
         new_state = []
         for each, old in zip(self.members, state, strict=True):
             updates, new = each.update(updates, old, params, **extra_args)
@@ -67,3 +75,10 @@ class Chained(Wrapper):
     def with_states(self, state: Any, new: Iterable[Any]) -> Any:
         del state
         return tuple(new)
+
+
+def _rules(data: Any) -> Iterator[Rule]:
+    """The rules in it, at any depth."""
+    for (each,) in walk(data):
+        if isinstance(each, Lifted):
+            yield from each.rules
