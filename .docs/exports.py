@@ -25,10 +25,22 @@ PAGES = {
             "_core.hyper",
             "_core.mask",
             "_core.rule",
+            "_core.context",
             "_core.views",
             "_core.transform",
             "transforms.chain",
             "rules",
+        ],
+    ),
+    "schedules": (
+        "Schedules",
+        [
+            "schedules",
+            "_core.schedule",
+            "schedules.warmup",
+            "schedules.decays",
+            "schedules.pieces",
+            "schedules.cycles",
         ],
     ),
     "storage": (
@@ -110,7 +122,9 @@ PAGES = {
 }
 # Modules that users reach by name: all that is public in them is shown, below their own docstring. Of
 # a file in one of them that PAGES lists, that which the module hands on, in the order of the file.
-NAMESPACES = ("rules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing")
+NAMESPACES = (
+    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,8 +178,9 @@ def exports(package: ModuleType) -> dict[str, list[Export]]:
             shown["optimizers" if algorithm.whole else "chains"].append(export)
     for page, (_, modules) in PAGES.items():
         for module in modules:
+            of_page = page if page in NAMESPACES else ""
             namespace = next(
-                (each for each in NAMESPACES if f"{module}.".startswith(f"{each}.")), ""
+                (each for each in NAMESPACES if f"{module}.".startswith(f"{each}.")), of_page
             )
             handed_on = sys.modules.get(f"{package.__name__}.{namespace}")
             for name, value, docstring in _defined(f"{package.__name__}.{module}"):

@@ -6,6 +6,7 @@ from . import maths as maths
 from . import plotting as plotting
 from . import problems as problems
 from . import rules as rules
+from . import schedules as schedules
 from . import testing as testing
 from ._core.context import Context as Context
 from ._core.hyper import Decay as Decay

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import numbers
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import jax
@@ -13,30 +11,29 @@ import numpy as np
 from jax.core import Tracer
 
 from .. import maths
+from . import closures
 from .arguments import is_number
 from .errors import of_function
 from .pytrees import describe
+from .schedule import Schedule, numbers_of
+from .values import Interval as Interval
 
 
-@dataclass(frozen=True)
-class Interval:
-    """The values that a hyperparameter may have."""
+def is_schedule(value: Any) -> bool:
+    """Whether it is one hyperparameter that moves: a function of the count.
 
-    low: float = -math.inf
-    high: float = math.inf
-    open_above: bool = False
-    finite: bool = True
+    A callable that has leaves, such as a module, is a tree of hyperparameters.
+    """
+    if isinstance(value, (Schedule, jax.tree_util.Partial)):  # What a rule makes of a function.
+        return True
+    return callable(value) and all(leaf is value for leaf in jax.tree.leaves(value))
 
-    def __contains__(self, value: float) -> bool:
-        if math.isnan(value) or (self.finite and math.isinf(value)) or value < self.low:
-            return False
-        return value < self.high if self.open_above else value <= self.high
 
-    def __str__(self) -> str:
-        if self.high < math.inf:
-            return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_above else ']'}"
-        kind = "a finite number" if self.finite else "a number"
-        return kind if self.low == -math.inf else f"{kind} >= {self.low:g}"
+def as_data(value: Any) -> Any:
+    """A hyperparameter as a pytree: a function is static, and its leaves are the traced numbers that it
+    closes over."""
+    is_function = is_schedule(value) and not isinstance(value, (Schedule, jax.tree_util.Partial))
+    return closures.as_partial(value) if is_function else value
 
 
 def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
@@ -44,7 +41,7 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
 
     Only numbers are held against the interval: an array may be a tracer.
     """
-    if value is None or callable(value):
+    if value is None or is_schedule(value):
         return value
     allowed = (
         f"{name} must be {interval}, an array of shape (), or a schedule (a function of the count)"
@@ -87,7 +84,7 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
 
 def check_first_value(rule: str, name: str, value: Any) -> None:
     """Raises a TypeError if the first value of a slot is a schedule."""
-    if callable(value):
+    if is_schedule(value):
         raise TypeError(
             f"{name}={_name(value)} is a schedule in {rule}: it is the value of the state before the "
             "first step, so it must be a number, or an array of shape ()."
@@ -95,14 +92,15 @@ def check_first_value(rule: str, name: str, value: Any) -> None:
 
 
 def _name(function: Any) -> str:
-    """A function's own name, also in a `Partial`."""
+    """A function's own name, also in a `Partial`; the call that made a `Schedule`."""
     function = getattr(function, "func", function)
     return getattr(function, "__name__", f"{function!r:.100}")
 
 
 def check_one_number(rule: str, name: str, value: Any) -> None:
     """Raises a ValueError for a hyperparameter that is many numbers when it comes to be used."""
-    if shape := np.shape(value) if hasattr(value, "shape") else ():
+    numbers = numbers_of(value) if isinstance(value, Schedule) else [value]
+    if shape := next((np.shape(each) for each in numbers if getattr(each, "shape", ())), ()):
         raise ValueError(
             f"{name} has the shape {shape} in {rule}: these are many optimizers, made by jax.vmap. Use "
             "them under jax.vmap as well, or take one out: jax.tree.map(lambda x: x[i], tx)."

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from . import closures, hyper, nodes, views
+from . import hyper, nodes, views
 from .context import Context
 from .hyper import show
 from .mask import Mask, Selection
@@ -169,9 +169,8 @@ class Rule:
         if name is None:
             return None
         rate = getattr(self, name, None)
-        return (
-            hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
-        )
+        is_scheduled = hyper.is_schedule(rate)
+        return hyper.scheduled(type(self).__name__, name, rate, step - 1) if is_scheduled else rate
 
     measure: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
     """`measure(self, grad, slots, param, ctx)`: numbers about one array before its update, by name."""
@@ -202,11 +201,7 @@ class Rule:
                     "array of shape (), or a schedule."
                 )
             value = hyper.hyperparameter(type(self).__name__, name, value, interval)
-            # A schedule becomes a pytree: static data, compared by identity. Its leaves are the traced
-            # numbers that it closes over.
-            if callable(value) and not isinstance(value, jax.tree_util.Partial):
-                value = closures.as_partial(value)
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, hyper.as_data(value))
         firsts = [*self.scalars.values(), *(slot.initial for slot in self.slots.values())]
         for first in filter(_is_name, firsts):
             hyper.check_first_value(type(self).__name__, first, getattr(self, first))

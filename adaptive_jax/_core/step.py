@@ -50,7 +50,7 @@ class RuleAtStep:
         for name in fields(type(rule)).data:
             value = getattr(rule, name)
             hyper.check_one_number(type(rule).__name__, name, value)
-            if callable(value):
+            if hyper.is_schedule(value):
                 value = hyper.scheduled(type(rule).__name__, name, value, count)
             self._values[name] = value
         # For a constant b, the bias correction follows from the step.

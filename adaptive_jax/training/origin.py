@@ -15,12 +15,17 @@ import jax
 import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .._core import hyper
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields
+from .._core.schedule import Schedule, outline
 from .._core.transformation import Foreign, data_of
 from .._core.wrapper import Wrapper
 from ..transforms.parts import parts
 from .closures import IN, add_value, closed_over, is_optimizer, is_update, selected
+
+IS_DATA = "is data"
+"""What is told of a schedule whose numbers are entries of the state, beside its outline."""
 
 
 def of(state: Any) -> dict[str, Any]:
@@ -39,7 +44,8 @@ def of(state: Any) -> dict[str, Any]:
 def rules(state: Any) -> list[dict[str, Any]]:
     """Every rule of this library in a state: which it is, where it is, and where its state is.
 
-    fields: each hyperparameter as None, as "number", or as what `add_value` tells of a schedule.
+    fields: each hyperparameter as None, as "number", or as what `add_value` tells of a function; of a
+      schedule that is data, its outline.
     storage: how each of its slots is kept.
     keeps: whether it has a state of its own, beside a count.
     mask: which arrays it selects, by their paths; None for all.
@@ -75,8 +81,10 @@ def described(rule: Rule) -> str:
 
 
 def _field(value: Any) -> Any:
-    if value is None or not callable(value):
+    if not hyper.is_schedule(value):
         return None if value is None else "number"
+    if isinstance(value, Schedule):
+        return {"": {"function": outline(value)}, IS_DATA: True}
     values: dict[str, Any] = {}
     add_value(values, [], "", getattr(value, "func", value), None)
     return values

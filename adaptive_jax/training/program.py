@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .. import maths
 from .._core import pytrees
 from ..transforms import precision
 from ..transforms.finite import all_finite, finite_after
-from .gradients import loss_and_gradients, loss_of_batch, scale_in_force
+from .estimator import estimated, numbers_of
+from .gradients import loss_of_batch, scale_in_force
 from .metrics import measured_metrics
 from .outline import Outline
 from .settings import Settings
@@ -38,14 +40,21 @@ def one_step(
             )
         rng = jax.random.fold_in(state.rng, state.step)
     scale = scale_in_force(settings, state)
-    loss, model_state, aux, gradients = loss_and_gradients(settings, state, batch, rng, scale)
+    (loss, model_state, aux), gradients, extra_args = estimated(settings, state, batch, rng, scale)
+    gradients = maths.ascent(gradients)
 
     def value_fn(params: Any) -> Any:
         return loss_of_batch(settings, params, state.model_state, batch, rng)
 
     try:
         updates, updated = tx.update(
-            gradients, state.opt_state, state.params, value=loss, grad=gradients, value_fn=value_fn
+            gradients,
+            state.opt_state,
+            state.params,
+            value=loss,
+            grad=gradients,
+            value_fn=value_fn,
+            **extra_args,
         )
     except ValueError as error:
         if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
@@ -66,7 +75,9 @@ def one_step(
         model_state=model_state,
     )
     if settings.skips(state):
-        finite = all_finite((loss, gradients)) & finite_after(state.params, updates)
+        finite = all_finite((loss, gradients, numbers_of(extra_args))) & finite_after(
+            state.params, updates
+        )
         new = _chosen(finite, new, state)
     measured = measured_metrics(settings, state, new, updated, loss, gradients, updates)
     if settings.loss.has_aux:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from .loss import Loss
 from .state import TrainState
@@ -19,6 +21,7 @@ class Settings:
     rounding: str
     metrics: tuple[str, ...]
     by_name: bool
+    gradient: Callable[..., Any] | None
     told: list[str] = field(default_factory=list)  # What was warned about.
 
     def skips(self, state: TrainState) -> bool:

@@ -125,6 +125,10 @@ class TrainState:
         """The parameters in float32, with what `compensate` keeps of them: see `exact_params`."""
         return precision.exact_params(self.params, self.opt_state)
 
+    def eval_params(self) -> Any:
+        """The parameters to evaluate with: see `aj.eval_params`."""
+        return self.exact_params()
+
     def replace(self, **changes: Any) -> TrainState:
         """The state with other values for some of its fields."""
         if "tx" in changes:

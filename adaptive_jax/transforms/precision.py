@@ -12,7 +12,7 @@ from jax import lax
 
 from .. import maths
 from .._core import arguments, export, pytrees
-from .._core.transformation import Transformation
+from .._core.transformation import Foreign, Transformation, data_of
 from .._core.wrapper import Wrapper
 
 _ROUNDINGS = ("nearest", "stochastic")
@@ -122,12 +122,12 @@ class Compensate(Wrapper):
             raise ValueError(
                 "compensate needs the parameters: call update(gradients, state, params)."
             )
-        updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra_args)
         gradients = pytrees.Arrays("gradients", updates)
         leaves = gradients.params(params, ())
         corrections = gradients.match("the state's correction", state.correction)
-        for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
-            if update is None or param is None or not _is_low(jnp.result_type(param)):
+        exact = list(leaves)
+        for index, (param, gradient) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+            if gradient is None or param is None or not _is_low(jnp.result_type(param)):
                 continue
             old = corrections[index]
             if old.dtype != self.kept_in(param.dtype):
@@ -135,13 +135,22 @@ class Compensate(Wrapper):
                     f"the correction at {gradients.paths()[index]} is {pytrees.describe(old)}, and "
                     f"{self!r} keeps another one: make the state with its init(params)."
                 )
-            total = added(_exact(param, old), update)
-            split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
-            rounded, left = split(total, param.dtype)
-            corrections[index] = left.astype(old.dtype)
-            gradients.leaves[index] = rounded - param.astype(jnp.float32)
-        unflatten = gradients.treedef.unflatten
-        return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
+            exact[index] = _exact(param, old)
+        is_exact = [new is not old for new, old in zip(exact, leaves, strict=True)]
+        inner, unflatten = self.inner, gradients.treedef.unflatten
+        if any(is_exact):  # Else the parameters are left alone, a whole module too.
+            inner, params = _with_rounding(inner), unflatten(exact)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        new = gradients.match("the updates", updates)
+        for index, is_low in enumerate(is_exact):
+            if is_low and new[index] is not None:
+                total = added(exact[index], new[index])
+                old, param = corrections[index], leaves[index]
+                split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
+                rounded, left = split(total, param.dtype)
+                corrections[index] = left.astype(old.dtype)
+                new[index] = rounded - param.astype(jnp.float32)
+        return unflatten(new), CompensateState(unflatten(corrections), inner_state)
 
     def kept_in(self, dtype: Any) -> Any:
         """The dtype of the correction of a parameter; None for one without."""
@@ -150,6 +159,37 @@ class Compensate(Wrapper):
         if jnp.finfo(dtype).bits < 16:
             return jnp.float16
         return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Another library's transformation, which gets parameters that are as exact as its gradients.
+
+    Its state was made for rounded ones, and has their dtypes.
+    """
+
+    foreign: Any
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        gradients = pytrees.Arrays("gradients", updates)
+        rounded = [
+            maths.saturating_cast(x, g.dtype) if g is not None and _is_low(g.dtype) else x
+            for g, x in zip(gradients.leaves, gradients.params(params, ()), strict=True)
+        ]
+        params = gradients.treedef.unflatten(rounded)
+        return self.foreign.update(updates, state, params, **extra_args)
+
+
+def _with_rounding(transformation: Any) -> Any:
+    """The transformation with all those of other libraries in it in a `_Rounding`."""
+    if isinstance(transformation, Foreign):
+        return _Rounding(transformation)
+    data = data_of(transformation)
+    if not isinstance(data, Wrapper):
+        return transformation
+    return Transformation.of(data.with_wrapped(map(_with_rounding, data.wrapped())))
 
 
 def compensate(
@@ -163,7 +203,9 @@ def compensate(
     https://doi.org/10.1145/363707.363723); for parameters of 8 bits and less it is a float16. As an
     int8 it is the next 8 bits of the number, rounded to nearest: weights of 24 bits. The updates
     for such parameters are θ' - θ in float32, exactly, whatever the dtype of the gradients:
-    `apply_updates`, or optax's, then gives θ'. Parameters of 32 bits and more are left alone.
+    `apply_updates`, or optax's, then gives θ'. What is inside sees θ + c in float32 (another library's
+    transformations see it rounded to the dtype of their gradients, as their states are). Parameters of 32
+    bits and more are left alone.
     `exact_params` adds both up. To go on with the state of a run without it:
     `compensate(tx).init(params)._replace(inner_state=state)`.
 

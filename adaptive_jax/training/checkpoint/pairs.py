@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ..._core import hyper
-from ..origin import under
+from ..origin import IS_DATA, under
 from .entries import Saved
 from .origins import shown
 
@@ -33,12 +33,14 @@ class Hyperparameter:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether it is a schedule on both sides."""
-        return isinstance(self.here, Mapping) and isinstance(self.there, Mapping)
+        """Whether it is a schedule on both sides: the same one as data, or functions, which are code."""
+        if not (isinstance(self.here, Mapping) and isinstance(self.there, Mapping)):
+            return False
+        return self.here == self.there or not (IS_DATA in self.here or IS_DATA in self.there)
 
     @property
     def is_of_another_kind(self) -> bool:
-        """Whether it is none, a number or a schedule in one, and not so in the other."""
+        """Whether it is none, a number or a schedule in one, and not so in the other; or another one."""
         return self.here != self.there and not self.is_scheduled
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 from ..origin import of, under
 from .differences import Both, Difference, differences
 from .entries import Saved
-from .made import Maker, maker
+from .made import Maker, maker, needs_others
 from .pairs import Pair, pairs_of
 
 
@@ -39,7 +39,8 @@ def plan_of(saved: Saved, state: Any, entries: Mapping[str, Any]) -> Plan:
     is_new, may_be_gone = _that_come(both), _that_go(both)
     made: dict[str, Maker] = {}
     for name in entries:
-        if name in is_new and sources[name] not in saved.entries:
+        # Two schedules may have a number of one name, which is not the same one.
+        if name in is_new and (sources[name] not in saved.entries or not needs_others(name)):
             make = maker(name, both, sources)
             if make is not None:
                 made[name] = make

@@ -350,14 +350,20 @@ def _train(
 ) -> jax.Array:
     """The curve of a run: what the problem is judged by, at the steps in marks."""
     first_key, key = jax.random.split(jax.random.key(seed))
-    tx = factory(**setting)
+    tx = optax.with_extra_args_support(factory(**setting))
     params = problem.init(first_key)
 
     def step(count: Any, carry: Any) -> Any:
         params, state = carry
-        gradients = jax.grad(problem.loss)(params, jax.random.fold_in(key, count))
+        step_key = jax.random.fold_in(key, count)
+
+        def loss(params: Any) -> jax.Array:
+            return problem.loss(params, step_key)
+
+        value, gradients = jax.value_and_grad(loss)(params)
         gradients = maths.ascent(gradients)
-        updates, state = tx.update(gradients, state, params)
+        extra_args = {"value": value, "grad": gradients, "value_fn": loss}
+        updates, state = tx.update(gradients, state, params, **extra_args)
         return optax.apply_updates(params, updates), state
 
     def stretch(carry: Any, ends: Any) -> Any:
