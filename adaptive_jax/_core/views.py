@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import keystr
 
+from .paths import Pattern, path_name, some
 from .pytrees import describe, is_placeholder
 
 
@@ -215,20 +215,15 @@ def _places(axes: MatrixAxes, name: str, ndim: int) -> tuple[int, ...]:
 class AxesByPath:
     """The axes of arrays by what is found in their paths, a/b/c: static data that hashes."""
 
-    patterns: tuple[tuple[str, int, MatrixAxes], ...]
+    patterns: tuple[tuple[Pattern, MatrixAxes], ...]
 
     def at(self, path: str) -> MatrixAxes:
         """Those of the first pattern that is found; the usual ones without any."""
-        found = (axes for text, flags, axes in self.patterns if re.search(text, path, flags))
+        found = (axes for pattern, axes in self.patterns if pattern.is_in(path))
         return next(found, MatrixAxes())
 
     def __repr__(self) -> str:
-        plain = re.compile("").flags
-        shown = {
-            text if flags == plain else re.compile(text, flags): axes
-            for text, flags, axes in self.patterns
-        }
-        return repr(shown)
+        return repr({pattern.given: axes for pattern, axes in self.patterns})
 
 
 def axes_of_field(rule: str, axes: Any) -> MatrixAxes | AxesByPath | None:
@@ -245,17 +240,10 @@ def axes_of_field(rule: str, axes: Any) -> MatrixAxes | AxesByPath | None:
             "two axes, or a dict from regular expressions, which are looked for in the paths of arrays, "
             'to such, {"conv": aj.MatrixAxes(rows=(0, 1, 2), columns=3)}.'
         )
-    patterns = []
-    for pattern, each in axes.items():
-        try:
-            compiled = re.compile(pattern)
-            compiled.search("a path")  # A pattern of bytes matches no text.
-        except (re.error, TypeError) as error:
-            raise ValueError(
-                f"axes of {rule} has the key {pattern!r}, which is no regular expression for paths: "
-                f"{error}."
-            ) from None
-        patterns.append((compiled.pattern, compiled.flags, each))
+    patterns = [
+        (Pattern.of(pattern, f"axes of {rule} has the key {pattern!r}"), each)
+        for pattern, each in axes.items()
+    ]
     return AxesByPath(tuple(patterns))
 
 
@@ -274,7 +262,7 @@ def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
         if leaf is None:
             found.append(None)
             continue
-        name = keystr(path, simple=True, separator="/")
+        name = path_name(path)
         axes = field.at(name) if isinstance(field, AxesByPath) else field
         _check(type(rule).__name__, f"{what}{keystr(path)}", name, leaf, axes)
         found.append(axes)
@@ -312,15 +300,10 @@ def check_all_found(rule: Any, params: Any) -> None:
     field = getattr(rule, "axes", None)
     if not isinstance(field, AxesByPath) or is_placeholder(params):
         return
-    names = _names(jax.tree_util.tree_leaves_with_path(params))
-    for text, flags, _ in field.patterns if names else ():
-        if not any(re.search(text, name, flags) for name in names):
-            more = f", {len(names) - 4} more" if len(names) > 4 else ""
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern, _ in field.patterns if names else ():
+        if not any(map(pattern.is_in, names)):
             raise ValueError(
-                f"the key {text!r} in axes of {type(rule).__name__} is found in no path of the parameters, "
-                f"{', '.join(names[:4])}{more}: leave it out."
+                f"the key {pattern.text!r} in axes of {type(rule).__name__} is found in no path of the "
+                f"parameters, {some(names)}: leave it out."
             )
-
-
-def _names(leaves: Iterable[tuple[Any, Any]]) -> list[str]:
-    return [keystr(path, simple=True, separator="/") for path, _ in leaves]
