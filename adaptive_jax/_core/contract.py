@@ -235,7 +235,7 @@ def checked_result(
                 f"{name}.update returned for {what} {describe(value)}, where the array has no such slot: "
                 "return None."
             )
-        if np.shape(value) != expected[what] or not hasattr(value, "dtype"):
+        if not hasattr(value, "dtype") or np.shape(value) != expected[what]:  # type: ignore[arg-type]
             whose = "array" if expected[what] == np.shape(gradient) else "slot"
             raise ValueError(
                 f"{name}.update returned for {what} {describe(value)}, where the {whose} has the shape "

@@ -34,7 +34,7 @@ def first_values(rule: Rule, name: str, storage: base.Storage, params: Any) -> A
             return jnp.zeros(())  # Of other shapes than the parameters: one array stands for all.
         in_order = iter(views)  # As `init_tree` goes through the parameters.
         like = {"like": lambda param: _like(slot, param, next(in_order))}
-    number = initial if is_number else 0.0
+    number: Any = initial if is_number else 0.0
     stored = storage.init_tree(number, params, real=slot.nonnegative, **like)
     if is_number:
         return stored
