@@ -26,6 +26,7 @@ PAGES = {
             "_core.mask",
             "_core.rule",
             "_core.context",
+            "_core.views",
             "_core.transform",
             "transforms.chain",
             "rules",
@@ -106,7 +107,7 @@ PAGES = {
             "transforms.monitor",
         ],
     ),
-    "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
+    "diagnostics": ("Diagnostics", ["transforms.diagnose", "transforms.describe"]),
     "torch": (
         "PyTorch",
         [

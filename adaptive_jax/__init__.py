@@ -23,6 +23,7 @@ from ._core.storage.blocks import Blocks as Blocks
 from ._core.storage.factored import Factored as Factored
 from ._core.storage.masked import Masked as Masked
 from ._core.transform import transform as transform
+from ._core.views import MatrixAxes as MatrixAxes
 from .maths import global_norm as global_norm
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
@@ -76,6 +77,8 @@ from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
 from .transforms.chain import chain as chain
+from .transforms.describe import Description as Description
+from .transforms.describe import describe as describe
 from .transforms.diagnose import diagnose as diagnose
 from .transforms.layers import layerwise_decay as layerwise_decay
 from .transforms.memory import StateBytes as StateBytes

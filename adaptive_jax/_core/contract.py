@@ -29,6 +29,15 @@ def check_stored(rule: Any, name: str, known: Mapping[str, Any], value: Any) -> 
         )
 
 
+def check_matrices(rule: Any, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError unless what `ctx.store` got are matrices of the shape that the rule sees."""
+    if np.shape(value) != shape:
+        raise ValueError(
+            f"ctx.store of {type(rule).__name__} got {describe(value)} for the slot {name!r}, where the "
+            f"array has the shape {shape}."
+        )
+
+
 def check_rule(rule: Any, fields: Collection[str]) -> None:
     """Raises a TypeError unless a rule's methods take what the lift gives them.
 

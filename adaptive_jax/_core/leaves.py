@@ -14,6 +14,7 @@ from . import pytrees
 from .extra import Extra
 from .lifted import Lifted
 from .rule import Rule, mask_of, places
+from .views import MatrixAxes, axes_of_arrays, view
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Leaf:
     first: the gradient as it came to what stands around the rules, where one of them asks for it.
     selected: of each rule, whether its mask selects the array.
     own: of each rule, which of the hyperparameters in its trees are those of the array.
+    axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree.
     direction: the gradient, then what the last rule that saw it made of it.
     """
@@ -39,6 +41,7 @@ class Leaf:
     first: Any
     selected: tuple[bool, ...]
     own: tuple[tuple[int, ...], ...]
+    axes: tuple[MatrixAxes | None, ...]
     index: Any
     direction: Any = field(init=False)
 
@@ -47,7 +50,7 @@ class Leaf:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected"]
+    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected", "axes"]
 )
 @dataclass(frozen=True)
 class Piece:
@@ -55,10 +58,12 @@ class Piece:
 
     indices: the place of each in that tree.
     selected: of each rule, whether its mask selects them all, or none.
+    axes: of each rule that sees matrices, those of them all.
     """
 
     indices: list[Any]
     selected: tuple[bool, ...]
+    axes: tuple[MatrixAxes | None, ...]
 
 
 class Matched(NamedTuple):
@@ -96,17 +101,27 @@ def matched(
     rules = lifted.rules
     gradients = pytrees.Arrays("gradients", updates)
     pytrees.check_no_complex("gradients", updates, rules)
+    if piece is None:
+        tree = gradients.treedef.unflatten(gradients.leaves)
+        of_rules = [axes_of_arrays(rule, "gradients", tree) for rule in rules]
+        axes = list(zip(*of_rules, strict=True))
+    else:
+        axes = [piece.axes] * len(gradients.leaves)
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
     entries = []
-    for rule, storages, old in zip(rules, lifted.storages, states, strict=True):
+    for place, (rule, storages, old) in enumerate(zip(rules, lifted.storages, states, strict=True)):
         scalars = rule.scalars if rule.layerwise else ()
         trees = {
             name: gradients.match(f"the state's {name}", getattr(old, name)) for name in scalars
         }
+        views = [
+            None if leaf is None else view(each[place], np.shape(leaf))
+            for leaf, each in zip(gradients.leaves, axes, strict=True)
+        ]
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             tree = getattr(old, name)
-            trees[name] = gradients.slot(name, tree, storage, slot, of_params)
+            trees[name] = gradients.slot(name, tree, storage, slot, views, of_params)
         entries.append(trees)
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:
@@ -125,6 +140,7 @@ def matched(
             first[i],
             selected[i],
             own[i],
+            axes[i],
             indices[i],
         )
         for i in range(len(gradients.leaves))

@@ -131,24 +131,24 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
                 [each[at] for each, at in zip(*of_rule, strict=True)]
                 for of_rule in zip(numbers, leaf.own, strict=True)
             ]
-            key = leaf.selected, tree, kinds, jax.tree.structure(own)
+            key = leaf.choices, tree, kinds, jax.tree.structure(own)
             equal.setdefault(key, []).append(i)
     pieces, total, compiled = [], 0, 0
-    for (selected, *_), group in equal.items():
+    for (choices, *_), group in equal.items():
         size = -(-len(group) // -(-len(group) // _PIECE))  # Pieces of one size, where that goes.
         cuts = [group[start : start + size] for start in range(0, len(group), size)]
         total += len(group)
         compiled += sum({len(indices) for indices in cuts})
         for indices in cuts:
-            piece = Piece([np.uint32(i) for i in indices], selected)
+            piece = Piece([np.uint32(i) for i in indices], *choices)
             pieces.append((places(indices), [kept[i].own for i in indices], piece))
     return pieces if compiled <= total / 2 else None
 
 
 class _Kept(NamedTuple):
-    """Of an array with a gradient: which rules' masks select it, and its hyperparameters in trees."""
+    """Of an array with a gradient: its selected and axes, and its hyperparameters in trees."""
 
-    selected: tuple[bool, ...]
+    choices: tuple[Any, ...]
     own: tuple[tuple[int, ...], ...]
 
 
@@ -158,7 +158,7 @@ def _kept(lifted: Lifted, *trees: Any) -> tuple[Any, list[Any]]:
 
     def look(*trees: Any) -> None:
         gradients, _, leaves = matched(lifted, *trees)
-        each = [None if x.gradient is None else _Kept(x.selected, x.own) for x in leaves]
+        each = [None if x.gradient is None else _Kept((x.selected, x.axes), x.own) for x in leaves]
         found.append((gradients.treedef, each))
 
     jax.eval_shape(look, *trees)  # A mask may not look at values, here as elsewhere.

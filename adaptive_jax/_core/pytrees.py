@@ -178,7 +178,7 @@ def _remedy(leaf: Any) -> str:
 def check_no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
     """Raises a TypeError, with the path, for a complex leaf that one of the rules cannot take."""
     for rule in rules:
-        if rule.takes_complex:
+        if rule.takes_complex and not rule.matrix:
             continue
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.iscomplexobj(leaf):
@@ -224,18 +224,25 @@ class Arrays:
         return params
 
     def slot(
-        self, name: str, tree: Any, storage: Any, slot: Any, params: Sequence[Any] = ()
+        self,
+        name: str,
+        tree: Any,
+        storage: Any,
+        slot: Any,
+        views: Sequence[Any],
+        params: Sequence[Any] = (),
     ) -> list[Any]:
         """What the state holds of a rule's `Slot` for each gradient.
 
+        views: how the rule sees each of them.
         params: the parameters, or None for each, where the slot may be one of optax's.
         """
         what, nonnegative = f"the state's {name}", slot.nonnegative
         stored = self.match(what, tree)
         for index, value in enumerate(stored):
-            shape = None if self.leaves[index] is None else np.shape(self.leaves[index])
-            if shape is not None:
-                shape = slot.shape_for(shape)
+            shape = None
+            if self.leaves[index] is not None:
+                shape = views[index].slot_shape(slot)
                 if shape is None and value is None:
                     continue  # This array has no such slot.
             if value is None and self.leaves[index] is not None:

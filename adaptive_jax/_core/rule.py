@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from . import hyper, nodes
+from . import hyper, nodes, views
 from .context import Context
 from .hyper import show
 from .mask import Mask, Selection
@@ -122,6 +122,13 @@ class Rule:
         when it has slots.
       needs_params: whether it needs the parameters (otherwise `param` may be None).
       needs_gradient: whether it needs `ctx.gradient`.
+      matrix: whether it sees matrices: the gradient, the parameter and slots are then (…, m, n), and what
+        it returns is so too. It works on all matrices of an array at once, by `x.mT` and reductions over
+        the axes (-2, -1). A static field `axes` of it says which axes of an array these are:
+        `aj.MatrixAxes(…)`, None for the last two, or a dict from regular expressions, of which the first
+        that is found in the path of an array, a/b/c, counts, to such. Slots are kept in the layout of
+        the parameter; those that have a `shape` of their own, which is made of (…, m, n), as they are.
+        Arrays with one axis or none, and complex ones, are refused.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
@@ -141,6 +148,7 @@ class Rule:
     needs_params: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
+    matrix: ClassVar[bool] = False
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"
@@ -217,6 +225,9 @@ class Rule:
                     "False, which chooses code, and so is known when the rule is made."
                 )
             object.__setattr__(self, name, bool(value))
+        if self.matrix and "axes" in fields(type(self)).static:
+            axes = views.axes_of_field(type(self).__name__, getattr(self, "axes"))  # noqa: B009
+            object.__setattr__(self, "axes", axes)
         name = fields(type(self)).mask
         if name is not None and getattr(self, name) is not None:
             object.__setattr__(self, name, Selection.of(getattr(self, name)))

@@ -20,6 +20,7 @@ from .rule import Rule, fields, values_of_arrays
 from .storage import named
 from .transformation import Transformation
 from .update import update_tree
+from .views import axes_of_arrays, check_all_found
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -106,6 +107,9 @@ class Optimizer(Lifted):
         export.states_of_optax()
         pytrees.check_floats("params", params)
         pytrees.check_no_complex("params", params, self.rules)
+        for rule in self.rules:
+            axes_of_arrays(rule, "params", params)
+            check_all_found(rule, params)
         dtypes = map(jnp.result_type, jax.tree.leaves(params))
         scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
         rule_states = []

@@ -17,6 +17,7 @@ from .._core.rule import Rule
 from .._core.step import reached
 from .._core.storage import base
 from .._core.transformation import Foreign, data_of, member
+from .._core.views import views_of_arrays
 from .._core.wrapper import Wrapper
 from ..rules.scaling import Identity, WeightDecay
 from ..transforms.memory import Static
@@ -132,9 +133,10 @@ def _convert_rules(params: Any, before: Lifted, after: Lifted, template: Any, st
             for name, entry in like._asdict().items()
             if name not in rule.slots
         }
+        views = views_of_arrays(rule, "params", arrays.treedef.unflatten(arrays.leaves))
         storages = zip(rule.slots.items(), old_storages, new_storages, strict=True)
         for (name, slot), old, new in storages:
-            stored = arrays.slot(name, getattr(part, name), old, slot, arrays.leaves)
+            stored = arrays.slot(name, getattr(part, name), old, slot, views, arrays.leaves)
             targets = arrays.treedef.flatten_up_to(getattr(like, name))
             entries[name] = arrays.treedef.unflatten(
                 [

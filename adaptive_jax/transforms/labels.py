@@ -13,20 +13,21 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
 
 from .._core import errors, pytrees
+from .._core.paths import Pattern, path_name, some
 
 
 @dataclass(frozen=True)
 class Labels:
     """A label for each parameter: a function of the parameters, a tree, or patterns of their paths.
 
-    It is static data that hashes: a tree is kept as its leaves and its structure, a pattern as its text
-    and its flags. A list of pairs that could be both is read as what fits the parameters.
+    It is static data that hashes: a tree is kept as its leaves and its structure. A list of pairs that
+    could be both is read as what fits the parameters.
     """
 
     function: Callable[[Any], Any] | None = None
     leaves: tuple[Hashable, ...] = ()
     treedef: Any = None
-    patterns: tuple[tuple[str, int, Hashable], ...] | None = None
+    patterns: tuple[tuple[Pattern, Hashable], ...] | None = None
 
     @classmethod
     def of(cls, labels: Any, known: Collection[Hashable]) -> Labels:
@@ -50,7 +51,7 @@ class Labels:
             patterns = tuple([_pattern(index, *pair) for index, pair in enumerate(pairs)])
             if any(leaf not in known for leaf in leaves):
                 leaves, treedef = [], None
-                named = {each: [repr(text)] for text, _, each in patterns}
+                named = {each: [repr(pattern.text)] for pattern, each in patterns}
                 _refuse_unknown({k: text for k, text in named.items() if k not in known}, known)
                 refuse_unused(
                     [label for label in known if label not in named], "pattern", list(named)
@@ -75,15 +76,14 @@ class Labels:
             tree = jax.tree.unflatten(self.treedef, self.leaves)
             if self.patterns is None or is_prefix(tree, params):
                 return tree
-        matched = [(re.compile(text, flags), label) for text, flags, label in self.patterns or ()]
 
         def label(path: Any, leaf: Any) -> Any:
             name = path_name(path)
-            found = [each for pattern, each in matched if pattern.search(name)]
+            found = [each for pattern, each in self.patterns or () if pattern.is_in(name)]
             if not found and leaf is not None:
                 raise ValueError(
                     f"no pattern of param_labels matches the path {name!r}: the patterns are "
-                    f"{', '.join(repr(text) for text, _, _ in self.patterns or ())}. A last pair "
+                    f"{', '.join(repr(pattern.text) for pattern, _ in self.patterns or ())}. A last pair "
                     '(".*", label) is for all the rest.'
                 )
             return found[0] if found else None
@@ -98,24 +98,14 @@ class Labels:
         ):
             return []
         names = [path_name(path) for path, _ in tree_flatten_with_path(params)[0]]
-        return [
-            text
-            for text, flags, _ in self.patterns
-            if not any(re.search(text, name, flags) for name in names)
-        ]
+        return [pattern.text for pattern, _ in self.patterns if not any(map(pattern.is_in, names))]
 
     def __repr__(self) -> str:
         if self.function is not None:
             return getattr(self.function, "__name__", type(self.function).__name__)
         if self.patterns is None:
             return repr(jax.tree.unflatten(self.treedef, self.leaves))
-        plain = re.compile("").flags
-        return repr(
-            [
-                (text if flags == plain else re.compile(text, flags), label)
-                for text, flags, label in self.patterns
-            ]
-        )
+        return repr([(pattern.given, label) for pattern, label in self.patterns])
 
 
 def _hashing(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -127,11 +117,6 @@ def _hashing(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
             "others by its hash: give one made by def or lambda."
         ) from None
     return function
-
-
-def path_name(path: Any) -> str:
-    """The path of an array as patterns see it, a/b/c."""
-    return keystr(path, simple=True, separator="/")
 
 
 def _is_none(x: Any) -> bool:
@@ -151,16 +136,9 @@ def _pairs(labels: Any) -> Sequence[tuple[Any, Any]]:
     return labels if are_pairs else ()
 
 
-def _pattern(index: int, pattern: Any, label: Hashable) -> tuple[str, int, Hashable]:
-    try:
-        compiled = re.compile(pattern)
-        compiled.search("a path")  # A pattern of bytes matches no text.
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"param_labels[{index}] is the pattern {pattern!r} for {label!r}, which is no regular "
-            f"expression for paths: {error}."
-        ) from None
-    return compiled.pattern, compiled.flags, label
+def _pattern(index: int, pattern: Any, label: Hashable) -> tuple[Pattern, Hashable]:
+    what = f"param_labels[{index}] is the pattern {pattern!r} for {label!r}"
+    return Pattern.of(pattern, what), label
 
 
 def _check_labels(labels: Any) -> None:
@@ -207,12 +185,6 @@ def refuse_unused(unused: Sequence[Hashable], what: str, others: Sequence[Any]) 
             f"{some([str(each) for each in others])}: leave it out, or give a function of the parameters "
             "as param_labels, which may have labels for other models."
         )
-
-
-def some(names: Sequence[str], most: int = 4) -> str:
-    """The first of some names, and how many more there are."""
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return ", ".join([*names[:most], *more])
 
 
 def is_prefix(prefix: Any, tree: Any) -> bool:

@@ -14,10 +14,11 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._core import pytrees, states
 from .._core.extra import FIRST_GRADIENT
 from .._core.mask import Selection
+from .._core.paths import some
 from .._core.transformation import Foreign, Transformation, member
 from .._core.wrapper import Wrapper, walk
 from .finite import no_update
-from .labels import Cut, Labels, refuse_unused, some
+from .labels import Cut, Labels, refuse_unused
 
 
 @dataclass(frozen=True)
