@@ -31,14 +31,24 @@ class RuleAtStep:
     """
 
     def __init__(
-        self, rule: Rule, storages: tuple[base.Storage, ...], old: Any, numbers: Mapping[str, Any]
+        self,
+        rule: Rule,
+        storages: tuple[base.Storage, ...],
+        old: Any,
+        numbers: Mapping[str, Any],
+        *,
+        is_past: bool = False,
     ) -> None:
+        """numbers: among the extra arguments. is_past: for the step that was the last one, not the next."""
         self.rule, self._old, self.storages = rule, old, storages
         self.extra = {name: numbers[name] for name in rule.extra_args if name in numbers}
         self.stochastic = any(storage.stochastic for storage in storages)
         self._layout = states.layout_of(rule, self.stochastic)
         count = old.count if "count" in self._layout.fields else None
-        if self.stochastic:
+        if is_past:
+            self.count, self.step = count, reached(count)
+            count = None if count is None else jnp.maximum(self.step - 1, 0)
+        elif self.stochastic:
             self.count = _next_count(count)
             count, self.step = reached(count), reached(self.count)
         else:
@@ -57,7 +67,7 @@ class RuleAtStep:
         self._corrections: dict[str, list[Any]] = {}
         for name in states.scheduled_decays(rule):
             entry = f"{name}_correction"
-            self._corrections[entry] = self._advanced(name, getattr(old, entry))
+            self._corrections[entry] = self._corrected(name, getattr(old, entry), is_past)
         self.scalars = {} if rule.layerwise else {name: getattr(old, name) for name in rule.scalars}
 
     def advance(
@@ -89,14 +99,16 @@ class RuleAtStep:
             dtype,
         )
 
-    def _advanced(self, name: str, old: Any) -> list[Any]:
+    def _corrected(self, name: str, old: Any, is_past: bool) -> list[Any]:
         """1 - b(1)···b(t) of each b: the moving average, with these b, of the number one."""
         given = hyper.each_of(value := getattr(self.rule, name))
         corrections = []
         for place, correction in enumerate(hyper.matching(name, value, old)):
             if given[place] is not None:
                 decay = self._decay(name, place, correction.dtype)
-                if hyper.is_schedule(given[place]):
+                if hyper.is_schedule(given[place]) and is_past:
+                    pass  # The state has it, of the step that was the last one.
+                elif hyper.is_schedule(given[place]):
                     correction = maths.ema(jnp.ones_like(correction), correction, decay)
                 else:  # For a constant b, it follows from the step.
                     correction = cast(maths.power_complement(decay, self.step), correction.dtype)

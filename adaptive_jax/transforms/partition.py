@@ -15,8 +15,9 @@ from .._core import pytrees, states
 from .._core.extra import FIRST_GRADIENT
 from .._core.mask import Selection
 from .._core.paths import some
+from .._core.rule import Rule
 from .._core.transformation import Foreign, Transformation, member
-from .._core.wrapper import Wrapper, walk
+from .._core.wrapper import Wrapper, evaluating, walk
 from .finite import no_update
 from .labels import Cut, Labels, refuse_unused
 
@@ -40,6 +41,14 @@ class Frozen(Wrapper):
 
     def __repr__(self) -> str:
         return "None"
+
+
+def evaluated_apart(
+    wrapper: Wrapper, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]
+) -> Any:
+    """`Wrapper.evaluate` where each transformation has arrays of its own."""
+    parts = zip(wrapper.wrapped(), wrapper.params_in(params), wrapper.states_in(state), strict=True)
+    return wrapper.with_params(params, [of_inner(*part) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,12 @@ class Partition(Wrapper):
 
     def with_params(self, params: Any, new: Iterable[Any]) -> Any:
         return self._joined(self._cut(params), "parameters", new)
+
+    def evaluating(self) -> list[Rule]:
+        return max(map(evaluating, self.wrapped()), key=len, default=[])
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        return evaluated_apart(self, params, state, of_inner)
 
     def _joined(self, cut: Cut, what: str, trees: Iterable[Any]) -> Any:
         """One tree of the trees of all groups."""
@@ -257,6 +272,9 @@ class MaskedTransform(Wrapper):
         (only,) = new
         cut = self._cut(params)
         return self._joined(cut, "parameters", only, cut.parts("parameters", params))
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        return evaluated_apart(self, params, state, of_inner)
 
     def _joined(self, cut: Cut, what: str, new: Any, old: Sequence[Any]) -> Any:
         """A tree of what is new, and of the old parts that the mask does not select."""
