@@ -51,8 +51,8 @@ def fit(
       callback: called after each step with the new state and the metrics, both on the device: to
         evaluate, at `state.eval_params()`, to save, to print. It stops the loop by returning True, one
         of NumPy or JAX as well (which is waited for); it goes on with False or None. It must not keep
-        the state, which the next
-        step writes over, and cannot change it: that is done by a step around the step.
+        the state, which the next step writes over, and cannot change it: that is done by a step around
+        the step.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
 
