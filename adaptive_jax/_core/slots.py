@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .. import maths
 from . import contract
@@ -17,29 +18,51 @@ from .rule import Context
 from .step import cast
 
 
-@jax.jit
-def update_array(
+class Part(NamedTuple):
+    """A part of an array, where the rules see no more of it at a time.
+
+    place: of each of its numbers in the whole array, as `maths.places` counts them.
+    inside: whether there is a number at all; None where there is one everywhere.
+    """
+
+    place: jax.Array
+    inside: jax.Array | None
+
+    def key(self, key: jax.Array) -> jax.Array:
+        """A key of the whole array for `maths.random_bits` of this part."""
+        return self.place + key
+
+    def filled(self, value: jax.Array) -> jax.Array:
+        """A value that is 0 where there is no number: a block's scale must not depend on it."""
+        if self.inside is None:
+            return value
+        return lax.select(self.inside, value, jnp.zeros_like(value))
+
+
+def rules_in_a_row(
     plan: Plan,
     gradient: jax.Array,
     slots: Sequence[dict[str, Any]],
     param: jax.Array | None,
     index: Any,
+    part: Part | None = None,
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
-    """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once.
+    """Rules in a row on one array: the update, or the new parameter, and the new slots.
 
     gradient: or what the rules before these made of it.
     slots: of each rule, what the state holds.
     param: None where no parameters came.
     index: the place of the array in the tree, where the plan is stochastic.
+    part: which part of the array all these are, if they are not the whole.
     """
-    direction = cast(gradient, plan.dtype)
+    old_param, direction = param, cast(gradient, plan.dtype)
     if param is not None:
         param = cast(param, maths.compute_dtype(jnp.result_type(param), plan.dtype))
     # Complex arrays times real scalars are meant, also where a user forbids promotion.
     is_complex = jnp.issubdtype(plan.dtype, jnp.complexfloating)
     new = []
     for stage, stored in zip(plan.stages, slots, strict=True):
-        kept = _Slots(stage, stored, plan.dtype, index)
+        kept = _Slots(stage, stored, plan.dtype, index, part)
         context = Context(stage.step, stage.scalars, stage.statistic, stage.selected, kept.store)
         promotion = (
             jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
@@ -48,14 +71,26 @@ def update_array(
             result = stage.rule.update(direction, kept.read(), param, context)
         direction, values = contract.checked_result(stage.rule, gradient, result)
         new.append(kept.encoded(values))
-    return maths.saturating_cast(direction, plan.out_dtype), new
+    direction = maths.saturating_cast(direction, plan.out_dtype)
+    if plan.adding is not None and old_param is not None:
+        key = plan.adding.key(old_param, index)
+        if key is not None and part is not None:
+            key = part.key(key)
+        direction = plan.adding.added(old_param, direction, key)
+    return direction, new
+
+
+update_array = jax.jit(rules_in_a_row)
+"""Jitted so that arrays of one shape and dtype are traced once."""
 
 
 class _Slots:
     """The slots of one rule for one array, between the state and the rule."""
 
-    def __init__(self, stage: Stage, stored: dict[str, Any], dtype: Any, index: Any) -> None:
-        self._stored, self._count, self._index = stored, stage.count, index
+    def __init__(
+        self, stage: Stage, stored: dict[str, Any], dtype: Any, index: Any, part: Part | None
+    ) -> None:
+        self._stored, self._count, self._index, self._part = stored, stage.count, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -75,7 +110,11 @@ class _Slots:
         storage, key = self._storages[name], None
         if storage.stochastic:
             key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
-        code = storage.encode(value, self._stored[name], key)
+        filled = value
+        if self._part is not None:
+            filled = self._part.filled(value)
+            key = None if key is None else self._part.key(key)
+        code = storage.encode(filled, self._stored[name], key)
         decoded = self._decode(name, code)
         if storage.stochastic:
             decoded = maths.read_back(value, decoded)

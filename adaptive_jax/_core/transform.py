@@ -14,6 +14,7 @@ from .. import maths
 from . import contract, export, pytrees, states
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
+from .plan import Adding
 from .rule import Rule, fields
 from .storage import named
 from .transformation import Transformation
@@ -138,3 +139,15 @@ class Optimizer(Lifted):
             if arrays is params:
                 raise
         return self.update(updates, state, arrays)
+
+    def update_and_add(
+        self, updates: Any, state: Any, params: Any, adding: Adding, backend: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """The new parameters and the new state: `update`, and the parameters after it, in one.
+
+        adding: how updates are added.
+        backend: of tiles; None for whole arrays.
+        """
+        del extra_args
+        lifted = with_complements(self)
+        return update_tree(lifted, updates, state, params, adding=adding, backend=backend)

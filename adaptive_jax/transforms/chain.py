@@ -8,9 +8,10 @@ from typing import Any
 
 import optax
 
-from .._core import states
+from .._core import pytrees, states
 from .._core.transformation import Transformation
 from .._core.wrapper import Wrapper
+from .precision import update_and_add
 
 
 def chain(*transformations: optax.GradientTransformation) -> Transformation:
@@ -57,6 +58,20 @@ class Chained(Wrapper):
             updates, new = each.update(updates, old, params, **extra_args)
             new_state.append(new)
         return updates, tuple(new_state)
+
+    def update_and_add(
+        self, updates: Any, state: Any, params: Any, adding: Any, backend: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """The parameters after an update, and the new state: the last member adds its update."""
+        self.check(state)
+        updates, new_state = pytrees.gradients(updates), []
+        for each, old in zip(self.members[:-1], state, strict=False):
+            updates, new = each.update(updates, old, params, **extra_args)
+            new_state.append(new)
+        params, new = update_and_add(
+            self.members[-1], updates, state[-1], params, adding, backend, **extra_args
+        )
+        return params, (*new_state, new)
 
     def check(self, state: Any) -> None:
         states.check_chain(state, len(self.members))

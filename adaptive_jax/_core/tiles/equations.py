@@ -1,0 +1,143 @@
+"""A function as the list of its operations, to look through and to do in two parts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Literal
+
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+"""Operations that do no more than call a function, and the parameter that it is in."""
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A value that is in the function itself."""
+
+    value: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return np.shape(self.value)
+
+
+class Variable(NamedTuple):
+    """A value that is computed, or an argument. Two are the same only with one number."""
+
+    number: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+class Operation(NamedTuple):
+    """One operation of JAX."""
+
+    primitive: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Variable, ...]
+    parameters: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Equations:
+    """A function from arrays to arrays, with all that it calls written out.
+
+    arguments: its arguments in order.
+    operations: in an order in which they can be done.
+    results: what it returns, `Variable`s and `Constant`s.
+    """
+
+    arguments: tuple[Variable, ...]
+    operations: tuple[Operation, ...]
+    results: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *arguments: Any) -> Equations:
+        """Those of a function of pytrees of arrays, or of what only has their shapes and dtypes."""
+        closed = jax.make_jaxpr(function)(*arguments)
+        numbers = itertools.count()
+        outer = [_variable(numbers, each) for each in closed.jaxpr.invars]
+        operations: list[Operation] = []
+        results = _written_out(closed, outer, numbers, operations)
+        return cls(tuple(outer), tuple(operations), tuple(results))
+
+    def __call__(self, *values: Any) -> list[Any]:
+        """What the function returns."""
+        known = dict(zip(self.arguments, values, strict=True))
+        evaluate(self.operations, known)
+        return [value_of(known, each) for each in self.results]
+
+    def halves(self) -> tuple[list[Operation], list[Operation], list[Variable]]:
+        """What follows from numbers alone, the rest, and the numbers that the rest needs."""
+        numbers = {each for each in self.arguments if each.shape == ()}
+        first, rest = [], []
+        for operation in self.operations:
+            is_first = all(isinstance(x, Constant) or x in numbers for x in operation.inputs)
+            if is_first and not any(each.shape for each in (*operation.inputs, *operation.outputs)):
+                numbers.update(operation.outputs)
+                first.append(operation)
+            else:
+                rest.append(operation)
+        used = {each: None for operation in rest for each in operation.inputs if each in numbers}
+        return first, rest, list(used)
+
+    def uses(self) -> set[Variable]:
+        """Which variables an operation or a result needs."""
+        needed = {x for operation in self.operations for x in operation.inputs}
+        return {x for x in (*needed, *self.results) if isinstance(x, Variable)}
+
+
+def evaluate(operations: Sequence[Operation], known: dict[Variable, Any]) -> None:
+    """Does the operations, with values that are known, and adds what they give."""
+    for operation in operations:
+        inputs = [value_of(known, each) for each in operation.inputs]
+        given = operation.primitive.bind(*inputs, **operation.parameters)
+        outputs = given if operation.primitive.multiple_results else [given]
+        known.update(zip(operation.outputs, outputs, strict=True))
+
+
+def value_of(known: Mapping[Variable, Any], each: Any) -> Any:
+    """The value of a variable or a constant."""
+    return each.value if isinstance(each, Constant) else known[each]
+
+
+def _written_out(
+    closed: Any, arguments: Sequence[Any], numbers: Iterator[int], into: list[Operation]
+) -> list[Any]:
+    """Adds the operations of a jaxpr, with these arguments, to a list. Returns its results."""
+    jaxpr = closed.jaxpr if hasattr(closed, "jaxpr") else closed
+    known: dict[Any, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
+    consts = map(Constant, getattr(closed, "consts", ()))
+    known.update(zip(jaxpr.constvars, consts, strict=True))
+
+    def known_as(each: Any) -> Any:
+        return Constant(each.val) if isinstance(each, Literal) else known[each]
+
+    for equation in jaxpr.eqns:
+        inputs = [known_as(each) for each in equation.invars]
+        inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+        if inner is not None:
+            outputs = _written_out(inner, inputs, numbers, into)
+        else:
+            outputs = [_variable(numbers, each) for each in equation.outvars]
+            operation = equation.primitive, tuple(inputs), tuple(outputs), equation.params
+            into.append(Operation(*operation))
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [known_as(each) for each in jaxpr.outvars]
+
+
+def _variable(numbers: Iterator[int], each: Any) -> Variable:
+    return Variable(next(numbers), tuple(each.aval.shape), each.aval.dtype)

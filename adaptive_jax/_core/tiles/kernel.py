@@ -1,0 +1,169 @@
+"""A function of a tile, for all tiles of an array on one device, in one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+from ..slots import Part
+from .backends import Backend
+from .equations import Equations, Variable, evaluate, value_of
+
+
+@dataclass(frozen=True)
+class Operand:
+    """What comes into a kernel or out of it.
+
+    per: how many numbers of the array share one of it; 0 for one number that is the same for all.
+    """
+
+    per: int
+    dtype: Any
+
+    def of_tile(self, height: int, width: int) -> jax.ShapeDtypeStruct:
+        """A tile's part of it."""
+        shape = (height, width // self.per) if self.per else ()
+        return jax.ShapeDtypeStruct(shape, self.dtype)
+
+
+def in_tiles(
+    function: Callable[..., Any],
+    places: Sequence[jax.Array],
+    values: Sequence[jax.Array],
+    inputs: Sequence[Operand],
+    outputs: Sequence[Operand],
+    aliases: Sequence[tuple[int, int]],
+    stride: int,
+    together: int,
+    width: int,
+    backend: Backend,
+) -> list[jax.Array] | None:
+    """All results of a function of tiles; None where these arrays do not go into tiles.
+
+    function: of a `Part` and one value for each input.
+    places: along each axis, the steps in the whole array from its first element.
+    aliases: places among the values, and among the results that are written over them.
+    stride: from one row to the next, in the whole array.
+    together: so many rows, counted from the first, are neighbours there.
+    """
+    *before, columns = (each.size for each in places)
+    rows = math.prod(before)
+    height = backend.rows_of_a_tile(rows, together)
+    if height is None:
+        return None
+    blocks = [-(-columns // each.per) if each.per else 0 for each in (*inputs, *outputs)]
+    blocks_in, blocks_out = blocks[: len(inputs)], blocks[len(inputs) :]
+    is_ragged = columns % width != 0
+
+    # What follows from numbers alone is computed before: some compilers know no more than arithmetic
+    # of numbers that are not in arrays.
+    def tile(place: Any, inside: Any, *tiles: Any) -> list[Any]:
+        return jax.tree.leaves(function(Part(place, inside), *tiles))
+
+    full = jax.ShapeDtypeStruct((height, width), jnp.uint32)
+    mask = jax.ShapeDtypeStruct((height, width), jnp.bool) if is_ragged else None
+    equations = Equations.of(tile, full, mask, *(each.of_tile(height, width) for each in inputs))
+    of_place, *of_inputs = equations.arguments
+    of_inside = of_inputs.pop(0) if is_ragged else None
+    first, rest, needed = equations.halves()
+    known: dict[Variable, Any] = {
+        each: value for each, value in zip(of_inputs, values, strict=True) if each.shape == ()
+    }
+    evaluate(first, known)
+
+    # The numbers, and the place of the first element of each row of tiles.
+    row = jnp.zeros((), jnp.uint32)
+    for each in places[:-1]:
+        row = lax.expand_dims(row, [row.ndim]) + each.reshape([1] * row.ndim + [-1])
+    row = row.reshape(-1)[::height] + places[-1][0]
+    own = [_as_int32(known[each]).reshape(1) for each in needed]
+    numbers = jnp.concatenate([*own, _as_int32(row)])
+
+    used = equations.uses()
+    read = [n for n, each in enumerate(of_inputs) if inputs[n].per and each in used]
+    shapes = {n: inputs[n].of_tile(height, width).shape for n in read}
+
+    def inside_of(per: int, i: Any, j: Any) -> jax.Array | None:
+        """What of an operand's tile there is."""
+        shape, found = (height, width // per), None
+        if rows % height and backend.masks_edges:
+            found = lax.broadcasted_iota(jnp.int32, shape, 0) < rows - i * height
+        if is_ragged:
+            count = -(-columns // per) - j * (width // per)
+            column = lax.broadcasted_iota(jnp.int32, shape, 1) < count
+            found = column if found is None else found & column
+        return found
+
+    def kernel(numbers: Any, *refs: Any) -> None:
+        i, j = pl.program_id(0), pl.program_id(1)
+        here = {each: _as(numbers[n], each.dtype) for n, each in enumerate(needed)}
+        of_pers = {operand.per for operand in (*inputs, *outputs) if operand.per}
+        edges = dict.fromkeys(of_pers)
+        if backend.masks_edges:
+            edges = {per: inside_of(per, i, j) for per in of_pers}
+        for n, ref in zip(read, refs, strict=False):
+            per = inputs[n].per
+            column = j * (width // per)
+            here[of_inputs[n]] = backend.read(ref, shapes[n], edges[per], column)
+        if of_place in used:
+            down, right = (
+                lax.convert_element_type(lax.broadcasted_iota(jnp.int32, full.shape, axis), "uint32")
+                for axis in (0, 1)
+            )
+            start = _as(numbers[len(needed) + i], jnp.uint32)
+            start = start + lax.convert_element_type(j * width, "uint32")
+            here[of_place] = start + down * np.uint32(stride % 2**32) + right
+        if of_inside is not None and of_inside in used:
+            column = lax.broadcasted_iota(jnp.int32, full.shape, 1)
+            here[of_inside] = column < columns - j * width
+        evaluate(rest, here)
+        for ref, operand, each in zip(refs[len(read) :], outputs, equations.results, strict=True):
+            column = j * (width // operand.per)
+            backend.write(ref, value_of(here, each), edges[operand.per], column)
+
+    results = pl.pallas_call(
+        kernel,
+        grid=(-(-rows // height), -(-columns // width)),
+        in_specs=[
+            backend.numbers(numbers.size),
+            *(backend.tile(height, width, inputs[n].per, blocks_in[n]) for n in read),
+        ],
+        out_specs=[
+            backend.tile(height, width, operand.per, count)
+            for operand, count in zip(outputs, blocks_out, strict=True)
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((rows, count), operand.dtype)
+            for operand, count in zip(outputs, blocks_out, strict=True)
+        ],
+        input_output_aliases={1 + read.index(n): out for n, out in aliases if n in read},
+        name="update",
+        **backend.options(),
+    )(numbers, *(values[n].reshape(rows, blocks_in[n]) for n in read))
+    return [x.reshape(*before, -1) for x in results]
+
+
+def _as_int32(x: jax.Array) -> jax.Array:
+    """A number of at most 32 bits, in a row with others."""
+    if x.dtype.itemsize < 4:
+        x = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
+    return lax.bitcast_convert_type(x, jnp.int32)
+
+
+def _as(number: jax.Array, dtype: Any) -> jax.Array:
+    """The reverse."""
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.bool:
+        return number != 0
+    if dtype.itemsize < 4:
+        wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
+        return lax.bitcast_convert_type(number, wide).astype(dtype)
+    return lax.bitcast_convert_type(number, dtype)

@@ -1,0 +1,257 @@
+"""Rules in a row on one array in one kernel, where that can be: under jit, vmap and grad, and sharded."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .. import pytrees
+from .. import slots as whole_arrays
+from ..plan import Plan
+from ..slots import Part, rules_in_a_row
+from ..storage.blocks import Quantized
+from . import elementwise
+from .backends import Backend
+from .equations import Equations
+from .kernel import Operand, in_tiles
+from .storage import block_of, for_tiles
+
+_WIDTH = 256
+"""The columns of a tile, if no block is longer."""
+
+_LIKE = (3, 5)
+"""The shape of an array of which a rule should not know that it is no other one."""
+
+
+class Tiling:
+    """The arrays of one tree, each in a kernel where that can be, and what is told of the others."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend, self._reasons, self._uses = backend, [], False
+
+    def update_array(
+        self, plan: Plan, gradient: Any, slots: Any, param: Any, index: Any
+    ) -> tuple[jax.Array, list[dict[str, Any]]]:
+        """`update_array` of whole arrays, in tiles where that can be."""
+        arguments = plan, gradient, slots, param, index
+        reason = why_not(*arguments)
+        if reason is not None:
+            self._reasons.append((gradient, reason))
+            return whole_arrays.update_array(*arguments)
+        self._uses = True
+        return update_array(*arguments, backend=self.backend)
+
+    def tell(self, optimizer: Any) -> None:
+        """Warns if not one array was for tiles."""
+        if self._reasons and not self._uses:
+            array, reason = max(self._reasons, key=lambda each: each[0].size)
+            warnings.warn(
+                f"tiles=True has no effect with {optimizer!r:.200}, which updates whole arrays: not one "
+                f"of them is for tiles. Of the largest one, {pytrees.describe(array)}: {reason}.",
+                stacklevel=2,
+            )
+
+
+def why_not(plan: Plan, gradient: Any, slots: Any, param: Any, index: Any) -> str | None:
+    """Why an array is not updated tile by tile; None where it can be.
+
+    The arguments are those of `update_array`.
+    """
+    leaves, treedef = jax.tree.flatten((plan, gradient, slots, param, index))
+    return _why_not(treedef, tuple([(np.shape(x), jnp.result_type(x)) for x in leaves]))
+
+
+@functools.lru_cache(maxsize=4096)
+def _why_not(treedef: Any, kinds: tuple[Any, ...]) -> str | None:
+    plan, gradient, slots, param, index = treedef.unflatten(
+        [jax.ShapeDtypeStruct(*kind) for kind in kinds]
+    )
+    shape = gradient.shape
+    if plan.dtype != jnp.float32:
+        return f"the maths is in {plan.dtype}, and tiles are for float32"
+    if any(dtype.itemsize > 4 for _, dtype in kinds):
+        return "there are numbers of 64 bits, and tiles are for 32"
+    if len(shape) < 2 or shape[-1] < (width := _width(plan, slots)) or 0 in shape:
+        return "tiles are for arrays of two axes or more whose last one has 256 elements or more"
+    for stage, of_stage in zip(plan.stages, slots, strict=True):
+        for (name, stored), storage in zip(of_stage.items(), stage.storages, strict=True):
+            block = block_of(storage, stored)
+            if block == 0 or (block is not None and (block < 8 or width % block)):
+                return f"{storage!r} of the slot {name!r} has no blocks that fill a tile"
+    plain = for_tiles(plan, slots, plain=True)
+
+    def traced(shape: tuple[int, ...]) -> Equations:
+        def like(x: Any) -> Any:
+            if isinstance(x, Quantized):
+                return jax.ShapeDtypeStruct(shape, jnp.float32)
+            return jax.ShapeDtypeStruct(shape, x.dtype) if x.shape == gradient.shape else x
+
+        def function(place: Any, *args: Any) -> Any:
+            return rules_in_a_row(*args, Part(place, None))
+
+        arguments = jax.tree.map(
+            like,
+            (plain, gradient, slots, param, index),
+            is_leaf=lambda x: isinstance(x, Quantized),
+        )
+        return Equations.of(function, jax.ShapeDtypeStruct(shape, jnp.uint32), *arguments)
+
+    try:
+        return elementwise.why_not(traced(shape), traced(_LIKE), shape, _LIKE)
+    except Exception as error:  # A rule of a user's that takes no array of another shape.
+        return f"it takes no array of another shape: {error}"
+
+
+def _width(plan: Plan, slots: Any) -> int:
+    """How many columns a tile has: as many as the longest block."""
+    blocks = [
+        block_of(storage, stored) or 0
+        for stage, of_stage in zip(plan.stages, slots, strict=True)
+        for storage, stored in zip(stage.storages, of_stage.values(), strict=True)
+    ]
+    return max([_WIDTH, *blocks])
+
+
+@functools.partial(jax.jit, static_argnames="backend")
+def update_array(
+    plan: Plan, gradient: Any, slots: Any, param: Any, index: Any, backend: Backend
+) -> tuple[jax.Array, list[dict[str, Any]]]:
+    """`update_array` of whole arrays, in one kernel, for an array that tiles are for.
+
+    Under `vmap`, and for its derivatives, it is that of whole arrays.
+    """
+    leaves, treedef = jax.tree.flatten((plan, gradient, slots, param, index))
+
+    def whole(*leaves: Any) -> list[Any]:
+        return jax.tree.leaves(whole_arrays.update_array(*treedef.unflatten(leaves)))
+
+    results = jax.tree.structure(jax.eval_shape(rules_in_a_row, plan, gradient, slots, param, index))
+    tiled = _Tiled(treedef, leaves, backend)
+
+    @jax.custom_batching.custom_vmap
+    def of_one(*leaves: Any) -> list[Any]:
+        return tiled(*leaves)
+
+    @of_one.def_vmap
+    def _of_many(size: int, batched: Sequence[bool], *leaves: Any) -> Any:
+        del size
+        axes = [0 if each else None for each in batched]
+        results = jax.vmap(whole, axes)(*leaves)
+        return results, [True] * len(results)
+
+    @jax.custom_jvp
+    def differentiable(*leaves: Any) -> list[Any]:
+        return of_one(*leaves)
+
+    @differentiable.defjvp
+    def _derivative(leaves: Any, tangents: Any) -> Any:
+        return jax.jvp(whole, leaves, tangents)
+
+    return results.unflatten(differentiable(*map(jnp.asarray, leaves)))
+
+
+class _Tiled:
+    """The function of the leaves of `update_array`'s arguments, on tiles, however they are sharded."""
+
+    def __init__(self, treedef: Any, leaves: Sequence[Any], backend: Backend) -> None:
+        self.treedef, self.backend = treedef, backend
+        plan, gradient, slots, param, index = treedef.unflatten(leaves)
+        self.shape, self.width = gradient.shape, _width(plan, slots)
+        out = jax.eval_shape(rules_in_a_row, plan, gradient, slots, param, index)
+        per = {}  # Of each array of scales, how many numbers share one.
+        for stage, of_stage in zip(plan.stages, slots, strict=True):
+            for storage, stored in zip(stage.storages, of_stage.values(), strict=True):
+                if isinstance(stored, Quantized):
+                    per[stored.scales.shape] = block_of(storage, stored)
+        self.inputs, self.outputs = (
+            [self._operand(x, per) for x in each] for each in (leaves, jax.tree.leaves(out))
+        )
+        # The parameter is written over, and so is each slot.
+        at = self.treedef.unflatten(range(len(leaves)))
+        self.aliases = [(n, 1 + k) for k, n in enumerate(jax.tree.leaves(at[2]))]
+        if plan.adding is not None and param is not None:
+            self.aliases.append((at[3], 0))
+        self.gradient = at[1]
+
+    def _operand(self, x: Any, per: dict[tuple[int, ...], int]) -> Operand:
+        shape = np.shape(x)
+        return Operand(1 if shape == self.shape else per[shape] if shape else 0, jnp.result_type(x))
+
+    def __call__(self, *leaves: Any) -> Any:
+        places = [
+            jnp.arange(size, dtype=jnp.uint32)
+            * np.uint32(math.prod(self.shape[axis + 1 :]) % 2**32)
+            for axis, size in enumerate(self.shape)
+        ]
+        call = custom_partitioning(self._on_one_device)
+        call.def_partition(partition=self._partition, sharding_rule=self._sharding_rule())
+        return call(*places, *leaves)
+
+    def _on_one_device(self, *operands: Any) -> tuple[jax.Array, ...]:
+        """The results on one device, of its part of all arrays."""
+        places, leaves = operands[: len(self.shape)], operands[len(self.shape) :]
+
+        def function(part: Part, *leaves: Any) -> Any:
+            plan, gradient, slots, param, index = self.treedef.unflatten(leaves)
+            return rules_in_a_row(for_tiles(plan, slots), gradient, slots, param, index, part)
+
+        together = 1
+        for size, axis in zip(reversed(places[:-1]), reversed(self.shape[:-1]), strict=True):
+            together *= size.size
+            if size.size != axis:
+                break
+        results = in_tiles(
+            function,
+            places,
+            leaves,
+            self.inputs,
+            self.outputs,
+            self.aliases,
+            self.shape[-1],
+            together,
+            self.width,
+            self.backend,
+        )
+        if results is None:
+            place = functools.reduce(lambda a, b: jnp.expand_dims(a, -1) + b, places)
+            results = jax.tree.leaves(
+                rules_in_a_row(*self.treedef.unflatten(leaves), Part(place, None))
+            )
+        return tuple(results)
+
+    def _partition(self, mesh: Any, operands: Any, results: Any) -> Any:
+        """How the operands are to be sharded: as the gradient is, in whole blocks."""
+        del results
+        axes = len(self.shape)
+        spec = list(operands[axes + self.gradient].sharding.spec)
+        spec = (spec + [None] * axes)[:axes]
+        names = spec[-1] if isinstance(spec[-1], tuple) else (spec[-1],) if spec[-1] else ()
+        columns = self.shape[-1] / math.prod(mesh.shape[name] for name in names)
+        if any(columns % each.per for each in self.inputs if each.per):
+            spec[-1] = None
+        split, same = NamedSharding(mesh, PartitionSpec(*spec)), NamedSharding(mesh, PartitionSpec())
+        of_places = [NamedSharding(mesh, PartitionSpec(each)) for each in spec]
+        of_leaves = [split if each.per else same for each in self.inputs]
+        return mesh, self._on_one_device, (split,) * len(self.outputs), (*of_places, *of_leaves)
+
+    def _sharding_rule(self) -> str:
+        """Which axes are split alike, as Shardy reads it."""
+        axes = [f"d{axis}" for axis in range(len(self.shape))]
+        of = {0: "", 1: " ".join(axes)}
+
+        def row(operands: Sequence[Operand]) -> list[str]:
+            return [
+                of.get(each.per) or " ".join([*axes[:-1], f"b{each.per}"] if each.per else [])
+                for each in operands
+            ]
+
+        return f"{', '.join([*axes, *row(self.inputs)])} -> {', '.join(row(self.outputs))}"
