@@ -71,7 +71,7 @@ class Blocks(Compressed):
         code = _CODE_OF[stored.codes.dtype.name]
         value = maths.saturating_cast(value, jnp.dtype(jnp.float32))
         magnitude = lax.abs(value)
-        scales = _scale(self.largest(magnitude), code)
+        scales = _scale(_largest(magnitude, self.block), code)
         relative = magnitude * _spread(code.scale / scales, value.shape, self.block)
         codes = _rounded(relative, maths.random_bits(value.shape, key), code)
         codes = lax.min(codes, np.uint32(code.top)).astype(code.dtype)
@@ -81,10 +81,6 @@ class Blocks(Compressed):
         else:
             codes = lax.max(codes, (_bits(value) > 0).astype(code.dtype))
         return Quantized(codes, scales)
-
-    def largest(self, magnitude: jax.Array) -> jax.Array:
-        """The largest number of each block; NaN for one with NaN in it."""
-        return _largest(magnitude, self.block)
 
     def decode(self, stored: Any) -> jax.Array:
         if not isinstance(stored, Quantized):

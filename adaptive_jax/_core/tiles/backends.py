@@ -8,8 +8,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+
+from .equations import Operation, done
+from .legal import done_with_less
 
 RUN_ON: frozenset[str] = frozenset()
 """The platforms on which kernels have been run, and are used where nobody says whether to."""
@@ -25,6 +29,12 @@ class Backend:
     """
 
     height: int = 8
+
+    platform: ClassVar[str] = ""
+    """Of which platform it compiles kernels."""
+
+    masks_edges: ClassVar[bool] = False
+    """Whether reading and writing has to be kept from going beyond an edge."""
 
     def rows_of_a_tile(self, rows: int, together: int) -> int | None:
         """The height of the tiles of so many rows; None where they do not go into tiles.
@@ -54,8 +64,9 @@ class Backend:
         """Writes it back."""
         ref[...] = value
 
-    masks_edges: ClassVar[bool] = False
-    """Whether reading and writing has to be kept from going beyond an edge."""
+    def do(self, operation: Operation, *inputs: Any) -> Any:
+        """What an operation of a rule or a storage gives, also where the compiler does not know it."""
+        return done(operation, *inputs)
 
     def options(self) -> dict[str, Any]:
         """What `pl.pallas_call` is told."""
@@ -65,6 +76,8 @@ class Backend:
 @dataclass(frozen=True)
 class Interpreted(Backend):
     """No compiler: tiles one after the other as XLA computes them, to test the rest on a CPU."""
+
+    platform = "cpu"
 
     def options(self) -> dict[str, Any]:
         return {"interpret": True}
@@ -77,7 +90,10 @@ class Triton(Backend):
     height: int = 4
     warps: int = 4
 
-    masks_edges = True
+    platform, masks_edges = "cuda", True
+
+    def do(self, operation: Operation, *inputs: Any) -> Any:
+        return done_with_less(operation, *inputs)
 
     def rows_of_a_tile(self, rows: int, together: int) -> int | None:
         height = min(self.height, 1 << (rows.bit_length() - 1))
@@ -116,6 +132,11 @@ class MosaicTPU(Backend):
 
     height: int = 64
 
+    platform = "tpu"
+
+    def do(self, operation: Operation, *inputs: Any) -> Any:
+        return done_with_less(operation, *inputs)
+
     def rows_of_a_tile(self, rows: int, together: int) -> int | None:
         height = min(self.height, rows)
         if together != rows:
@@ -130,8 +151,8 @@ class MosaicTPU(Backend):
     def tile(self, height: int, width: int, per: int, blocks: int) -> pl.BlockSpec:
         if width // per % _LANES == 0:
             return super().tile(height, width, per, blocks)
-        tiles = _LANES // (width // per)
-        return pl.BlockSpec((height, min(blocks, _LANES)), lambda i, j: (i, j // tiles))
+        together = np.int32(_LANES // (width // per))  # So many tiles.
+        return pl.BlockSpec((height, min(blocks, _LANES)), lambda i, j: (i, lax.div(j, together)))
 
     def read(self, ref: Any, shape: tuple[int, int], inside: jax.Array | None, column: Any) -> Any:
         if ref.shape == shape and shape[1] % _LANES == 0:
@@ -153,7 +174,7 @@ class MosaicTPU(Backend):
     def _mine(self, ref: Any, count: int, column: Any) -> list[jax.Array]:
         """For each of a tile's blocks, where it is among those that come with it."""
         lane = lax.broadcasted_iota(jnp.int32, ref.shape, 1)
-        return [lane == lax.rem(column, _LANES) + k for k in range(count)]
+        return [lane == lax.rem(column, np.int32(_LANES)) + k for k in range(count)]
 
     def options(self) -> dict[str, Any]:
         from jax.experimental.pallas import tpu

@@ -65,20 +65,17 @@ class Equations:
     results: tuple[Any, ...]
 
     @classmethod
-    def of(cls, function: Callable[..., Any], *arguments: Any) -> Equations:
-        """Those of a function of pytrees of arrays, or of what only has their shapes and dtypes."""
+    def of(cls, platform: str, function: Callable[..., Any], *arguments: Any) -> Equations:
+        """Those of a function of pytrees of arrays, or of what only has their shapes and dtypes.
+
+        platform: for which they are, where it does different things on different ones.
+        """
         closed = jax.make_jaxpr(function)(*arguments)
         numbers = itertools.count()
         outer = [_variable(numbers, each) for each in closed.jaxpr.invars]
         operations: list[Operation] = []
-        results = _written_out(closed, outer, numbers, operations)
+        results = _written_out(closed, outer, numbers, platform, operations)
         return cls(tuple(outer), tuple(operations), tuple(results))
-
-    def __call__(self, *values: Any) -> list[Any]:
-        """What the function returns."""
-        known = dict(zip(self.arguments, values, strict=True))
-        evaluate(self.operations, known)
-        return [value_of(known, each) for each in self.results]
 
     def halves(self) -> tuple[list[Operation], list[Operation], list[Variable]]:
         """What follows from numbers alone, the rest, and the numbers that the rest needs."""
@@ -100,11 +97,21 @@ class Equations:
         return {x for x in (*needed, *self.results) if isinstance(x, Variable)}
 
 
-def evaluate(operations: Sequence[Operation], known: dict[Variable, Any]) -> None:
-    """Does the operations, with values that are known, and adds what they give."""
+def done(operation: Operation, *inputs: Any) -> Any:
+    """What an operation gives."""
+    return operation.primitive.bind(*inputs, **operation.parameters)
+
+
+def evaluate(
+    operations: Sequence[Operation], known: dict[Variable, Any], do: Callable[..., Any] = done
+) -> None:
+    """Does the operations, with values that are known, and adds what they give.
+
+    do: does one operation.
+    """
     for operation in operations:
         inputs = [value_of(known, each) for each in operation.inputs]
-        given = operation.primitive.bind(*inputs, **operation.parameters)
+        given = do(operation, *inputs)
         outputs = given if operation.primitive.multiple_results else [given]
         known.update(zip(operation.outputs, outputs, strict=True))
 
@@ -115,7 +122,11 @@ def value_of(known: Mapping[Variable, Any], each: Any) -> Any:
 
 
 def _written_out(
-    closed: Any, arguments: Sequence[Any], numbers: Iterator[int], into: list[Operation]
+    closed: Any,
+    arguments: Sequence[Any],
+    numbers: Iterator[int],
+    platform: str,
+    into: list[Operation],
 ) -> list[Any]:
     """Adds the operations of a jaxpr, with these arguments, to a list. Returns its results."""
     jaxpr = closed.jaxpr if hasattr(closed, "jaxpr") else closed
@@ -127,10 +138,16 @@ def _written_out(
         return Constant(each.val) if isinstance(each, Literal) else known[each]
 
     for equation in jaxpr.eqns:
-        inputs = [known_as(each) for each in equation.invars]
+        if equation.primitive.name == "platform_index":
+            continue
         inner = equation.params.get(_CALLS.get(equation.primitive.name, ""))
+        invars = equation.invars
+        if (platforms := equation.params.get("branches_platforms")) is not None:
+            found = [each is None or platform in each for each in platforms].index(True)
+            inner, invars = equation.params["branches"][found], invars[1:]
+        inputs = [known_as(each) for each in invars]
         if inner is not None:
-            outputs = _written_out(inner, inputs, numbers, into)
+            outputs = _written_out(inner, inputs, numbers, platform, into)
         else:
             outputs = [_variable(numbers, each) for each in equation.outvars]
             operation = equation.primitive, tuple(inputs), tuple(outputs), equation.params

@@ -70,7 +70,7 @@ def in_tiles(
 
     full = jax.ShapeDtypeStruct((height, width), jnp.uint32)
     mask = jax.ShapeDtypeStruct((height, width), jnp.bool) if is_ragged else None
-    equations = Equations.of(tile, full, mask, *(each.of_tile(height, width) for each in inputs))
+    equations = Equations.of(backend.platform, tile, full, mask, *(each.of_tile(height, width) for each in inputs))
     of_place, *of_inputs = equations.arguments
     of_inside = of_inputs.pop(0) if is_ragged else None
     first, rest, needed = equations.halves()
@@ -124,7 +124,7 @@ def in_tiles(
         if of_inside is not None and of_inside in used:
             column = lax.broadcasted_iota(jnp.int32, full.shape, 1)
             here[of_inside] = column < columns - j * width
-        evaluate(rest, here)
+        evaluate(rest, here, backend.do)
         for ref, operand, each in zip(refs[len(read) :], outputs, equations.results, strict=True):
             column = j * (width // operand.per)
             backend.write(ref, value_of(here, each), edges[operand.per], column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import warnings
@@ -18,12 +19,13 @@ from .. import pytrees
 from .. import slots as whole_arrays
 from ..plan import Plan
 from ..slots import Part, rules_in_a_row
-from ..storage.blocks import Quantized
+from ..storage import base
+from ..storage.blocks import Blocks, Quantized
+from ..storage.masked import Masked
 from . import elementwise
 from .backends import Backend
 from .equations import Equations
 from .kernel import Operand, in_tiles
-from .storage import block_of, for_tiles
 
 _WIDTH = 256
 """The columns of a tile, if no block is longer."""
@@ -43,7 +45,7 @@ class Tiling:
     ) -> tuple[jax.Array, list[dict[str, Any]]]:
         """`update_array` of whole arrays, in tiles where that can be."""
         arguments = plan, gradient, slots, param, index
-        reason = why_not(*arguments)
+        reason = why_not(*arguments, self.backend.platform)
         if reason is not None:
             self._reasons.append((gradient, reason))
             return whole_arrays.update_array(*arguments)
@@ -61,17 +63,19 @@ class Tiling:
             )
 
 
-def why_not(plan: Plan, gradient: Any, slots: Any, param: Any, index: Any) -> str | None:
+def why_not(
+    plan: Plan, gradient: Any, slots: Any, param: Any, index: Any, platform: str
+) -> str | None:
     """Why an array is not updated tile by tile; None where it can be.
 
-    The arguments are those of `update_array`.
+    The arguments are those of `update_array`. platform: on which it is to run.
     """
     leaves, treedef = jax.tree.flatten((plan, gradient, slots, param, index))
-    return _why_not(treedef, tuple([(np.shape(x), jnp.result_type(x)) for x in leaves]))
+    return _why_not(treedef, tuple([(np.shape(x), jnp.result_type(x)) for x in leaves]), platform)
 
 
 @functools.lru_cache(maxsize=4096)
-def _why_not(treedef: Any, kinds: tuple[Any, ...]) -> str | None:
+def _why_not(treedef: Any, kinds: tuple[Any, ...], platform: str) -> str | None:
     plan, gradient, slots, param, index = treedef.unflatten(
         [jax.ShapeDtypeStruct(*kind) for kind in kinds]
     )
@@ -84,10 +88,23 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...]) -> str | None:
         return "tiles are for arrays of two axes or more whose last one has 256 elements or more"
     for stage, of_stage in zip(plan.stages, slots, strict=True):
         for (name, stored), storage in zip(of_stage.items(), stage.storages, strict=True):
-            block = block_of(storage, stored)
-            if block == 0 or (block is not None and (block < 8 or width % block)):
+            block = _block_of(storage, stored)
+            if block is not None and (block < 8 or width % block):
                 return f"{storage!r} of the slot {name!r} has no blocks that fill a tile"
-    plain = for_tiles(plan, slots, plain=True)
+    # What has blocks is not element-wise, but a tile is made of whole blocks.
+    plain = dataclasses.replace(
+        plan,
+        stages=tuple(
+            dataclasses.replace(
+                stage,
+                storages=tuple(
+                    base.PLAIN if isinstance(stored, Quantized) else storage
+                    for storage, stored in zip(stage.storages, of_stage.values(), strict=True)
+                ),
+            )
+            for stage, of_stage in zip(plan.stages, slots, strict=True)
+        ),
+    )
 
     def traced(shape: tuple[int, ...]) -> Equations:
         def like(x: Any) -> Any:
@@ -103,7 +120,7 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...]) -> str | None:
             (plain, gradient, slots, param, index),
             is_leaf=lambda x: isinstance(x, Quantized),
         )
-        return Equations.of(function, jax.ShapeDtypeStruct(shape, jnp.uint32), *arguments)
+        return Equations.of(platform, function, jax.ShapeDtypeStruct(shape, jnp.uint32), *arguments)
 
     try:
         return elementwise.why_not(traced(shape), traced(_LIKE), shape, _LIKE)
@@ -111,10 +128,18 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...]) -> str | None:
         return f"it takes no array of another shape: {error}"
 
 
+def _block_of(storage: base.Storage, stored: Any) -> int | None:
+    """How many numbers of a row share one in what is stored; None where none do."""
+    if not isinstance(stored, Quantized):
+        return None
+    inner: Any = storage.storage if isinstance(storage, Masked) else storage
+    return inner.block if type(inner) is Blocks else 0
+
+
 def _width(plan: Plan, slots: Any) -> int:
     """How many columns a tile has: as many as the longest block."""
     blocks = [
-        block_of(storage, stored) or 0
+        _block_of(storage, stored) or 0
         for stage, of_stage in zip(plan.stages, slots, strict=True)
         for storage, stored in zip(stage.storages, of_stage.values(), strict=True)
     ]
@@ -171,7 +196,7 @@ class _Tiled:
         for stage, of_stage in zip(plan.stages, slots, strict=True):
             for storage, stored in zip(stage.storages, of_stage.values(), strict=True):
                 if isinstance(stored, Quantized):
-                    per[stored.scales.shape] = block_of(storage, stored)
+                    per[stored.scales.shape] = _block_of(storage, stored)
         self.inputs, self.outputs = (
             [self._operand(x, per) for x in each] for each in (leaves, jax.tree.leaves(out))
         )
@@ -201,8 +226,7 @@ class _Tiled:
         places, leaves = operands[: len(self.shape)], operands[len(self.shape) :]
 
         def function(part: Part, *leaves: Any) -> Any:
-            plan, gradient, slots, param, index = self.treedef.unflatten(leaves)
-            return rules_in_a_row(for_tiles(plan, slots), gradient, slots, param, index, part)
+            return rules_in_a_row(*self.treedef.unflatten(leaves), part)
 
         together = 1
         for size, axis in zip(reversed(places[:-1]), reversed(self.shape[:-1]), strict=True):
