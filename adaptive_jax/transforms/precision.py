@@ -63,9 +63,7 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
     return Rounding(rounding, step).apply(params, updates)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step"], meta_fields=["rounding"]
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["step"], meta_fields=["rounding"])
 @dataclass(frozen=True)
 class Rounding:
     """How updates are added to parameters: what `apply_updates` does to one array, and to a tree.

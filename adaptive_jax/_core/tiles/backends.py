@@ -36,6 +36,13 @@ class Backend:
     masks_edges: ClassVar[bool] = False
     """Whether reading and writing has to be kept from going beyond an edge."""
 
+    turns_blocks: ClassVar[bool] = False
+    """Whether what there is one of for each block is turned: blocks along the first axis."""
+
+    def why_not(self, shape: tuple[int, ...], has_blocks: bool) -> str | None:
+        """Why arrays of a shape are not for tiles here; None where they are."""
+        del shape, has_blocks
+
     def rows_of_a_tile(self, rows: int, together: int) -> int | None:
         """The height of the tiles of so many rows; None where they do not go into tiles.
 
@@ -55,8 +62,9 @@ class Backend:
     def read(self, ref: Any, shape: tuple[int, int], inside: jax.Array | None, column: Any) -> Any:
         """A tile's part of an operand.
 
+        shape: of this part.
         inside: what of it there is; None for all.
-        column: the first column of the tile, of an operand's that are blocks.
+        column: its first column, in the whole of the operand.
         """
         return ref[...]
 
@@ -120,19 +128,31 @@ class Triton(Backend):
         return {"compiler_params": triton.CompilerParams(num_warps=self.warps, num_stages=1)}
 
 
-_LANES = 128
+_LANES, _SUBLANES = 128, 8
 
 
 @dataclass(frozen=True)
 class MosaicTPU(Backend):
-    """Pallas's Mosaic, for TPUs, whose arrays lie in tiles of 128 columns.
+    """Pallas's Mosaic, for TPUs, where arrays lie in pieces of 8 rows and 128 columns.
 
-    The numbers of so many blocks come and go together, and a tile picks its own from among them.
+    A column of numbers, one for each row of a tile, would lie in as many pieces as a whole tile of 128
+    columns. So they come and go as rows, of 8 blocks at once, from which a tile picks its own.
     """
 
-    height: int = 64
+    height: int = 128
 
-    platform = "tpu"
+    platform, turns_blocks = "tpu", True
+
+    def why_not(self, shape: tuple[int, ...], has_blocks: bool) -> str | None:
+        *_, rows, columns = shape
+        if has_blocks:  # XLA copies more.
+            return None
+        if len(shape) > 2 and rows % 32:
+            return f"with {rows} rows, which is no multiple of 32, it would have to be copied"
+        padded = _up(rows, _SUBLANES) * _up(columns, _LANES)
+        if _up(columns, _SUBLANES) * _up(rows, _LANES) < padded:
+            return "it lies in memory column by column, and would have to be copied"
+        return None
 
     def do(self, operation: Operation, *inputs: Any) -> Any:
         return done_with_less(operation, *inputs)
@@ -141,7 +161,7 @@ class MosaicTPU(Backend):
         height = min(self.height, rows)
         if together != rows:
             height = math.gcd(height, together)
-        return height if height % 32 == 0 or height == rows else None
+        return height if height % _LANES == 0 or height == rows else None
 
     def numbers(self, count: int) -> pl.BlockSpec:
         from jax.experimental.pallas import tpu
@@ -149,38 +169,53 @@ class MosaicTPU(Backend):
         return pl.BlockSpec((count,), lambda i, j: (0,), memory_space=tpu.SMEM)
 
     def tile(self, height: int, width: int, per: int, blocks: int) -> pl.BlockSpec:
-        if width // per % _LANES == 0:
+        if per == 1:
             return super().tile(height, width, per, blocks)
-        together = np.int32(_LANES // (width // per))  # So many tiles.
-        return pl.BlockSpec((height, min(blocks, _LANES)), lambda i, j: (i, lax.div(j, together)))
+        together = np.int32(_SUBLANES // (width // per))  # So many tiles.
+        shape = min(blocks, _SUBLANES), height
+        return pl.BlockSpec(shape, lambda i, j: (lax.div(j, together), i))
 
     def read(self, ref: Any, shape: tuple[int, int], inside: jax.Array | None, column: Any) -> Any:
-        if ref.shape == shape and shape[1] % _LANES == 0:
+        if ref.shape == shape:
             return ref[...]
         columns = [
-            jnp.sum(lax.select(mine, ref[...], jnp.zeros(ref.shape, ref.dtype)), 1, keepdims=True)
-            for mine in self._mine(ref, shape[1], column)
+            _sum(mine, jnp.broadcast_to(_sum(here, ref[...], 0), mine.shape), 1)
+            for here, mine in self._mine(ref, shape, column)
         ]
         return columns[0] if len(columns) == 1 else jnp.concatenate(columns, 1)
 
     def write(self, ref: Any, value: jax.Array, inside: jax.Array | None, column: Any) -> None:
-        if ref.shape == value.shape and value.shape[1] % _LANES == 0:
+        if ref.shape == value.shape:
             ref[...] = value
             return
-        for k, mine in enumerate(self._mine(ref, value.shape[1], column)):
-            spread = jnp.broadcast_to(value[:, k : k + 1], ref.shape)
-            ref[...] = lax.select(mine, spread, ref[...])
+        for k, (here, mine) in enumerate(self._mine(ref, value.shape, column)):
+            row = _sum(mine, jnp.broadcast_to(value[:, k : k + 1], mine.shape), 0)
+            ref[...] = lax.select(here, jnp.broadcast_to(row, ref.shape), ref[...])
 
-    def _mine(self, ref: Any, count: int, column: Any) -> list[jax.Array]:
-        """For each of a tile's blocks, where it is among those that come with it."""
-        lane = lax.broadcasted_iota(jnp.int32, ref.shape, 1)
-        return [lane == lax.rem(column, np.int32(_LANES)) + k for k in range(count)]
+    def _mine(self, ref: Any, shape: Any, column: Any) -> list[tuple[jax.Array, jax.Array]]:
+        """For each block of a row of a tile, where it is among those that come with it, and the diagonal
+        that a row and a column have in common."""
+        height, count = shape
+        square = height, height
+        line = lax.broadcasted_iota(jnp.int32, ref.shape, 0)
+        down, right = (lax.broadcasted_iota(jnp.int32, square, axis) for axis in (0, 1))
+        first = lax.rem(column, np.int32(_SUBLANES))
+        return [(line == first + k, down == right) for k in range(count)]
 
     def options(self) -> dict[str, Any]:
         from jax.experimental.pallas import tpu
 
         semantics = ("parallel", "arbitrary")
         return {"compiler_params": tpu.CompilerParams(dimension_semantics=semantics)}
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _sum(mask: jax.Array, x: jax.Array, axis: int) -> jax.Array:
+    """The one number along an axis that a mask selects."""
+    return jnp.sum(lax.select(mask, x, jnp.zeros(x.shape, x.dtype)), axis, keepdims=True)
 
 
 def backend_for(platform: str) -> Backend | None:

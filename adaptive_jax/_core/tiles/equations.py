@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -78,18 +79,30 @@ class Equations:
         return cls(tuple(outer), tuple(operations), tuple(results))
 
     def halves(self) -> tuple[list[Operation], list[Operation], list[Variable]]:
-        """What follows from numbers alone, the rest, and the numbers that the rest needs."""
+        """What is better done before and once, the rest, and the numbers that the rest needs.
+
+        The first are the operations whose results are numbers with a point, which some compilers of
+        kernels hardly know outside of arrays, and all that they need. Integers are left to the rest:
+        they are keys for random bits, a few operations, of which each array has its own.
+        """
         numbers = {each for each in self.arguments if each.shape == ()}
-        first, rest = [], []
+        of_numbers = []
         for operation in self.operations:
-            is_first = all(isinstance(x, Constant) or x in numbers for x in operation.inputs)
-            if is_first and not any(each.shape for each in (*operation.inputs, *operation.outputs)):
+            inputs = [x for x in operation.inputs if isinstance(x, Variable)]
+            if numbers.issuperset(inputs) and not any(x.shape for x in operation.outputs):
                 numbers.update(operation.outputs)
-                first.append(operation)
-            else:
-                rest.append(operation)
-        used = {each: None for operation in rest for each in operation.inputs if each in numbers}
-        return first, rest, list(used)
+                of_numbers.append(operation)
+        first: set[Variable] = set()  # What is computed before.
+        for operation in reversed(of_numbers):
+            is_float = any(jnp.issubdtype(x.dtype, jnp.floating) for x in operation.outputs)
+            if is_float or not first.isdisjoint(operation.outputs):
+                first.update(operation.outputs)
+                first.update(x for x in operation.inputs if isinstance(x, Variable))
+        before = [each for each in of_numbers if each.outputs[0] in first]
+        rest = [each for each in self.operations if each.outputs[0] not in first]
+        known = {x for x in self.arguments if x.shape == ()}.union(*(x.outputs for x in before))
+        used = {x: None for each in rest for x in each.inputs if x in known}
+        return before, rest, list(used)
 
     def uses(self) -> set[Variable]:
         """Which variables an operation or a result needs."""

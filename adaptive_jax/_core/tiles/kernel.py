@@ -63,14 +63,14 @@ def in_tiles(
     blocks_in, blocks_out = blocks[: len(inputs)], blocks[len(inputs) :]
     is_ragged = columns % width != 0
 
-    # What follows from numbers alone is computed before: some compilers know no more than arithmetic
-    # of numbers that are not in arrays.
     def tile(place: Any, inside: Any, *tiles: Any) -> list[Any]:
         return jax.tree.leaves(function(Part(place, inside), *tiles))
 
     full = jax.ShapeDtypeStruct((height, width), jnp.uint32)
     mask = jax.ShapeDtypeStruct((height, width), jnp.bool) if is_ragged else None
-    equations = Equations.of(backend.platform, tile, full, mask, *(each.of_tile(height, width) for each in inputs))
+    equations = Equations.of(
+        backend.platform, tile, full, mask, *(each.of_tile(height, width) for each in inputs)
+    )
     of_place, *of_inputs = equations.arguments
     of_inside = of_inputs.pop(0) if is_ragged else None
     first, rest, needed = equations.halves()
@@ -79,17 +79,31 @@ def in_tiles(
     }
     evaluate(first, known)
 
-    # The numbers, and the place of the first element of each row of tiles.
+    # Numbers with a point are the same for many arrays, and so are put in a row once.
+    floats = [each for each in needed if jnp.issubdtype(each.dtype, jnp.floating)]
+    others = [each for each in needed if each not in floats]
+    # The place of the first element of each row of tiles.
     row = jnp.zeros((), jnp.uint32)
     for each in places[:-1]:
         row = lax.expand_dims(row, [row.ndim]) + each.reshape([1] * row.ndim + [-1])
-    row = row.reshape(-1)[::height] + places[-1][0]
-    own = [_as_int32(known[each]).reshape(1) for each in needed]
-    numbers = jnp.concatenate([*own, _as_int32(row)])
+    starts = row.reshape(-1)[::height] + places[-1][0]
+    numbers = [
+        _in_a_row([known[each] for each in floats]),
+        _in_a_row([known[each] for each in others]),
+        lax.bitcast_convert_type(starts, jnp.int32),
+    ]
 
     used = equations.uses()
     read = [n for n, each in enumerate(of_inputs) if inputs[n].per and each in used]
     shapes = {n: inputs[n].of_tile(height, width).shape for n in read}
+
+    def turned(per: int) -> bool:
+        return backend.turns_blocks and per > 1
+
+    def laid_out(x: jax.Array, per: int, count: int) -> jax.Array:
+        """An operand as a matrix."""
+        x = x.reshape(rows, count)
+        return x.T if turned(per) else x
 
     def inside_of(per: int, i: Any, j: Any) -> jax.Array | None:
         """What of an operand's tile there is."""
@@ -102,9 +116,11 @@ def in_tiles(
             found = column if found is None else found & column
         return found
 
-    def kernel(numbers: Any, *refs: Any) -> None:
+    def kernel(*refs: Any) -> None:
         i, j = pl.program_id(0), pl.program_id(1)
-        here = {each: _as(numbers[n], each.dtype) for n, each in enumerate(needed)}
+        of_floats, of_others, of_starts, *refs = refs
+        here = {each: _as(of_floats[n], each.dtype) for n, each in enumerate(floats)}
+        here |= {each: _as(of_others[n], each.dtype) for n, each in enumerate(others)}
         of_pers = {operand.per for operand in (*inputs, *outputs) if operand.per}
         edges = dict.fromkeys(of_pers)
         if backend.masks_edges:
@@ -115,11 +131,14 @@ def in_tiles(
             here[of_inputs[n]] = backend.read(ref, shapes[n], edges[per], column)
         if of_place in used:
             down, right = (
-                lax.convert_element_type(lax.broadcasted_iota(jnp.int32, full.shape, axis), "uint32")
+                lax.convert_element_type(
+                    lax.broadcasted_iota(jnp.int32, full.shape, axis), "uint32"
+                )
                 for axis in (0, 1)
             )
-            start = _as(numbers[len(needed) + i], jnp.uint32)
-            start = start + lax.convert_element_type(j * width, "uint32")
+            start = lax.bitcast_convert_type(of_starts[i], jnp.uint32) + lax.convert_element_type(
+                j * width, "uint32"
+            )
             here[of_place] = start + down * np.uint32(stride % 2**32) + right
         if of_inside is not None and of_inside in used:
             column = lax.broadcasted_iota(jnp.int32, full.shape, 1)
@@ -133,7 +152,7 @@ def in_tiles(
         kernel,
         grid=(-(-rows // height), -(-columns // width)),
         in_specs=[
-            backend.numbers(numbers.size),
+            *(backend.numbers(each.size) for each in numbers),
             *(backend.tile(height, width, inputs[n].per, blocks_in[n]) for n in read),
         ],
         out_specs=[
@@ -141,29 +160,37 @@ def in_tiles(
             for operand, count in zip(outputs, blocks_out, strict=True)
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((rows, count), operand.dtype)
+            jax.ShapeDtypeStruct(
+                (count, rows) if turned(operand.per) else (rows, count), operand.dtype
+            )
             for operand, count in zip(outputs, blocks_out, strict=True)
         ],
-        input_output_aliases={1 + read.index(n): out for n, out in aliases if n in read},
+        input_output_aliases={3 + read.index(n): out for n, out in aliases if n in read},
         name="update",
         **backend.options(),
-    )(numbers, *(values[n].reshape(rows, blocks_in[n]) for n in read))
-    return [x.reshape(*before, -1) for x in results]
+    )(*numbers, *(laid_out(values[n], inputs[n].per, blocks_in[n]) for n in read))
+    return [
+        (x.T if turned(operand.per) else x).reshape(*before, -1)
+        for x, operand in zip(results, outputs, strict=True)
+    ]
 
 
-def _as_int32(x: jax.Array) -> jax.Array:
-    """A number of at most 32 bits, in a row with others."""
-    if x.dtype.itemsize < 4:
-        x = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
-    return lax.bitcast_convert_type(x, jnp.int32)
+def _in_a_row(numbers: Sequence[jax.Array]) -> jax.Array:
+    """The bits of numbers of at most 32 bits, as an array, which is not empty."""
+
+    def bits_of(x: jax.Array) -> jax.Array:
+        if x.dtype.itemsize < 4:
+            is_float = jnp.issubdtype(x.dtype, jnp.floating)
+            x = lax.convert_element_type(x, jnp.float32 if is_float else jnp.int32)
+        return lax.bitcast_convert_type(x, jnp.int32)
+
+    return jnp.stack([bits_of(x) for x in numbers] or [jnp.zeros((), jnp.int32)])
 
 
-def _as(number: jax.Array, dtype: Any) -> jax.Array:
-    """The reverse."""
-    dtype = jnp.dtype(dtype)
+def _as(bits: jax.Array, dtype: Any) -> jax.Array:
+    """The reverse, of one number."""
     if dtype == jnp.bool:
-        return number != 0
-    if dtype.itemsize < 4:
-        wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
-        return lax.bitcast_convert_type(number, wide).astype(dtype)
-    return lax.bitcast_convert_type(number, dtype)
+        return bits != 0
+    wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
+    wide = dtype if jnp.dtype(dtype).itemsize == 4 else wide
+    return lax.convert_element_type(lax.bitcast_convert_type(bits, wide), dtype)

@@ -17,7 +17,7 @@ _ORDERED = {"max": lax.max, "min": lax.min, "clamp": lax.clamp}
 def done_with_less(operation: Operation, *inputs: Any) -> Any:
     """What an operation gives: without arithmetic below 32 bits, and with one kind of reduction.
 
-    Kernels for TPUs have no largest or smallest of unsigned numbers. None have a reduction by a
+    Kernels for TPUs have no sign, which cannot be compiled without a device, and no largest or smallest of unsigned numbers. None have a reduction by a
     function, or of two arrays at once.
     """
     name, dtypes = operation.primitive.name, [each.dtype for each in operation.outputs]
@@ -27,6 +27,10 @@ def done_with_less(operation: Operation, *inputs: Any) -> Any:
         return _unsigned(jnp.max(_signed(inputs[0]), axis=operation.parameters["axes"]))
     if name in _ORDERED and dtypes == [jnp.uint32]:
         return _unsigned(_ORDERED[name](*map(_signed, inputs)))
+    if name == "sign" and dtypes == [jnp.float32]:
+        (x,) = inputs
+        one = jnp.ones_like(x)
+        return jnp.where(lax.abs(x) > 0, jnp.where(x < 0, -one, one), x)
     if name not in _ANY_WIDTH and any(map(_is_narrow, inputs)):
         wide = done(operation, *(_wide(x) if _is_narrow(x) else x for x in inputs))
         return wide.astype(dtypes[0])

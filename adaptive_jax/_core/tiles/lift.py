@@ -45,7 +45,7 @@ class Tiling:
     ) -> tuple[jax.Array, list[dict[str, Any]]]:
         """`update_array` of whole arrays, in tiles where that can be."""
         arguments = plan, gradient, slots, param, index
-        reason = why_not(*arguments, self.backend.platform)
+        reason = why_not(*arguments, self.backend)
         if reason is not None:
             self._reasons.append((gradient, reason))
             return whole_arrays.update_array(*arguments)
@@ -64,18 +64,18 @@ class Tiling:
 
 
 def why_not(
-    plan: Plan, gradient: Any, slots: Any, param: Any, index: Any, platform: str
+    plan: Plan, gradient: Any, slots: Any, param: Any, index: Any, backend: Backend
 ) -> str | None:
     """Why an array is not updated tile by tile; None where it can be.
 
-    The arguments are those of `update_array`. platform: on which it is to run.
+    The arguments are those of `update_array`.
     """
     leaves, treedef = jax.tree.flatten((plan, gradient, slots, param, index))
-    return _why_not(treedef, tuple([(np.shape(x), jnp.result_type(x)) for x in leaves]), platform)
+    return _why_not(treedef, tuple([(np.shape(x), jnp.result_type(x)) for x in leaves]), backend)
 
 
 @functools.lru_cache(maxsize=4096)
-def _why_not(treedef: Any, kinds: tuple[Any, ...], platform: str) -> str | None:
+def _why_not(treedef: Any, kinds: tuple[Any, ...], backend: Backend) -> str | None:
     plan, gradient, slots, param, index = treedef.unflatten(
         [jax.ShapeDtypeStruct(*kind) for kind in kinds]
     )
@@ -86,11 +86,15 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...], platform: str) -> str | None:
         return "there are numbers of 64 bits, and tiles are for 32"
     if len(shape) < 2 or shape[-1] < (width := _width(plan, slots)) or 0 in shape:
         return "tiles are for arrays of two axes or more whose last one has 256 elements or more"
+    has_blocks = False
     for stage, of_stage in zip(plan.stages, slots, strict=True):
         for (name, stored), storage in zip(of_stage.items(), stage.storages, strict=True):
             block = _block_of(storage, stored)
             if block is not None and (block < 8 or width % block):
                 return f"{storage!r} of the slot {name!r} has no blocks that fill a tile"
+            has_blocks = has_blocks or block is not None
+    if (reason := backend.why_not(shape, has_blocks)) is not None:
+        return reason
     # What has blocks is not element-wise, but a tile is made of whole blocks.
     plain = dataclasses.replace(
         plan,
@@ -120,7 +124,9 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...], platform: str) -> str | None:
             (plain, gradient, slots, param, index),
             is_leaf=lambda x: isinstance(x, Quantized),
         )
-        return Equations.of(platform, function, jax.ShapeDtypeStruct(shape, jnp.uint32), *arguments)
+        return Equations.of(
+            backend.platform, function, jax.ShapeDtypeStruct(shape, jnp.uint32), *arguments
+        )
 
     try:
         return elementwise.why_not(traced(shape), traced(_LIKE), shape, _LIKE)
@@ -159,7 +165,9 @@ def update_array(
     def whole(*leaves: Any) -> list[Any]:
         return jax.tree.leaves(whole_arrays.update_array(*treedef.unflatten(leaves)))
 
-    results = jax.tree.structure(jax.eval_shape(rules_in_a_row, plan, gradient, slots, param, index))
+    results = jax.tree.structure(
+        jax.eval_shape(rules_in_a_row, plan, gradient, slots, param, index)
+    )
     tiled = _Tiled(treedef, leaves, backend)
 
     @jax.custom_batching.custom_vmap
@@ -262,7 +270,10 @@ class _Tiled:
         columns = self.shape[-1] / math.prod(mesh.shape[name] for name in names)
         if any(columns % each.per for each in self.inputs if each.per):
             spec[-1] = None
-        split, same = NamedSharding(mesh, PartitionSpec(*spec)), NamedSharding(mesh, PartitionSpec())
+        split, same = (
+            NamedSharding(mesh, PartitionSpec(*spec)),
+            NamedSharding(mesh, PartitionSpec()),
+        )
         of_places = [NamedSharding(mesh, PartitionSpec(each)) for each in spec]
         of_leaves = [split if each.per else same for each in self.inputs]
         return mesh, self._on_one_device, (split,) * len(self.outputs), (*of_places, *of_leaves)
