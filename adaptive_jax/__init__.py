@@ -7,12 +7,12 @@ from . import plotting as plotting
 from . import problems as problems
 from . import rules as rules
 from . import testing as testing
+from ._core.context import Context as Context
 from ._core.hyper import Decay as Decay
 from ._core.hyper import Fraction as Fraction
 from ._core.hyper import Hyper as Hyper
 from ._core.hyper import NonNegative as NonNegative
 from ._core.mask import Mask as Mask
-from ._core.rule import Context as Context
 from ._core.rule import Rule as Rule
 from ._core.rule import Slot as Slot
 from ._core.storage.base import BFloat16 as BFloat16

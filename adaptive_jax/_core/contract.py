@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from .errors import of_function
@@ -20,31 +21,152 @@ def check_slot_name(name: str, known: Iterable[str]) -> None:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
 
 
-@functools.cache
-def check_update(rule: type) -> None:
-    """Raises a TypeError unless a rule's update takes what the lift gives it."""
-    taken = inspect.signature(rule.update)  # type: ignore[attr-defined]
-    try:
-        taken.bind("self", "grad", "slots", "param", "ctx")
-    except TypeError:
+def check_rule(rule: Any) -> None:
+    """Raises a TypeError unless a rule's methods take what the lift gives them."""
+    name = type(rule).__name__
+    _check_methods(type(rule))
+    if rule.scalars and rule.advance is None:
         raise TypeError(
-            f"{rule.__name__}.update takes {taken}: it must take (self, grad, slots, param, ctx), where "
-            "ctx keeps slots with ctx.store and knows the step."
-        ) from None
+            f"{name} has the scalars {list(rule.scalars)}, and defines no `advance(self, scalars, "
+            "measured, ctx)`, which moves them on."
+        )
+    for argument, kind in rule.extra_args.items():
+        if kind not in ("number", "array"):
+            raise TypeError(
+                f"{name}.extra_args[{argument!r}]={kind!r} must be 'number', or 'array' for a tree like "
+                "the parameters."
+            )
+    if both := set(rule.scalars) & set(rule.slots):
+        raise TypeError(
+            f"{name} has the slots and the scalars {sorted(both)}: give them two names."
+        )
+
+
+@functools.cache
+def _check_methods(rule: Any) -> None:
+    """Raises a TypeError unless a rule's methods take what the lift gives them."""
+    for method, arguments in _TAKEN.items():
+        function = getattr(rule, method, None)
+        if function is None:
+            continue
+        taken = inspect.signature(function)
+        try:
+            taken.bind("self", *arguments)
+        except TypeError:
+            raise TypeError(
+                f"{rule.__name__}.{method} takes {taken}: it must take (self, {', '.join(arguments)}), "
+                f"{_WHY[method]}."
+            ) from None
+    if getattr(rule, "statistic", None) is not None:
+        raise TypeError(
+            f"{rule.__name__} defines `statistic(self, grads)`, which is two methods now, from each array "
+            "to numbers, and from these, as vectors with one entry for each array, to the numbers that "
+            "`update` finds in ctx.scalars. For the norm of all arrays, which was in ctx.statistic, write "
+            "def measure(self, grad, slots, param, ctx): return {'norm': aj.maths.norm(grad)}; "
+            "def advance(self, scalars, measured, ctx): return {'norm': aj.maths.norm(measured['norm'])}; "
+            "and in update ctx.scalars['norm']."
+        )
+    if rule.measure is not None and rule.advance is None:
+        raise TypeError(
+            f"{rule.__name__} defines `measure`, and no `advance(self, scalars, measured, ctx)`, which "
+            "makes of what was measured of all arrays the numbers that `update` finds in ctx.scalars."
+        )
+
+
+_TAKEN = {
+    "update": ("grad", "slots", "param", "ctx"),
+    "measure": ("grad", "slots", "param", "ctx"),
+    "advance": ("scalars", "measured", "ctx"),
+}
+"""What the lift gives to each method of a rule."""
+
+
+_WHY = {
+    "update": "where ctx keeps slots with ctx.store and knows the step",
+    "measure": "and return numbers by name, such as {'norm': aj.maths.norm(grad)}",
+    "advance": "where measured has a vector for each name of `measure`, and ctx.step is what step was",
+}
 
 
 @contextlib.contextmanager
-def of_update(rule: Any) -> Iterator[None]:
-    """Says what to write instead where a rule's update fails at what Python or NumPy cannot do."""
-    name = type(rule).__name__
+def of_method(rule: Any, method: str, *known: Mapping[str, Any]) -> Iterator[None]:
+    """Says what to write instead where a rule's method fails at what Python or NumPy cannot do.
+
+    known: what it may ask for by name beside its slots.
+    """
+    name = f"{type(rule).__name__}.{method}"
     try:
-        with of_function(f"{name}.update"):
+        with of_function(name):
             yield
     except KeyError as error:
+        others = [each for mapping in known for each in mapping]
+        beside = f", beside them there are {others}" if others else ""
         raise ValueError(
-            f"{name}.update asks for {error}, and the slots are {list(rule.slots)}: declare what a rule "
-            'keeps, slots = {"mu": aj.Slot()}.'
+            f"{name} asks for {error}, and the slots are {list(rule.slots)}{beside}: declare what a rule "
+            'keeps, slots = {"mu": aj.Slot()}, what it keeps for all arrays together, scalars = {"d": '
+            '1.0}, and what `update` must get, extra_args = {"value": "number"}.'
         ) from error
+
+
+def checked_numbers(rule: Any, measured: Any) -> dict[str, Any]:
+    """What a rule's measure returned, if these are numbers by name."""
+    what = f"{type(rule).__name__}.measure"
+    if not isinstance(measured, Mapping):
+        raise ValueError(
+            f"{what} must return a dict from names to numbers, such as {{'norm': aj.maths.norm(grad)}}; "
+            f"got {describe(measured)}."
+        )
+    for name, value in measured.items():
+        if not is_real(value) or np.shape(value) != ():
+            raise ValueError(
+                f"{what} returned for {name} {describe(value)}: it must be one real number for the whole "
+                "array, such as its norm, its sum or its largest element, of shape ()."
+            )
+    return dict(measured)
+
+
+def same_names(rule: Any, measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names under which a rule measures numbers, which must be the same for all arrays."""
+    names = list(measured[0]) if measured else []
+    for other in measured:
+        if set(other) != set(names):
+            raise ValueError(
+                f"{type(rule).__name__}.measure returned {names} for one array and {list(other)} for "
+                "another: it must return the same names for all, as advance gets one vector for each."
+            )
+    return names
+
+
+def checked_scalars(rule: Any, before: Mapping[str, Any], new: Any) -> dict[str, Any]:
+    """What a rule's advance returned, if these are numbers by name, all its scalars among them."""
+    what = f"{type(rule).__name__}.advance"
+    names = list(before)
+    if not isinstance(new, Mapping) or not set(names) <= set(new):
+        got = list(new) if isinstance(new, Mapping) else describe(new)
+        raise ValueError(
+            f"{what} must return a dict with the new value of each of the rule's scalars, {names}, and "
+            f"what else `update` needs; got {got}. What stays as it is, is returned as it is: "
+            "scalars['d']."
+        )
+    for name, value in new.items():
+        if not is_real(value):
+            raise ValueError(f"{what} returned for {name} {describe(value)}: it must be a number.")
+        if name in before and np.shape(value) != np.shape(before[name]):
+            raise ValueError(
+                f"{what} returned for {name} {describe(value)}, and it was {describe(before[name])} "
+                "before: it must keep its shape."
+            )
+    return dict(new)
+
+
+def is_real(value: Any) -> bool:
+    """Whether it is a real number, or an array of them."""
+    if isinstance(value, (bool, int, float)):
+        return True
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and any(
+        jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)
+    )
 
 
 def checked_result(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:

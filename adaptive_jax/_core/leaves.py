@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from . import pytrees
+from .extra import Extra
 from .lifted import Lifted
-from .rule import mask_of
+from .rule import Rule, mask_of
 
 
 @dataclass
@@ -21,7 +22,10 @@ class Leaf:
 
     gradient: None for an array that is left alone, with its slots.
     param: None where no parameters came.
-    slots: of each rule, from names to what the state holds, the new one in the end.
+    entries: of each rule, from names to what the state holds for the array, the new in the end: its
+      slots, and the scalars of a layerwise rule.
+    extra: from names to what the extra arguments that are trees have for it.
+    first: the gradient as it came to what stands around the rules, where one of them asks for it.
     selected: of each rule, whether its mask selects the array.
     index: the place of the array in the whole tree.
     direction: the gradient, then what the last rule that saw it made of it.
@@ -29,7 +33,9 @@ class Leaf:
 
     gradient: Any
     param: Any
-    slots: list[dict[str, Any]]
+    entries: list[dict[str, Any]]
+    extra: dict[str, Any]
+    first: Any
     selected: tuple[bool, ...]
     index: Any
     direction: Any = field(init=False)
@@ -60,9 +66,29 @@ class Matched(NamedTuple):
     states: tuple[Any, ...]
     leaves: list[Leaf]
 
+    def state_entries(self, place: int, names: Iterable[str]) -> dict[str, Any]:
+        """Entries of a rule's state, as trees of what there is of them for each leaf."""
+        return {
+            name: self.gradients.slot_tree(
+                getattr(self.states[place], name),
+                [leaf.entries[place][name] for leaf in self.leaves],
+            )
+            for name in names
+        }
+
+
+def per_array(rule: Rule) -> tuple[str, ...]:
+    """The entries of a rule's state that are trees like the parameters."""
+    return (*rule.scalars, *rule.slots) if rule.layerwise else tuple(rule.slots)
+
 
 def matched(
-    lifted: Lifted, updates: Any, state: Any, params: Any, piece: Piece | None = None
+    lifted: Lifted,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extra: Extra | None = None,
+    piece: Piece | None = None,
 ) -> Matched:
     """All trees of an update, checked, in the order of the gradients."""
     rules = lifted.rules
@@ -70,13 +96,17 @@ def matched(
     pytrees.check_no_complex("gradients", updates, rules)
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
-    slots = [
-        {
-            name: gradients.slot(name, getattr(old, name), storage, slot.nonnegative, of_params)
-            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True)
+    entries = []
+    for rule, storages, old in zip(rules, lifted.storages, states, strict=True):
+        scalars = rule.scalars if rule.layerwise else ()
+        trees = {
+            name: gradients.match(f"the state's {name}", getattr(old, name)) for name in scalars
         }
-        for rule, storages, old in zip(rules, lifted.storages, states, strict=True)
-    ]
+        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
+            tree = getattr(old, name)
+            trees[name] = gradients.slot(name, tree, storage, slot.nonnegative, of_params)
+        entries.append(trees)
+    extras, first = (extra or Extra()).matched(gradients)
     if piece is None:
         indices: Sequence[Any] = [np.uint32(i) for i in range(len(gradients.leaves))]
         by_rule = [gradients.selected(mask_of(rule), params) for rule in rules]
@@ -87,7 +117,9 @@ def matched(
         Leaf(
             gradients.leaves[i],
             of_params[i],
-            [{name: values[i] for name, values in of_rule.items()} for of_rule in slots],
+            [{name: values[i] for name, values in of_rule.items()} for of_rule in entries],
+            {name: values[i] for name, values in extras.items()},
+            first[i],
             selected[i],
             indices[i],
         )

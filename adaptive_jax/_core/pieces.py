@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from .leaves import Piece, matched
+from .leaves import Piece, matched, per_array
 from .lifted import Lifted
+from .plan import sees_all
 from .update import update_tree
 
 _MOST_ARRAYS = 256
@@ -22,12 +23,12 @@ _PIECE = 8
 
 
 def is_cut(lifted: Lifted, trees: Any) -> bool:
-    """Whether so many arrays are updated, outside of `jit`, and by no statistic of all of them."""
+    """Whether so many arrays are updated, outside of `jit`, each by what there is for it alone."""
     if len(jax.tree.leaves(trees[0])) <= _MOST_ARRAYS:
         return False
     arrays, numbers = jax.tree.leaves(trees), jax.tree.leaves(lifted)
     return (
-        all(rule.statistic is None for rule in lifted.rules)
+        not any(sees_all(rule) for rule in lifted.rules)
         and all(isinstance(x, jax.Array) for x in arrays)
         and not any(isinstance(x, Tracer) for x in (*numbers, *arrays))
     )
@@ -46,7 +47,7 @@ def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
         return update_tree(lifted, *trees)
     new_leaves = list(leaves)
     for places, piece in pieces:
-        new = update_tree(lifted, *jax.tree.map(leaves.__getitem__, places), piece)
+        new = update_tree(lifted, *jax.tree.map(leaves.__getitem__, places), piece=piece)
         for place, leaf in zip(jax.tree.leaves(places[:2]), jax.tree.leaves(new), strict=True):
             new_leaves[place] = leaf
     return jax.tree.unflatten(structure, new_leaves)[:2]
@@ -71,8 +72,8 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     gradient_at = treedef.flatten_up_to(of_updates)
     param_at = [None] * len(gradient_at) if params is None else treedef.flatten_up_to(of_params)
     states_at = lifted.split(of_state)
-    slots_at = [
-        {name: treedef.flatten_up_to(getattr(old, name)) for name in rule.slots}
+    entries_at = [
+        {name: treedef.flatten_up_to(getattr(old, name)) for name in per_array(rule)}
         for rule, old in zip(lifted.rules, states_at, strict=True)
     ]
 
@@ -81,7 +82,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
             old._replace(**{name: [at[i] for i in indices] for name, at in each.items()})
             if each
             else old
-            for old, each in zip(states_at, slots_at, strict=True)
+            for old, each in zip(states_at, entries_at, strict=True)
         ]
         gradients, of_params = ([at[i] for i in indices] for at in (gradient_at, param_at))
         return gradients, lifted.join(of_rules), of_params

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,13 +13,13 @@ import jax
 
 from .leaves import Leaf
 from .rule import Rule
-from .step import RuleAtStep, dtype_for
+from .step import RuleAtStep, Unknown, dtype_for, in_precision
 from .storage import base
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["rule", "step", "count", "scalars", "statistic"],
+    data_fields=["rule", "advancing", "step", "count", "scalars", "extra", "learning_rate"],
     meta_fields=["storages", "selected"],
 )
 @dataclass(frozen=True)
@@ -26,19 +27,23 @@ class Stage:
     """One rule of a plan.
 
     rule: with its hyperparameters as arrays of shape ().
+    advancing: the same in the precision of its scalars, where each array has its own; else None.
     step: the number of the step; None for a rule that does not count them.
     count: of which keys are made; None for a rule whose storages round nothing at random.
-    scalars: the rule's `scalars` after this step.
-    statistic: what the rule wanted to know of the whole tree.
+    scalars: what `advance` returned, or what is to be measured with; empty where each array has its own.
+    extra: the numbers among the extra arguments that the rule asks for.
+    learning_rate: the product of those of the rules before it; None if they have none.
     storages: of each slot.
     selected: whether the rule's mask selects the arrays.
     """
 
     rule: Rule
+    advancing: Rule | None
     step: Any
     count: Any
     scalars: dict[str, jax.Array]
-    statistic: Any
+    extra: dict[str, jax.Array]
+    learning_rate: Any
     storages: tuple[base.Storage, ...]
     selected: bool
 
@@ -69,39 +74,43 @@ class Adding(Protocol):
 class Plan:
     """What rules in a row do to one array, and to every other one of its kind.
 
+    stages: of each rule; None for one that leaves these arrays alone.
     dtype: in which they compute.
     out_dtype: that of what the last one returns.
     adding: how that is added to the parameter, which then is what comes out; None to leave it apart.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage | None, ...]
     dtype: Any
     out_dtype: Any
     adding: Adding | None = None
 
     @property
     def stochastic(self) -> bool:
-        """Whether something is rounded at random, differently in each array."""
-        rounds = self.adding is not None and self.adding.stochastic
-        return rounds or any(stage.count is not None for stage in self.stages)
+        """Whether slots are rounded at random, differently in each array."""
+        return any(stage is not None and stage.count is not None for stage in self.stages)
 
 
 def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) -> list[Plan | None]:
     """What a stretch of the rules does to each array: one plan for all arrays of one kind.
 
-    places: those of the rules in the stretch, of which only the first may ask for a statistic.
+    places: those of the rules in the stretch.
     """
     stretch, is_last = rules[places], places.stop == len(rules)
-    statistic = stretch[0].statistic([leaf.direction for leaf in leaves])
+    rates = [learning_rate(rules[:place]) for place in range(places.start, places.stop)]
     known: dict[Any, Plan] = {}
 
     def plan(leaf: Leaf) -> Plan | None:
         if leaf.direction is None:
             return None
-        dtype = dtype_for(leaf.direction, leaf.slots[places])
-        kind = dtype, leaf.gradient.dtype if is_last else dtype, leaf.selected[places]
+        kept = zip(stretch, leaf.entries[places], strict=True)
+        dtype = dtype_for(
+            leaf.direction, [of[name] for rule, of in kept for name in rule.rule.slots]
+        )
+        out_dtype = leaf.gradient.dtype if is_last else dtype
+        kind = dtype, out_dtype, leaf.selected[places], leaf.direction.size == 0
         if kind not in known:
-            known[kind] = _plan(stretch, statistic, *kind)
+            known[kind] = _plan(stretch, rates, *kind)
         return known[kind]
 
     return [plan(leaf) for leaf in leaves]
@@ -109,27 +118,46 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
 
 def _plan(
     rules: Sequence[RuleAtStep],
-    statistic: Any,
+    rates: Sequence[Any],
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
+    is_empty: bool,
 ) -> Plan:
     stages = [
-        Stage(
+        # What is measured has elements: an empty array is left alone by the rules that do.
+        None
+        if is_empty and (rule.rule.measure is not None or rule.rule.layerwise)
+        else Stage(
             rule=rule.in_dtype(dtype),
+            advancing=rule.in_dtype(rule.numbers_dtype(dtype)) if rule.rule.layerwise else None,
             step=rule.step,
             count=rule.count if rule.stochastic else None,
-            scalars=rule.scalars_in(dtype),
-            statistic=statistic if place == 0 else None,
+            scalars=in_precision(rule.scalars, dtype),
+            extra=in_precision(rule.extra, dtype),
+            learning_rate=rate,
             storages=rule.storages,
             selected=select,
         )
-        for place, (rule, select) in enumerate(zip(rules, selected, strict=True))
+        for rule, rate, select in zip(rules, rates, selected, strict=True)
     ]
     return Plan(tuple(stages), dtype, out_dtype)
 
 
+def learning_rate(before: Sequence[RuleAtStep]) -> Any:
+    """The product of the learning rates of the rules before one; None if they have none."""
+    rates = [rate for rule in before if (rate := rule.learning_rate()) is not None]
+    if any(isinstance(rate, Unknown) for rate in rates):
+        return Unknown()
+    return functools.reduce(operator.mul, rates) if rates else None
+
+
 def stretches(rules: Sequence[Rule]) -> list[slice]:
-    """Where to cut the rules: a statistic of the whole tree needs all arrays up to it first."""
-    cuts = [0, *(i for i, rule in enumerate(rules) if i and rule.statistic is not None), len(rules)]
+    """Where to cut the rules: what is measured of all arrays needs all of them up to it first."""
+    cuts = [0, *(i for i, rule in enumerate(rules) if i and sees_all(rule)), len(rules)]
     return [slice(*cut) for cut in itertools.pairwise(cuts)]
+
+
+def sees_all(rule: Rule) -> bool:
+    """Whether a rule measures all arrays before it updates the first of them."""
+    return rule.measure is not None and not rule.layerwise

@@ -290,12 +290,20 @@ class Arrays:
         except ValueError:
             raise ValueError(self._difference(what, tree)) from None
 
-    def same_shapes(self, what: str, tree: Any, advice: str = "") -> list[Any]:
-        """What another tree has for each array, which must have its shape, real or complex."""
+    def same_shapes(
+        self, what: str, tree: Any, advice: str = "", *, may_be_real: bool = False
+    ) -> list[Any]:
+        """What another tree has for each array, which must have its shape, and be complex if it is."""
         found = self.match(what, tree)
         for index, other in enumerate(found):
-            self._same_kind(what, index, other, may_be_real=False, advice=advice)
+            self._same_kind(what, index, other, may_be_real=may_be_real, advice=advice)
         return found
+
+    def check_present(self, what: str, found: Sequence[Any]) -> None:
+        """Raises unless another tree has something for each array that is not None."""
+        for index, (gradient, other) in enumerate(zip(self.leaves, found, strict=True)):
+            if gradient is not None and other is None:
+                raise ValueError(f"{self._outline(index)}, but {what} is None there.")
 
     def _same_kind(
         self, what: str, index: int, other: Any, *, may_be_real: bool, advice: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from . import closures, hyper, nodes
+from .context import Context
 from .hyper import show
 from .mask import Mask, Selection
 
@@ -27,25 +28,6 @@ class Slot:
 
     initial: float | str = 0.0
     nonnegative: bool = False
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the lift tells a rule about the step at hand.
-
-    step: 1 for the first update, int32, shape (). None for a rule that does not count its steps.
-    scalars: the rule's `scalars` after this step, as arrays of shape ().
-    statistic: what `Rule.statistic` returned for this step; None without one.
-    selected: whether the rule's mask selects this array; True without a mask.
-    store: `store(name, value)` returns value as the slot will hold it. A rule that computes its
-      direction from stored values takes the same steps after a restart, whatever the storage.
-    """
-
-    step: Any
-    scalars: Mapping[str, Any]
-    statistic: Any
-    selected: bool
-    store: Callable[[str, jax.Array], jax.Array]
 
 
 class Rule:
@@ -70,11 +52,17 @@ class Rule:
 
     Class attributes:
       slots: the rule's state, from names to `Slot`s. Names are a stable format: never rename one.
-      scalars: state that is one number for all arrays, from names to first values; `advance` moves
-        it on. As stable a format as slots.
-      counts_steps: whether the rule needs `ctx.step` or a bias correction. If None, it counts
+      scalars: state that is one number for all arrays, of float32 at least, from names to first
+        values: a number, a tuple of numbers for a small vector, or the name of the hyperparameter, or
+        property, that is one of these. `advance` moves it on. As stable a format as slots.
+      extra_args: from the names of extra arguments that `update` must get to "number", or "array" for
+        a tree like the parameters: `ctx.extra["value"]` of `update(gradients, state, params, value=…)`.
+      layerwise: whether `advance` runs for each array, of what was measured of it alone. Each array
+        then has `scalars` of its own, and in the state they are trees like the parameters.
+      counts_steps: whether the rule needs `ctx.step`, `ctx.key` or a bias correction. If None, it counts
         when it has slots.
       needs_params: whether it needs the parameters (otherwise `param` may be None).
+      needs_gradient: whether it needs `ctx.gradient`.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
@@ -83,9 +71,12 @@ class Rule:
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
-    scalars: ClassVar[Mapping[str, float]] = {}
+    scalars: ClassVar[Mapping[str, float | str | tuple[float, ...]]] = {}
+    extra_args: ClassVar[Mapping[str, str]] = {}
+    layerwise: ClassVar[bool] = False
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
@@ -96,10 +87,6 @@ class Rule:
     ) -> tuple[jax.Array, Mapping[str, jax.Array]]:
         """The direction for one array, and the new values of its slots."""
         raise NotImplementedError(f"{type(self).__name__} defines no `update`.")
-
-    def advance(self, scalars: Mapping[str, jax.Array], step: Any) -> Mapping[str, jax.Array]:
-        """The rule's `scalars` after this step, computed once and not once per array."""
-        raise NotImplementedError(f"{type(self).__name__} has scalars, but defines no `advance`.")
 
     def learning_rate_at(self, step: Any) -> Any:
         """The learning rate at a step; None for a rule that has none.
@@ -120,8 +107,16 @@ class Rule:
             hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
         )
 
-    statistic: ClassVar[Callable[[Any, Sequence[jax.Array]], jax.Array] | None] = None
-    """`statistic(self, grads)`: something about the whole tree, from the list of all its arrays."""
+    measure: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
+    """`measure(self, grad, slots, param, ctx)`: numbers about one array before its update, by name."""
+
+    advance: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
+    """`advance(self, scalars, measured, ctx)`: numbers for the updates of all arrays, once per step.
+
+    measured: from each name of `measure` to a vector, with an entry for each array that has elements.
+    It returns the new value of each of the rule's `scalars`, and what else it likes, by name: `update`
+    finds all of it in `ctx.scalars`. With nothing to measure it is not called.
+    """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -146,11 +141,9 @@ class Rule:
             if callable(value) and not isinstance(value, jax.tree_util.Partial):
                 value = closures.as_partial(value)
             object.__setattr__(self, name, value)
-        for slot in self.slots.values():
-            if isinstance(slot.initial, str):
-                hyper.check_first_value(
-                    type(self).__name__, slot.initial, getattr(self, slot.initial)
-                )
+        firsts = [*self.scalars.values(), *(slot.initial for slot in self.slots.values())]
+        for first in filter(_is_name, firsts):
+            hyper.check_first_value(type(self).__name__, first, getattr(self, first))
         for name in fields(type(self)).switches:
             value = getattr(self, name)
             if value is None and name in _optional(type(self)):
@@ -174,6 +167,11 @@ class Rule:
             if value is not None and not is_default:
                 shown.append(f"{field.name}={show(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _is_name(first: Any) -> bool:
+    """Whether a first value is the name of a hyperparameter."""
+    return isinstance(first, str)
 
 
 class Fields(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,10 @@ from jax import lax
 
 from .. import maths
 from . import contract
+from .context import Context
 from .plan import Plan, Stage
-from .rule import Context
-from .step import cast
+from .rule import Rule
+from .step import advanced, cast, in_precision, product_of_rates
 
 
 class Part(NamedTuple):
@@ -42,41 +43,47 @@ class Part(NamedTuple):
 def rules_in_a_row(
     plan: Plan,
     gradient: jax.Array,
-    slots: Sequence[dict[str, Any]],
+    entries: Sequence[dict[str, Any]],
     param: jax.Array | None,
     index: Any,
+    extra: Mapping[str, Any],
+    first: jax.Array | None,
     part: Part | None = None,
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
-    """Rules in a row on one array: the update, or the new parameter, and the new slots.
+    """Rules in a row on one array: the update, or the new parameter, and the new entries.
 
     gradient: or what the rules before these made of it.
-    slots: of each rule, what the state holds.
+    entries: of each rule, what the state holds for the array.
     param: None where no parameters came.
-    index: the place of the array in the tree, where the plan is stochastic.
+    index: the place of the array in the tree.
+    extra: what extra arguments that are trees have for it.
+    first: the gradient that came at first, where a rule asks for it.
     part: which part of the array all these are, if they are not the whole.
     """
-    old_param, direction = param, cast(gradient, plan.dtype)
-    if param is not None:
-        param = cast(param, maths.compute_dtype(jnp.result_type(param), plan.dtype))
-    # Complex arrays times real scalars are meant, also where a user forbids promotion.
-    is_complex = jnp.issubdtype(plan.dtype, jnp.complexfloating)
+    array = _Array(plan, gradient, param, index, extra, first)
     new = []
-    for stage, stored in zip(plan.stages, slots, strict=True):
+    for stage, stored in zip(plan.stages, entries, strict=True):
+        if stage is None:
+            new.append(dict(stored))
+            continue
+        rule, after = stage.rule, {}
+        scalars = stage.scalars
+        if stage.advancing is not None:
+            after = _advanced(array, stage, stored)
+            scalars = in_precision(after, plan.dtype)
         kept = _Slots(stage, stored, plan.dtype, index, part)
-        context = Context(stage.step, stage.scalars, stage.statistic, stage.selected, kept.store)
-        promotion = (
-            jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
-        )
-        with promotion, contract.of_update(stage.rule):
-            result = stage.rule.update(direction, kept.read(), param, context)
-        direction, values = contract.checked_result(stage.rule, gradient, result)
-        new.append(kept.encoded(values))
-    direction = maths.saturating_cast(direction, plan.out_dtype)
-    if plan.adding is not None and old_param is not None:
-        key = plan.adding.key(old_param, index)
+        with array.of(rule, "update", scalars):
+            context = array.context(stage, "update", scalars, kept)
+            result = rule.update(array.direction, kept.read(), array.param, context)
+        array.direction, values = contract.checked_result(rule, gradient, result)
+        own = {name: after[name] for name in rule.scalars if name in after}
+        new.append(kept.encoded(values) | own)
+    direction = maths.saturating_cast(array.direction, plan.out_dtype)
+    if plan.adding is not None and param is not None:
+        key = plan.adding.key(param, index)
         if key is not None and part is not None:
             key = part.key(key)
-        direction = plan.adding.added(old_param, direction, key)
+        direction = plan.adding.added(param, direction, key)
     return direction, new
 
 
@@ -84,13 +91,117 @@ update_array = jax.jit(rules_in_a_row)
 """Jitted so that arrays of one shape and dtype are traced once."""
 
 
+@jax.jit
+def measure_array(
+    plan: Plan,
+    gradient: jax.Array,
+    entries: Sequence[dict[str, Any]],
+    param: jax.Array | None,
+    index: Any,
+    extra: Mapping[str, Any],
+    first: jax.Array | None,
+) -> dict[str, jax.Array]:
+    """What the one rule of a plan measures of one array, of what `update_array` would get."""
+    array = _Array(plan, gradient, param, index, extra, first)
+    (stage,), (stored,) = plan.stages, entries
+    assert stage is not None  # An array without elements is not measured.
+    return _measured(array, stage, stored, stage.scalars)
+
+
+def _measured(
+    array: _Array, stage: Stage, stored: dict[str, Any], scalars: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, array.index)
+    with array.of(rule, "measure", scalars):
+        context = array.context(stage, "measure", scalars, kept)
+        measured = rule.measure(array.direction, kept.read(), array.param, context)  # type: ignore[misc]
+    return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
+
+
+def _advanced(array: _Array, stage: Stage, stored: dict[str, Any]) -> dict[str, jax.Array]:
+    """The scalars of one array after this step, of what is measured of it alone."""
+    rule: Any = stage.advancing
+    before = {name: stored[name] for name in rule.scalars}
+    if rule.advance is None:
+        return before
+    dtype, measured = maths.compute_dtype(jnp.float32, array.dtype, *_dtypes(before)), {}
+    if rule.measure is not None:
+        found = _measured(array, stage, stored, in_precision(before, array.dtype))
+        measured = {name: lax.expand_dims(cast(x, dtype), [0]) for name, x in found.items()}
+    return advanced(rule, before, measured, stage.step, stage.extra, stage.learning_rate, dtype)
+
+
+def _dtypes(numbers: Mapping[str, jax.Array]) -> list[Any]:
+    return [x.dtype for x in numbers.values()]
+
+
+class _Array:
+    """One array on its way through rules in a row, and what they are told of it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        gradient: jax.Array,
+        param: jax.Array | None,
+        index: Any,
+        extra: Mapping[str, Any],
+        first: jax.Array | None,
+    ) -> None:
+        self.dtype, self.index = plan.dtype, index
+        self.direction = cast(gradient, plan.dtype)
+        self.param = param
+        if param is not None:
+            self.param = cast(param, self._precision_of(param))
+        self._extra, self._first = extra, first
+
+    def _precision_of(self, x: jax.Array) -> Any:
+        return maths.compute_dtype(jnp.result_type(x), self.dtype)
+
+    @contextlib.contextmanager
+    def of(self, rule: Rule, method: str, scalars: Mapping[str, Any]) -> Iterator[None]:
+        """Around a method of a rule."""
+        # Complex arrays times real scalars are meant, also where a user forbids promotion.
+        is_complex = jnp.issubdtype(self.dtype, jnp.complexfloating)
+        promotion = (
+            jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
+        )
+        with promotion, contract.of_method(rule, method, scalars, rule.extra_args):
+            yield
+
+    def context(
+        self, stage: Stage, method: str, scalars: Mapping[str, Any], kept: _Slots
+    ) -> Context:
+        """What a method of a rule is told."""
+        rule, known = stage.rule, {}
+        if rule.needs_gradient and self._first is not None:
+            known["gradient"] = cast(self._first, self.dtype)
+        own = {name: self._extra[name] for name in rule.extra_args if name in self._extra}
+        return Context(
+            f"{type(rule).__name__}.{method}",
+            index=self.index,
+            step=stage.step,
+            scalars=scalars,
+            extra=stage.extra | {k: cast(x, self._precision_of(x)) for k, x in own.items()},
+            selected=stage.selected,
+            store=kept.store,
+            **product_of_rates(stage.learning_rate, self.dtype),
+            **known,
+        )
+
+
 class _Slots:
     """The slots of one rule for one array, between the state and the rule."""
 
     def __init__(
-        self, stage: Stage, stored: dict[str, Any], dtype: Any, index: Any, part: Part | None
+        self,
+        stage: Stage,
+        stored: dict[str, Any],
+        dtype: Any,
+        index: Any,
+        part: Part | None = None,
     ) -> None:
-        self._stored, self._count, self._index, self._part = stored, stage.count, index, part
+        self._stored = {name: stored[name] for name in stage.rule.slots}
+        self._count, self._index, self._part = stage.count, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
@@ -10,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import maths
-from . import hyper, states
+from . import contract, hyper, states
+from .context import Context
 from .rule import Rule, decay_names, fields, replace
 from .storage import base
 
@@ -18,14 +20,20 @@ from .storage import base
 class RuleAtStep:
     """A rule at the step at hand: its count, and its hyperparameters as arrays of shape ().
 
+    rule: with its hyperparameters as they came.
     step: the number of the step; None for a rule that does not count them.
     count: what the state will hold of it: the same, and where slots are rounded at random, that of
       which the keys are made.
-    scalars: the rule's `scalars` after this step.
+    scalars: the rule's `scalars`, those of the state till `advance` was called, then what it returned.
+      Empty for a layerwise rule, whose arrays have their own.
+    extra: the numbers among the extra arguments that the rule asks for.
     """
 
-    def __init__(self, rule: Rule, storages: tuple[base.Storage, ...], old: Any) -> None:
-        self._rule, self._old, self.storages = rule, old, storages
+    def __init__(
+        self, rule: Rule, storages: tuple[base.Storage, ...], old: Any, numbers: Mapping[str, Any]
+    ) -> None:
+        self.rule, self._old, self.storages = rule, old, storages
+        self.extra = {name: numbers[name] for name in rule.extra_args if name in numbers}
         self.stochastic = any(storage.stochastic for storage in storages)
         self._layout = states.layout_of(rule, self.stochastic)
         self._in_dtype: dict[Any, Rule] = {}
@@ -48,10 +56,31 @@ class RuleAtStep:
             f"{name}_correction": self._advance(name, getattr(old, f"{name}_correction"))
             for name in states.scheduled_decays(rule)
         }
-        self.scalars = {name: getattr(old, name) for name in rule.scalars}
-        if self.scalars:
-            dtype = next(iter(self.scalars.values())).dtype
-            self.scalars = dict(self.in_dtype(dtype).advance(self.scalars, self.step))
+        self.scalars = {} if rule.layerwise else {name: getattr(old, name) for name in rule.scalars}
+
+    def advance(
+        self, measured: Sequence[Mapping[str, Any]], learning_rate: Any, dtypes: Sequence[Any]
+    ) -> None:
+        """Moves the rule's scalars on, those of all arrays.
+
+        measured: what `measure` returned for each array.
+        learning_rate: the product of those before it.
+        dtypes: those in which the arrays are computed.
+        """
+        names = contract.same_names(self.rule, measured)
+        dtype = self.numbers_dtype(*dtypes)
+        vectors = {
+            name: jnp.stack([cast(each[name], dtype) for each in measured]) for name in names
+        }
+        self.scalars = advanced(
+            self.in_dtype(dtype),
+            self.scalars,
+            vectors,
+            self.step,
+            self.extra,
+            learning_rate,
+            dtype,
+        )
 
     def _advance(self, name: str, correction: jax.Array) -> jax.Array:
         """1 - b(1)···b(t): the moving average, with these b, of the number one."""
@@ -75,7 +104,7 @@ class RuleAtStep:
                 else cast(value, dtype)
                 for name, value in self._values.items()
             }
-            for name in decay_names(type(self._rule)):
+            for name in decay_names(type(self.rule)):
                 if values[name] is None:
                     continue
                 decay = self._decay(name, dtype)
@@ -85,31 +114,40 @@ class RuleAtStep:
                 elif self.step is not None:
                     decay = decay._replace(correction=maths.power_complement(decay, self.step))
                 values[name] = decay
-            self._in_dtype[dtype] = replace(self._rule, **values)
+            self._in_dtype[dtype] = replace(self.rule, **values)
         return self._in_dtype[dtype]
 
-    def scalars_in(self, dtype: Any) -> dict[str, jax.Array]:
-        """The rule's `scalars` after this step, in the precision of dtype."""
-        dtype = jnp.finfo(dtype).dtype
-        return {name: cast(number, dtype) for name, number in self.scalars.items()}
-
-    def statistic(self, directions: Sequence[Any]) -> Any:
-        """What the rule wants to know of the whole tree."""
-        if self._rule.statistic is None:
+    def learning_rate(self) -> Any:
+        """The rule's learning rate at this step; None for a rule without one."""
+        if self.rule.learning_rate_field is None:
             return None
-        arrays = [cast(x, dtype_for(x)) for x in directions if x is not None]
-        rule = self.in_dtype(maths.compute_dtype(jnp.float32, *(x.dtype for x in arrays)))
-        return rule.statistic(arrays)  # type: ignore[misc]  # Not None: checked above.
+        try:
+            return self.in_dtype(self.numbers_dtype()).learning_rate_at(self.step)
+        except TypeError:
+            if self.step is None:  # A rule of the user's own that does not count its steps.
+                return Unknown()
+            raise
 
-    def new_state(self, slots: dict[str, Any]) -> Any:
-        """The rule's state after this step. A rule without state hands back what it got."""
+    def numbers_dtype(self, *dtypes: Any) -> Any:
+        """In which numbers are computed: float32, or what is wider in the rule's own or in dtypes."""
+        scalars = [getattr(self._old, name) for name in self.rule.scalars]
+        numbers = jax.tree.leaves((self._values, scalars, self.extra))
+        own = [x.dtype for x in numbers if hasattr(x, "dtype")]
+        floats = [dtype for dtype in own if jnp.issubdtype(dtype, jnp.floating)]
+        return maths.compute_dtype(jnp.float32, *floats, *dtypes)
+
+    def new_state(self, entries: dict[str, Any]) -> Any:
+        """The rule's state after this step. A rule without state hands back what it got.
+
+        entries: the trees in it: slots, and the scalars of a layerwise rule.
+        """
         if not self._layout.fields:
             return self._old
         return self._layout.make(
             **({"count": self.count} if "count" in self._layout.fields else {}),
             **self._corrections,
-            **self.scalars,
-            **slots,
+            **{name: value for name, value in self.scalars.items() if name in self.rule.scalars},
+            **entries,
         )
 
 
@@ -136,3 +174,54 @@ def cast(value: Any, dtype: Any) -> jax.Array:
 def dtype_for(x: Any, stored: Any = ()) -> Any:
     """In which a rule computes: float32, or what is wider or complex in an array and its slots."""
     return maths.compute_dtype(x.dtype, *(leaf.dtype for leaf in jax.tree.leaves(stored)))
+
+
+def advanced(
+    rule: Rule,
+    before: Mapping[str, Any],
+    measured: Mapping[str, Any],
+    step: Any,
+    extra: Mapping[str, Any],
+    learning_rate: Any,
+    dtype: Any,
+) -> dict[str, Any]:
+    """What a rule's advance makes of its scalars, each of which keeps its own precision.
+
+    dtype: in which it computes.
+    """
+    scalars = {name: cast(value, dtype) for name, value in before.items()}
+    context = Context(
+        f"{type(rule).__name__}.advance",
+        index=2**32 - 1,  # Of all arrays together.
+        step=step,
+        extra=in_precision(extra, dtype),
+        **product_of_rates(learning_rate, dtype),
+    )
+    with contract.of_method(rule, "advance", scalars, measured, extra):
+        result = rule.advance(scalars, measured, context)  # type: ignore[misc]  # Not None: it advances.
+    new = contract.checked_scalars(rule, before, result)
+    kept = {name: cast(new[name], old.dtype) for name, old in before.items()}
+    return {name: jnp.asarray(value) for name, value in new.items()} | kept
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Unknown:
+    """The learning rate of a rule that cannot tell it."""
+
+
+def product_of_rates(learning_rate: Any, dtype: Any) -> dict[str, Any]:
+    """What a context has under `learning_rate`: nothing where it is not known."""
+    if isinstance(learning_rate, Unknown):
+        return {}
+    rate = 1.0 if learning_rate is None else learning_rate
+    return {"learning_rate": cast(rate, jnp.finfo(dtype).dtype)}
+
+
+def in_precision(numbers: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    """Numbers in the precision of dtype; whole ones, and what is true or false, as they are."""
+    real = jnp.finfo(dtype).dtype
+    return {
+        name: cast(x, real) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for name, x in numbers.items()
+    }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from .. import maths
 from . import contract, export, pytrees, states
+from .extra import asked
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
 from .plan import Adding
@@ -80,7 +81,7 @@ def build(
                 "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
-        contract.check_update(type(rule))
+        contract.check_rule(rule)
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
@@ -114,7 +115,8 @@ class Optimizer(Lifted):
             for name in states.scheduled_decays(rule):
                 entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
             for name, first in rule.scalars.items():
-                entries[name] = jnp.asarray(first, scalar_dtype)
+                number = _first_number(rule, first, scalar_dtype)
+                entries[name] = _for_each(number, params) if rule.layerwise else number
             for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
                 first = slot.initial
                 initial = getattr(rule, first) if isinstance(first, str) else first
@@ -125,29 +127,46 @@ class Optimizer(Lifted):
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        """optax's `update`. Extra arguments are meant for other members of a chain."""
-        del extra_args
+        """optax's `update`. Extra arguments that no rule asks for are meant for others in a chain."""
         lifted = with_complements(self)
+        extra = asked(self.rules, extra_args)
         try:
-            if is_cut(lifted, (updates, state, params)):
+            if extra is None and is_cut(lifted, (updates, state, params)):
                 return update_in_pieces(lifted, (updates, state, params))
-            return update_tree(lifted, updates, state, params)
+            return update_tree(lifted, updates, state, params, extra)
         except TypeError:
             # What is no array at all is refused by jit, before the checks inside.
             pytrees.Arrays("gradients", updates).params(params, ())
             arrays = pytrees.with_gradient(updates, params)
             if arrays is params:
                 raise
-        return self.update(updates, state, arrays)
+        return self.update(updates, state, arrays, **extra_args)
 
     def update_and_add(
         self, updates: Any, state: Any, params: Any, adding: Adding, backend: Any, **extra_args: Any
     ) -> tuple[Any, Any]:
-        """The new parameters and the new state: `update`, and the parameters after it, in one.
+        """The parameters after an update, and the new state.
 
         adding: how updates are added.
         backend: of tiles; None for whole arrays.
         """
-        del extra_args
-        lifted = with_complements(self)
-        return update_tree(lifted, updates, state, params, adding=adding, backend=backend)
+        extra, lifted = asked(self.rules, extra_args), with_complements(self)
+        trees = updates, state, params, extra
+        return update_tree(lifted, *trees, adding=adding, backend=backend)
+
+
+def _first_number(rule: Rule, first: Any, dtype: Any) -> jax.Array:
+    """The first value of one of a rule's scalars: a number, or a vector of some."""
+    value = getattr(rule, first) if isinstance(first, str) else first
+    if isinstance(value, tuple):
+        return jnp.stack([jnp.asarray(each, dtype) for each in value])
+    return jnp.asarray(value, dtype)
+
+
+def _for_each(number: jax.Array, params: Any) -> Any:
+    """A number for each array; alone where there is nothing but a placeholder of them all."""
+    if pytrees.is_placeholder(params):
+        return number
+    return jax.tree.map(
+        lambda _: jnp.array(number), params
+    )  # A donated state holds no buffer twice.

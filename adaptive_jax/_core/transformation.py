@@ -13,6 +13,7 @@ import optax
 from jax.tree_util import Partial
 
 from . import closures, export
+from .extra import FIRST_GRADIENT
 from .rule import Rule
 
 
@@ -101,7 +102,11 @@ class Foreign:
         transformation = self.transformation
         if extra_args:
             taken = _extra_args(transformation)
-            extra_args = {k: x for k, x in extra_args.items() if taken is None or k in taken}
+            extra_args = {
+                k: x
+                for k, x in extra_args.items()
+                if (taken is None or k in taken) and k != FIRST_GRADIENT
+            }
         return transformation.update(updates, state, params, **extra_args)
 
     def __repr__(self) -> str:

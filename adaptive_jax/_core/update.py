@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from .leaves import Piece, matched
+from .extra import Extra
+from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
-from .plan import Adding, plans, stretches
-from .slots import update_array
+from .plan import Adding, learning_rate, plans, sees_all, stretches
+from .slots import measure_array, update_array
 from .step import RuleAtStep
 
 
@@ -21,6 +23,7 @@ def update_tree(
     updates: Any,
     state: Any,
     params: Any,
+    extra: Extra | None = None,
     piece: Piece | None = None,
     adding: Adding | None = None,
     backend: Any = None,
@@ -29,39 +32,67 @@ def update_tree(
 
     All checks run while it is traced, so from the second call on they cost nothing.
 
+    extra: the extra arguments that the rules ask for.
     piece: what there is to know of the larger tree whose arrays these are.
     adding: how updates are added to the parameters, which then come out in their place.
     backend: what compiles kernels for tiles; None for whole arrays.
     """
-    gradients, states, leaves = matched(lifted, updates, state, params, piece)
-    rules = [RuleAtStep(*each) for each in zip(lifted.rules, lifted.storages, states, strict=True)]
+    trees = matched(lifted, updates, state, params, extra, piece)
+    numbers = {} if extra is None else extra.numbers
+    rules = [
+        RuleAtStep(*each, numbers)
+        for each in zip(lifted.rules, lifted.storages, trees.states, strict=True)
+    ]
     tiling = None
     if backend is not None:  # Pallas is imported where it is used.
         from .tiles.lift import Tiling
 
         tiling = Tiling(backend)
     for places in stretches(lifted.rules):
+        _advance(rules, places, trees.leaves)
         is_last = places.stop == len(rules)
         # What is not added to the parameters in the kernel would have to be written out.
         run = tiling.update_array if tiling is not None and is_last else update_array
-        for leaf, plan in zip(leaves, plans(rules, places, leaves), strict=True):
+        for leaf, plan in zip(trees.leaves, plans(rules, places, trees.leaves), strict=True):
             if plan is None:
                 continue
             if is_last and adding is not None:
                 plan = dataclasses.replace(plan, adding=adding)
-            index = leaf.index if plan.stochastic else None
-            arguments = plan, leaf.direction, leaf.slots[places], leaf.param, index
-            leaf.direction, leaf.slots[places] = run(*arguments)
+            leaf.direction, leaf.entries[places] = run(plan, *_of(leaf, places, rules))
     if tiling is not None:
         tiling.tell(lifted)
-    new_states = []
-    for i, (rule, old) in enumerate(zip(rules, states, strict=True)):
-        slots = {
-            name: gradients.slot_tree(getattr(old, name), [leaf.slots[i][name] for leaf in leaves])
-            for name in lifted.rules[i].slots
-        }
-        new_states.append(rule.new_state(slots))
-    results = [leaf.direction for leaf in leaves]
+    new_states = [
+        rule.new_state(trees.state_entries(place, per_array(rule.rule)))
+        for place, rule in enumerate(rules)
+    ]
+    results = [leaf.direction for leaf in trees.leaves]
     if adding is not None:
-        results = [leaf.param if leaf.gradient is None else leaf.direction for leaf in leaves]
-    return gradients.treedef.unflatten(results), lifted.join(new_states)
+        results = [leaf.param if leaf.gradient is None else leaf.direction for leaf in trees.leaves]
+    return trees.gradients.treedef.unflatten(results), lifted.join(new_states)
+
+
+def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) -> None:
+    """Moves on the scalars of a stretch of the rules, the first of which may measure all arrays."""
+    for place in range(places.start, places.stop):
+        rule, own = rules[place], slice(place, place + 1)
+        if rule.rule.advance is None or rule.rule.layerwise:
+            continue
+        of_each = plans(rules, own, leaves)
+        dtypes = [plan.dtype for plan in of_each if plan is not None]
+        measured = []
+        if sees_all(rule.rule):
+            measured = [
+                measure_array(plan, *_of(leaf, own, rules))
+                for leaf, plan in zip(leaves, of_each, strict=True)
+                if plan is not None and leaf.direction.size
+            ]
+            if not measured:
+                continue
+        rule.advance(measured, learning_rate(rules[:place]), dtypes)
+
+
+def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:
+    """What a stretch of the rules gets of an array."""
+    needs_first = any(rule.rule.needs_gradient for rule in rules[places])
+    first = leaf.first if needs_first else None
+    return leaf.direction, leaf.entries[places], leaf.param, leaf.index, leaf.extra, first

@@ -122,8 +122,8 @@ class NAdam(Rule):
         step = step.astype(self.momentum_decay.dtype)
         return self.b1.value * (1 - 0.5 * 0.96 ** (step * self.momentum_decay))
 
-    def advance(self, scalars, step):
-        return {"mu_product": scalars["mu_product"] * self.momentum(step)}
+    def advance(self, scalars, measured, ctx):
+        return {"mu_product": scalars["mu_product"] * self.momentum(ctx.step)}
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))

@@ -45,13 +45,20 @@ class ClipByNorm(Rule):
     paper = None
 
     max_norm: Limit
+    layerwise = True
+
+    def measure(self, grad, slots, param, ctx):
+        return {"norm": maths.norm(grad)}
+
+    def advance(self, scalars, measured, ctx):
+        return {"norm": maths.norm(measured["norm"])}
 
     def update(self, grad, slots, param, ctx):
-        return clipped(grad, maths.global_norm([grad]), self.max_norm), {}
+        return clipped(grad, ctx.scalars["norm"], self.max_norm), {}
 
 
 @dataclass(frozen=True)
-class ClipByGlobalNorm(Rule):
+class ClipByGlobalNorm(ClipByNorm):
     """All arrays are scaled by one factor so that their common norm is at most c.
 
         g·min(1, c/‖g‖),   ‖g‖ over all arrays
@@ -61,13 +68,7 @@ class ClipByGlobalNorm(Rule):
 
     paper = Paper("Pascanu, Mikolov & Bengio 2013", "https://arxiv.org/abs/1211.5063")
 
-    max_norm: Limit
-
-    def statistic(self, grads):
-        return maths.global_norm(grads)
-
-    def update(self, grad, slots, param, ctx):
-        return clipped(grad, ctx.statistic.astype(self.max_norm.dtype), self.max_norm), {}
+    layerwise = False
 
 
 def clipped(grad, norm, max_norm):

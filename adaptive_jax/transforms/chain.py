@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optax
 
 from .._core import pytrees, states
+from .._core.extra import FIRST_GRADIENT, first_gradient, hands_on
+from .._core.lifted import Lifted
+from .._core.rule import Rule
 from .._core.transformation import Transformation
-from .._core.wrapper import Wrapper
+from .._core.wrapper import Wrapper, walk
 from .precision import update_and_add
 
 
@@ -53,25 +56,45 @@ class Chained(Wrapper):
     def step(
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
-        new_state = []
-        for each, old in zip(self.members, state, strict=True):
-            updates, new = each.update(updates, old, params, **extra_args)
-            new_state.append(new)
-        return updates, tuple(new_state)
+        def update(member: Any, *args: Any, **extra_args: Any) -> tuple[Any, Any]:
+            return member.update(*args, **extra_args)
+
+        return self._in_a_row(update, updates, state, params, **extra_args)
 
     def update_and_add(
         self, updates: Any, state: Any, params: Any, adding: Any, backend: Any, **extra_args: Any
     ) -> tuple[Any, Any]:
-        """The parameters after an update, and the new state: the last member adds its update."""
+        """The parameters after an update, and the new state: the last member adds what it makes.
+
+        adding: how updates are added.
+        backend: of tiles; None for whole arrays.
+        """
+
+        def update(member: Any, *args: Any, **extra_args: Any) -> tuple[Any, Any]:
+            return update_and_add(member, *args, adding=adding, backend=backend, **extra_args)
+
         self.check(state)
-        updates, new_state = pytrees.gradients(updates), []
-        for each, old in zip(self.members[:-1], state, strict=False):
+        return self._in_a_row(update, pytrees.gradients(updates), state, params, **extra_args)
+
+    @hands_on
+    def _in_a_row(
+        self,
+        update_of_last: Callable[..., tuple[Any, Any]],
+        updates: Any,
+        state: Any,
+        params: Any,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        asking = [rule for rule in _rules(self) if rule.needs_gradient]
+        if asking:
+            first = first_gradient(asking[0], extra_args)
+            extra_args[FIRST_GRADIENT] = updates if first is None else first
+        new_state = []
+        for each, old in zip(self.members[:-1], state[:-1], strict=True):
             updates, new = each.update(updates, old, params, **extra_args)
             new_state.append(new)
-        params, new = update_and_add(
-            self.members[-1], updates, state[-1], params, adding, backend, **extra_args
-        )
-        return params, (*new_state, new)
+        result, new = update_of_last(self.members[-1], updates, state[-1], params, **extra_args)
+        return result, (*new_state, new)
 
     def check(self, state: Any) -> None:
         states.check_chain(state, len(self.members))
@@ -82,3 +105,10 @@ class Chained(Wrapper):
     def with_states(self, state: Any, new: Iterable[Any]) -> Any:
         del state
         return tuple(new)
+
+
+def _rules(data: Any) -> Iterator[Rule]:
+    """The rules in it, at any depth."""
+    for (each,) in walk(data):
+        if isinstance(each, Lifted):
+            yield from each.rules

@@ -110,23 +110,26 @@ def test_a_rule_without_a_learning_rate_has_none():
     assert aj.WeightDecay(0.1, learning_rate=0.1).learning_rate_at(1) is None
 
 
-def test_only_the_rule_that_asks_is_told_the_statistic():
+def test_only_the_rule_that_measures_is_told_the_numbers():
     told = []
 
     @dataclass(frozen=True)
     class Told(aj.Rule):
         def update(self, grad, slots, param, ctx):
-            told.append(ctx.statistic)
+            told.append(dict(ctx.scalars))
             return grad, {}
 
     @dataclass(frozen=True)
     class Asking(Told):
-        def statistic(self, grads):
-            return sum(jnp.sum(x) for x in grads)
+        def measure(self, grad, slots, param, ctx):
+            return {"sum": jnp.sum(grad)}
+
+        def advance(self, scalars, measured, ctx):
+            return {"sum": measured["sum"].sum()}
 
     tx = aj.transform(Told(), Asking(), Told())
     tx.update(PARAMS, tx.init(PARAMS))
-    assert [x is not None for x in told] == [False, False, True, False, True, False]
+    assert ["sum" in x for x in told] == [False, False, True, False, True, False]
 
 
 def test_numbers_of_numpy_are_numbers_wherever_one_is_left_out():

@@ -53,7 +53,7 @@ def test_temporaries_are_no_larger_than_those_of_optax(name, settings, tree):
 
 
 def test_what_is_compiled_grows_with_the_number_of_arrays_and_not_with_its_square():
-    """A statistic of the whole tree is not computed again for each of its arrays."""
+    """What is measured of the whole tree is not computed again for each of its arrays."""
     tx = aj.clip_by_global_norm(1.0)
 
     def size(arrays):
@@ -146,8 +146,9 @@ def in_one_program(tx, gradients, state, params):
         pytest.param(aj.adam(0.1, storage=aj.Blocks(min_size=0)), marks=pytest.mark.slow),
         aj.nadam(0.1, momentum_decay=0.004, storage=aj.BFloat16(min_size=0)),
         aj.clip_by_global_norm(0.5),
+        aj.clip_by_norm(0.5),
     ],
-    ids=["sgd", "schedules", "mask", "int8", "scalars", "statistic"],
+    ids=["sgd", "schedules", "mask", "int8", "scalars", "measured", "layerwise"],
 )
 def test_many_arrays_outside_of_jit_take_the_step_of_one_program(tx, monkeypatch):
     """To rounding: XLA may compute the last elements of an array otherwise in another program."""

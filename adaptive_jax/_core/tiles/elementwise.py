@@ -8,15 +8,18 @@ import numpy as np
 
 from .equations import Constant, Equations, Operation
 
-_ELEMENTWISE = frozenset(
-    """
-    abs add and atan2 bitcast_convert_type cbrt ceil clamp convert_element_type copy copy_p cos
-    cosh div eq erf erf_inv erfc exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p
-    logistic lt max min mul ne neg nextafter not or population_count pow reduce_precision rem
-    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt
-    square stop_gradient sub tan tanh xor
-    """.split()
+_OF_NUMBERS = (
+    "abs add atan2 bitcast_convert_type cbrt ceil clamp convert_element_type copy cos cosh div erf "
+    "erf_inv erfc exp exp2 expm1 floor integer_pow log log1p logistic max min mul neg nextafter pow "
+    "reduce_precision rem round rsqrt select_n sign sin sinh sqrt square stop_gradient sub tan tanh"
 )
+
+_OF_BITS = (
+    "and eq ge gt is_finite le lt ne not or population_count shift_left shift_right_arithmetic "
+    "shift_right_logical xor"
+)
+
+_ELEMENTWISE = frozenset(f"{_OF_NUMBERS} {_OF_BITS}".split())
 """Operations that make each number of a result of the same place in their operands."""
 
 
@@ -31,9 +34,11 @@ def why_not(
     whole: the function, of arrays of the shape.
     tile: the same function, of arrays of tile_shape.
     """
-    for each in (*whole.arguments, *whole.results):
-        if each.shape not in ((), shape):
-            return f"it keeps something of the shape {each.shape}"
+    of_results = {each.shape for each in whole.results}
+    if other := (of_results | {each.shape for each in whole.arguments}) - {(), shape}:
+        return f"something of the shape {other.pop()} comes in or goes out"
+    if () in of_results:
+        return "a number comes out for each array"
     pairs = list(zip(whole.operations, tile.operations, strict=False))
     for operation, of_tile in pairs:
         if (reason := _why_not_one(operation, shape)) is not None:

@@ -68,9 +68,8 @@ def in_tiles(
 
     full = jax.ShapeDtypeStruct((height, width), jnp.uint32)
     mask = jax.ShapeDtypeStruct((height, width), jnp.bool) if is_ragged else None
-    equations = Equations.of(
-        backend.platform, tile, full, mask, *(each.of_tile(height, width) for each in inputs)
-    )
+    tiles = [each.of_tile(height, width) for each in inputs]
+    equations = Equations.of(backend.platform, tile, full, mask, *tiles)
     of_place, *of_inputs = equations.arguments
     of_inside = of_inputs.pop(0) if is_ragged else None
     first, rest, needed = equations.halves()
@@ -95,7 +94,7 @@ def in_tiles(
 
     used = equations.uses()
     read = [n for n, each in enumerate(of_inputs) if inputs[n].per and each in used]
-    shapes = {n: inputs[n].of_tile(height, width).shape for n in read}
+    shapes = {n: tiles[n].shape for n in read}
 
     def turned(per: int) -> bool:
         return backend.turns_blocks and per > 1
@@ -136,9 +135,7 @@ def in_tiles(
                 )
                 for axis in (0, 1)
             )
-            start = lax.bitcast_convert_type(of_starts[i], jnp.uint32) + lax.convert_element_type(
-                j * width, "uint32"
-            )
+            start = _as(of_starts[i], jnp.uint32) + lax.convert_element_type(j * width, "uint32")
             here[of_place] = start + down * np.uint32(stride % 2**32) + right
         if of_inside is not None and of_inside in used:
             column = lax.broadcasted_iota(jnp.int32, full.shape, 1)

@@ -17,8 +17,8 @@ _ORDERED = {"max": lax.max, "min": lax.min, "clamp": lax.clamp}
 def done_with_less(operation: Operation, *inputs: Any) -> Any:
     """What an operation gives: without arithmetic below 32 bits, and with one kind of reduction.
 
-    Kernels for TPUs have no sign, which cannot be compiled without a device, and no largest or smallest of unsigned numbers. None have a reduction by a
-    function, or of two arrays at once.
+    Kernels for TPUs have no sign, which cannot be compiled without a device, and no largest or smallest
+    of unsigned numbers. None have a reduction by a function, or of two arrays at once.
     """
     name, dtypes = operation.primitive.name, [each.dtype for each in operation.outputs]
     if name == "reduce":

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,17 +40,13 @@ class Tiling:
     def __init__(self, backend: Backend) -> None:
         self.backend, self._reasons, self._uses = backend, [], False
 
-    def update_array(
-        self, plan: Plan, gradient: Any, slots: Any, param: Any, index: Any
-    ) -> tuple[jax.Array, list[dict[str, Any]]]:
+    def update_array(self, *arguments: Any) -> tuple[jax.Array, list[dict[str, Any]]]:
         """`update_array` of whole arrays, in tiles where that can be."""
-        arguments = plan, gradient, slots, param, index
-        reason = why_not(*arguments, self.backend)
-        if reason is not None:
-            self._reasons.append((gradient, reason))
+        if (reason := why_not(arguments, self.backend)) is not None:
+            self._reasons.append((arguments[1], reason))
             return whole_arrays.update_array(*arguments)
         self._uses = True
-        return update_array(*arguments, backend=self.backend)
+        return update_array(arguments, self.backend)
 
     def tell(self, optimizer: Any) -> None:
         """Warns if not one array was for tiles."""
@@ -63,52 +59,36 @@ class Tiling:
             )
 
 
-def why_not(
-    plan: Plan, gradient: Any, slots: Any, param: Any, index: Any, backend: Backend
-) -> str | None:
+def why_not(arguments: tuple[Any, ...], backend: Backend) -> str | None:
     """Why an array is not updated tile by tile; None where it can be.
 
-    The arguments are those of `update_array`.
+    arguments: those of `update_array` of whole arrays.
     """
-    leaves, treedef = jax.tree.flatten((plan, gradient, slots, param, index))
-    return _why_not(treedef, tuple([(np.shape(x), jnp.result_type(x)) for x in leaves]), backend)
+    leaves, treedef = jax.tree.flatten(arguments)
+    kinds = tuple([(np.shape(x), jnp.result_type(x)) for x in leaves])
+    return _why_not(treedef, kinds, backend)
 
 
 @functools.lru_cache(maxsize=4096)
 def _why_not(treedef: Any, kinds: tuple[Any, ...], backend: Backend) -> str | None:
-    plan, gradient, slots, param, index = treedef.unflatten(
-        [jax.ShapeDtypeStruct(*kind) for kind in kinds]
-    )
+    arguments = treedef.unflatten([jax.ShapeDtypeStruct(*kind) for kind in kinds])
+    plan, gradient, entries, *_ = arguments
     shape = gradient.shape
     if plan.dtype != jnp.float32:
         return f"the maths is in {plan.dtype}, and tiles are for float32"
     if any(dtype.itemsize > 4 for _, dtype in kinds):
         return "there are numbers of 64 bits, and tiles are for 32"
-    if len(shape) < 2 or shape[-1] < (width := _width(plan, slots)) or 0 in shape:
-        return "tiles are for arrays of two axes or more whose last one has 256 elements or more"
+    width = _width(plan, entries)
+    if len(shape) < 2 or shape[-1] < width or 0 in shape:
+        return f"tiles are for arrays of two axes or more, the last one {width} long or longer"
     has_blocks = False
-    for stage, of_stage in zip(plan.stages, slots, strict=True):
-        for (name, stored), storage in zip(of_stage.items(), stage.storages, strict=True):
-            block = _block_of(storage, stored)
-            if block is not None and (block < 8 or width % block):
-                return f"{storage!r} of the slot {name!r} has no blocks that fill a tile"
-            has_blocks = has_blocks or block is not None
+    for name, storage, stored in _slots(plan, entries):
+        block = _block_of(storage, stored)
+        if block is not None and (block < 8 or width % block):
+            return f"{storage!r} of the slot {name!r} has no blocks that fill a tile"
+        has_blocks = has_blocks or block is not None
     if (reason := backend.why_not(shape, has_blocks)) is not None:
         return reason
-    # What has blocks is not element-wise, but a tile is made of whole blocks.
-    plain = dataclasses.replace(
-        plan,
-        stages=tuple(
-            dataclasses.replace(
-                stage,
-                storages=tuple(
-                    base.PLAIN if isinstance(stored, Quantized) else storage
-                    for storage, stored in zip(stage.storages, of_stage.values(), strict=True)
-                ),
-            )
-            for stage, of_stage in zip(plan.stages, slots, strict=True)
-        ),
-    )
 
     def traced(shape: tuple[int, ...]) -> Equations:
         def like(x: Any) -> Any:
@@ -116,22 +96,46 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...], backend: Backend) -> str | No
                 return jax.ShapeDtypeStruct(shape, jnp.float32)
             return jax.ShapeDtypeStruct(shape, x.dtype) if x.shape == gradient.shape else x
 
-        def function(place: Any, *args: Any) -> Any:
-            return rules_in_a_row(*args, Part(place, None))
+        def function(place: Any, *arguments: Any) -> Any:
+            return rules_in_a_row(*arguments, Part(place, None))
 
-        arguments = jax.tree.map(
+        # What has blocks is not element-wise, but a tile is made of whole blocks.
+        plain = jax.tree.map(
             like,
-            (plain, gradient, slots, param, index),
+            (_without_blocks(plan, entries), *arguments[1:]),
             is_leaf=lambda x: isinstance(x, Quantized),
         )
-        return Equations.of(
-            backend.platform, function, jax.ShapeDtypeStruct(shape, jnp.uint32), *arguments
-        )
+        place = jax.ShapeDtypeStruct(shape, jnp.uint32)
+        return Equations.of(backend.platform, function, place, *plain)
 
     try:
         return elementwise.why_not(traced(shape), traced(_LIKE), shape, _LIKE)
     except Exception as error:  # A rule of a user's that takes no array of another shape.
         return f"it takes no array of another shape: {error}"
+
+
+def _slots(plan: Plan, entries: Any) -> Iterator[tuple[str, base.Storage, Any]]:
+    """Of all slots the name, the storage, and what is stored."""
+    for stage, of_stage in zip(plan.stages, entries, strict=True):
+        if stage is not None:
+            for name, storage in zip(stage.rule.slots, stage.storages, strict=True):
+                yield name, storage, of_stage[name]
+
+
+def _without_blocks(plan: Plan, entries: Any) -> Plan:
+    """The plan with plain arrays for all slots that have blocks."""
+
+    def changed(stage: Any, of_stage: dict[str, Any]) -> Any:
+        if stage is None:
+            return None
+        slots = zip(stage.rule.slots, stage.storages, strict=True)
+        storages = tuple(
+            base.PLAIN if isinstance(of_stage[name], Quantized) else storage
+            for name, storage in slots
+        )
+        return dataclasses.replace(stage, storages=storages)
+
+    return dataclasses.replace(plan, stages=tuple(map(changed, plan.stages, entries)))
 
 
 def _block_of(storage: base.Storage, stored: Any) -> int | None:
@@ -142,37 +146,32 @@ def _block_of(storage: base.Storage, stored: Any) -> int | None:
     return inner.block if type(inner) is Blocks else 0
 
 
-def _width(plan: Plan, slots: Any) -> int:
+def _width(plan: Plan, entries: Any) -> int:
     """How many columns a tile has: as many as the longest block."""
-    blocks = [
-        _block_of(storage, stored) or 0
-        for stage, of_stage in zip(plan.stages, slots, strict=True)
-        for storage, stored in zip(stage.storages, of_stage.values(), strict=True)
-    ]
+    blocks = [_block_of(*each) or 0 for _, *each in _slots(plan, entries)]
     return max([_WIDTH, *blocks])
 
 
 @functools.partial(jax.jit, static_argnames="backend")
 def update_array(
-    plan: Plan, gradient: Any, slots: Any, param: Any, index: Any, backend: Backend
+    arguments: tuple[Any, ...], backend: Backend
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
     """`update_array` of whole arrays, in one kernel, for an array that tiles are for.
 
     Under `vmap`, and for its derivatives, it is that of whole arrays.
+
+    arguments: those of `update_array` of whole arrays.
     """
-    leaves, treedef = jax.tree.flatten((plan, gradient, slots, param, index))
+    leaves, treedef = jax.tree.flatten(arguments)
 
     def whole(*leaves: Any) -> list[Any]:
         return jax.tree.leaves(whole_arrays.update_array(*treedef.unflatten(leaves)))
 
-    results = jax.tree.structure(
-        jax.eval_shape(rules_in_a_row, plan, gradient, slots, param, index)
-    )
     tiled = _Tiled(treedef, leaves, backend)
 
     @jax.custom_batching.custom_vmap
     def of_one(*leaves: Any) -> list[Any]:
-        return tiled(*leaves)
+        return list(tiled(*leaves))
 
     @of_one.def_vmap
     def _of_many(size: int, batched: Sequence[bool], *leaves: Any) -> Any:
@@ -189,7 +188,7 @@ def update_array(
     def _derivative(leaves: Any, tangents: Any) -> Any:
         return jax.jvp(whole, leaves, tangents)
 
-    return results.unflatten(differentiable(*map(jnp.asarray, leaves)))
+    return tiled.results.unflatten(differentiable(*map(jnp.asarray, leaves)))
 
 
 class _Tiled:
@@ -197,23 +196,25 @@ class _Tiled:
 
     def __init__(self, treedef: Any, leaves: Sequence[Any], backend: Backend) -> None:
         self.treedef, self.backend = treedef, backend
-        plan, gradient, slots, param, index = treedef.unflatten(leaves)
-        self.shape, self.width = gradient.shape, _width(plan, slots)
-        out = jax.eval_shape(rules_in_a_row, plan, gradient, slots, param, index)
-        per = {}  # Of each array of scales, how many numbers share one.
-        for stage, of_stage in zip(plan.stages, slots, strict=True):
-            for storage, stored in zip(stage.storages, of_stage.values(), strict=True):
-                if isinstance(stored, Quantized):
-                    per[stored.scales.shape] = _block_of(storage, stored)
+        arguments = treedef.unflatten(leaves)
+        plan, gradient, entries, param, *_ = arguments
+        self.shape, self.width = gradient.shape, _width(plan, entries)
+        out, self.results = jax.tree.flatten(jax.eval_shape(rules_in_a_row, *arguments))
+        # Of each array of scales, how many numbers share one.
+        per = {
+            stored.scales.shape: _block_of(storage, stored) or 0
+            for _, storage, stored in _slots(plan, entries)
+            if isinstance(stored, Quantized)
+        }
         self.inputs, self.outputs = (
-            [self._operand(x, per) for x in each] for each in (leaves, jax.tree.leaves(out))
+            [self._operand(x, per) for x in each] for each in (leaves, out)
         )
         # The parameter is written over, and so is each slot.
         at = self.treedef.unflatten(range(len(leaves)))
+        self.gradient = at[1]
         self.aliases = [(n, 1 + k) for k, n in enumerate(jax.tree.leaves(at[2]))]
         if plan.adding is not None and param is not None:
             self.aliases.append((at[3], 0))
-        self.gradient = at[1]
 
     def _operand(self, x: Any, per: dict[tuple[int, ...], int]) -> Operand:
         shape = np.shape(x)

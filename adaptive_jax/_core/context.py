@@ -1,0 +1,84 @@
+"""What a rule is told about the step at hand."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from .. import maths
+
+
+class Context:
+    """What the lift tells a rule about the step at hand.
+
+    step: 1 for the first update, int32, shape (). None for a rule that does not count its steps.
+    scalars: in `update` all that `advance` returned for this step, as arrays, the rule's `scalars`
+      among them; in `measure` the rule's `scalars` before the step; in `evaluate` those of the state.
+    extra: the extra arguments that the rule asks for by its `extra_args`: a number, or what there is
+      for this array.
+    selected: whether the rule's mask selects this array; True without a mask.
+    store: `store(name, value)` returns value as the slot will hold it. A rule that computes its
+      direction from stored values takes the same steps after a restart, whatever the storage.
+    gradient: the gradient of this array as it came to the outermost `aj.chain`, or to the row of rules
+      where there is none around it. For rules with `needs_gradient`.
+    learning_rate: the product of the learning rates of the rules before this one in its row; 1 if
+      there are none. A rule that is to see a learning rate comes after it.
+    key: a uint32 of shape (), another one for each step, array and kind of rule, for
+      `aj.maths.random_bits(shape, ctx.key)`, which gives a uint32 with 16 random upper bits for each
+      element, the same however an array is sharded. For a second draw,
+      `aj.maths.random_key(ctx.key, 0, salt)` makes another key of it.
+
+    `advance` sees numbers alone: it has step, extra (the numbers), learning_rate and key.
+    """
+
+    step: Any
+    scalars: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    selected: bool
+    store: Callable[[str, jax.Array], jax.Array]
+    gradient: jax.Array
+    learning_rate: Any
+
+    def __init__(self, of: str, *, index: Any, **known: Any) -> None:
+        """of: the rule and its method, `Adam.update`. known: what there is in that method."""
+        self.__dict__.update(known, _of=of, _index=index)
+
+    @property
+    def key(self) -> jax.Array:
+        """A key for random bits."""
+        rule, _, method = self._of.partition(".")
+        if self.step is None:
+            raise ValueError(
+                f"{self._of} asks for ctx.key, which is made of the step, and {rule} does not count its "
+                "steps: counts_steps = True."
+            )
+        salt = f"{rule}.{method == 'advance'}"  # No slot is called so: their bits are others.
+        return maths.random_key(self.step, self._index, zlib.crc32(salt.encode()))
+
+    def __getattr__(self, name: str) -> Any:
+        """Says why there is nothing under a name."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        rule, _, method = self.__dict__.get("_of", "").partition(".")
+        why = f"the context has no {name!r}"
+        if name == "statistic":
+            why = (
+                "the context has no `statistic` any more: what `advance` returns is in ctx.scalars, by "
+                "its name"
+            )
+        elif name == "gradient" and method in ("measure", "update"):
+            why = (
+                f"{rule} does not say that it needs the gradient as it came: write needs_gradient = True "
+                "into the class, so that it is handed on"
+            )
+        elif name == "learning_rate" and method in ("measure", "advance", "update"):
+            why = "a rule before it does not count its steps, and cannot tell its learning rate"
+        elif name in Context.__annotations__:
+            why = (
+                "it sees the numbers of all arrays, and no array" if method == "advance" else
+                "nothing is updated there"
+            )  # fmt: skip
+        raise AttributeError(f"{rule}.{method} asks for ctx.{name}: {why}.")
