@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .loss import Loss
 from .state import TrainState
@@ -19,6 +20,7 @@ class Settings:
     rounding: str
     metrics: tuple[str, ...]
     by_name: bool
+    tiles: Any
     told: list[str] = field(default_factory=list)  # What was warned about.
 
     def skips(self, state: TrainState) -> bool:

@@ -81,6 +81,10 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...], backend: Backend) -> str | No
     width = _width(plan, entries)
     if len(shape) < 2 or shape[-1] < width or 0 in shape:
         return f"tiles are for arrays of two axes or more, the last one {width} long or longer"
+    for name, storage, stored in _slots(plan, entries):
+        kept = [x for x in jax.tree.leaves(stored) if x.shape != shape]
+        if kept and not isinstance(stored, Quantized):
+            return f"the slot {name!r} is no array of its shape, with {storage!r}"
     has_blocks = False
     for name, storage, stored in _slots(plan, entries):
         block = _block_of(storage, stored)
