@@ -54,7 +54,8 @@ def backend_of(settings: Settings, platform: str, state: TrainState) -> Any:
     if settings.tiles is not None and "tiles" not in settings.told:
         settings.told.append("tiles")
         warnings.warn(
-            f"tiles={settings.tiles!r} has no effect, whole arrays are updated: {reason}.", stacklevel=2
+            f"tiles={settings.tiles!r} has no effect, whole arrays are updated: {reason}.",
+            stacklevel=2,
         )
     return None
 
@@ -68,7 +69,9 @@ def _why_not(settings: Settings, state: TrainState) -> str | None:
     if needed:
         return f"the metric {needed[0]!r} is one of all updates"
     if not hasattr(data_of(state.tx), "update_and_add"):
-        return f"{state.tx!r:.200} is no optimizer or chain of this library, which add their updates"
+        return (
+            f"{state.tx!r:.200} is no optimizer or chain of this library, which add their updates"
+        )
     for path, param in jax.tree_util.tree_leaves_with_path(state.params):
         if precision.is_coarse(getattr(param, "dtype", None) or float):
             name = jax.tree_util.keystr(path) or "the root"

@@ -14,7 +14,7 @@ from catalogue import CASES
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
-from adaptive_jax._core.tiles.backends import Interpreted, MosaicTPU, Triton
+from adaptive_jax._core.tiles.backends import Interpreted
 
 RAGGED = {"w": (3, 7, 300)}  # Neither its rows nor its columns fill tiles.
 SHAPES = [RAGGED, {"w": (2, 2, 8, 512)}, {"w": (1, 5000)}]
@@ -63,7 +63,9 @@ def assert_same_bits(a, b):
         strict=True,
     ):
         assert x.dtype == y.dtype
-        differ = np.sum(np.asarray(x).reshape(-1).view("u1") != np.asarray(y).reshape(-1).view("u1"))
+        differ = np.sum(
+            np.asarray(x).reshape(-1).view("u1") != np.asarray(y).reshape(-1).view("u1")
+        )
         assert not differ, f"{differ} bytes of {x.nbytes} at {jax.tree_util.keystr(path)}"
 
 
@@ -108,12 +110,15 @@ def test_what_is_told_where_tiles_can_have_no_effect():
     params = {"w": jnp.ones((8, 256))}
 
     def told(tx=None, tiles=True, params=params, **options):
-        step = aj.train_step(loss, tiles=tiles, **options)
-        state = aj.TrainState.create(params, tx or aj.sgd(0.1))
+        def total(params, batch):
+            return jnp.sum(params["w"].astype(jnp.float32))
+
+        step = aj.train_step(total, tiles=tiles, **options)
+        state = aj.TrainState.create(jax.tree.map(jnp.copy, params), tx or aj.sgd(0.1))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            state, _ = step(state, params)
-            step(state, jax.tree.map(lambda x: x.astype(jnp.float16), params))  # Traced again.
+            state, _ = step(state, jnp.ones(1))
+            step(state, jnp.ones(2))  # Traced again.
         return [str(each.message) for each in caught]
 
     on_tiles = Interpreted()
@@ -167,3 +172,22 @@ def test_what_goes_on_as_whole_arrays(tx, params, reason):
     with pytest.warns(UserWarning, match=f"not one of them is for tiles.*{reason}"):
         state = trained(tx, Interpreted(), shapes=shapes, steps=1)
     assert_same_bits(state, trained(tx, False, shapes=shapes, steps=1))
+
+
+def split(mesh, *spec):
+    """Puts arrays of a tree onto a mesh."""
+    return lambda tree: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+@pytest.mark.parametrize("spec", [("x",), (None, "x"), (("x", "y"),), ("y", "x")], ids=str)
+@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2], ids=lambda kind: kind.name)
+def test_sharded_arrays_stay_so(kind, spec):
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
+    shapes, tx = {"w": (16, 1024)}, aj.adam(0.1, storage=MIXED)
+    place = split(mesh, *spec)
+    state = trained(tx, Interpreted(), shapes=shapes, place=place)
+    assert_same_bits(state, trained(tx, False, shapes=shapes))
+    expected = NamedSharding(mesh, PartitionSpec(*spec))
+    for x in jax.tree.leaves((state.params, state.opt_state)):
+        if x.ndim:
+            assert x.sharding.is_equivalent_to(expected, x.ndim)

@@ -117,7 +117,7 @@ def in_tiles(
 
     def kernel(*refs: Any) -> None:
         i, j = pl.program_id(0), pl.program_id(1)
-        of_floats, of_others, of_starts, *refs = refs
+        (of_floats, of_others, of_starts), refs = refs[:3], refs[3:]
         here = {each: _as(of_floats[n], each.dtype) for n, each in enumerate(floats)}
         here |= {each: _as(of_others[n], each.dtype) for n, each in enumerate(others)}
         of_pers = {operand.per for operand in (*inputs, *outputs) if operand.per}

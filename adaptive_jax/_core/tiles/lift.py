@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import pytrees
 from .. import slots as whole_arrays
@@ -26,6 +23,7 @@ from . import elementwise
 from .backends import Backend
 from .equations import Equations
 from .kernel import Operand, in_tiles
+from .sharded import OnEachDevice
 
 _WIDTH = 256
 """The columns of a tile, if no block is longer."""
@@ -172,10 +170,13 @@ def update_array(
         return jax.tree.leaves(whole_arrays.update_array(*treedef.unflatten(leaves)))
 
     tiled = _Tiled(treedef, leaves, backend)
+    spread = OnEachDevice(
+        tiled.on_one_device, tiled.shape, tiled.inputs, tiled.outputs, tiled.leading
+    )
 
     @jax.custom_batching.custom_vmap
     def of_one(*leaves: Any) -> list[Any]:
-        return list(tiled(*leaves))
+        return list(spread(*leaves))
 
     @of_one.def_vmap
     def _of_many(size: int, batched: Sequence[bool], *leaves: Any) -> Any:
@@ -196,7 +197,10 @@ def update_array(
 
 
 class _Tiled:
-    """The function of the leaves of `update_array`'s arguments, on tiles, however they are sharded."""
+    """What `update_array` of whole arrays makes of the leaves of its arguments, in tiles.
+
+    leading: the leaf that says how all are split over devices: the first slot, where its results lie.
+    """
 
     def __init__(self, treedef: Any, leaves: Sequence[Any], backend: Backend) -> None:
         self.treedef, self.backend = treedef, backend
@@ -215,8 +219,9 @@ class _Tiled:
         )
         # The parameter is written over, and so is each slot.
         at = self.treedef.unflatten(range(len(leaves)))
-        self.gradient = at[1]
-        self.aliases = [(n, 1 + k) for k, n in enumerate(jax.tree.leaves(at[2]))]
+        of_slots = jax.tree.leaves(at[2])
+        self.aliases = [(n, 1 + k) for k, n in enumerate(of_slots)]
+        self.leading = next((n for n in of_slots if self.inputs[n].per == 1), at[1])
         if plan.adding is not None and param is not None:
             self.aliases.append((at[3], 0))
 
@@ -224,17 +229,7 @@ class _Tiled:
         shape = np.shape(x)
         return Operand(1 if shape == self.shape else per[shape] if shape else 0, jnp.result_type(x))
 
-    def __call__(self, *leaves: Any) -> Any:
-        places = [
-            jnp.arange(size, dtype=jnp.uint32)
-            * np.uint32(math.prod(self.shape[axis + 1 :]) % 2**32)
-            for axis, size in enumerate(self.shape)
-        ]
-        call = custom_partitioning(self._on_one_device)
-        call.def_partition(partition=self._partition, sharding_rule=self._sharding_rule())
-        return call(*places, *leaves)
-
-    def _on_one_device(self, *operands: Any) -> tuple[jax.Array, ...]:
+    def on_one_device(self, *operands: Any) -> tuple[jax.Array, ...]:
         """The results on one device, of its part of all arrays."""
         places, leaves = operands[: len(self.shape)], operands[len(self.shape) :]
 
@@ -264,34 +259,3 @@ class _Tiled:
                 rules_in_a_row(*self.treedef.unflatten(leaves), Part(place, None))
             )
         return tuple(results)
-
-    def _partition(self, mesh: Any, operands: Any, results: Any) -> Any:
-        """How the operands are to be sharded: as the gradient is, in whole blocks."""
-        del results
-        axes = len(self.shape)
-        spec = list(operands[axes + self.gradient].sharding.spec)
-        spec = (spec + [None] * axes)[:axes]
-        names = spec[-1] if isinstance(spec[-1], tuple) else (spec[-1],) if spec[-1] else ()
-        columns = self.shape[-1] / math.prod(mesh.shape[name] for name in names)
-        if any(columns % each.per for each in self.inputs if each.per):
-            spec[-1] = None
-        split, same = (
-            NamedSharding(mesh, PartitionSpec(*spec)),
-            NamedSharding(mesh, PartitionSpec()),
-        )
-        of_places = [NamedSharding(mesh, PartitionSpec(each)) for each in spec]
-        of_leaves = [split if each.per else same for each in self.inputs]
-        return mesh, self._on_one_device, (split,) * len(self.outputs), (*of_places, *of_leaves)
-
-    def _sharding_rule(self) -> str:
-        """Which axes are split alike, as Shardy reads it."""
-        axes = [f"d{axis}" for axis in range(len(self.shape))]
-        of = {0: "", 1: " ".join(axes)}
-
-        def row(operands: Sequence[Operand]) -> list[str]:
-            return [
-                of.get(each.per) or " ".join([*axes[:-1], f"b{each.per}"] if each.per else [])
-                for each in operands
-            ]
-
-        return f"{', '.join([*axes, *row(self.inputs)])} -> {', '.join(row(self.outputs))}"
