@@ -87,7 +87,7 @@ def in_tiles(
         row = lax.expand_dims(row, [row.ndim]) + each.reshape([1] * row.ndim + [-1])
     starts = row.reshape(-1)[::height] + places[-1][0]
     numbers = [
-        _in_a_row([known[each] for each in floats]),
+        lax.bitcast_convert_type(_in_a_row([known[each] for each in floats]), jnp.float32),
         _in_a_row([known[each] for each in others]),
         lax.bitcast_convert_type(starts, jnp.int32),
     ]
@@ -118,7 +118,7 @@ def in_tiles(
     def kernel(*refs: Any) -> None:
         i, j = pl.program_id(0), pl.program_id(1)
         (of_floats, of_others, of_starts), refs = refs[:3], refs[3:]
-        here = {each: _as(of_floats[n], each.dtype) for n, each in enumerate(floats)}
+        here = {each: of_floats[n].astype(each.dtype) for n, each in enumerate(floats)}
         here |= {each: _as(of_others[n], each.dtype) for n, each in enumerate(others)}
         of_pers = {operand.per for operand in (*inputs, *outputs) if operand.per}
         edges = dict.fromkeys(of_pers)
@@ -185,9 +185,5 @@ def _in_a_row(numbers: Sequence[jax.Array]) -> jax.Array:
 
 
 def _as(bits: jax.Array, dtype: Any) -> jax.Array:
-    """The reverse, of one number."""
-    if dtype == jnp.bool:
-        return bits != 0
-    wide = jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else jnp.int32
-    wide = dtype if jnp.dtype(dtype).itemsize == 4 else wide
-    return lax.convert_element_type(lax.bitcast_convert_type(bits, wide), dtype)
+    """The reverse, of one integer."""
+    return bits != 0 if dtype == jnp.bool else lax.convert_element_type(bits, dtype)

@@ -51,11 +51,16 @@ def _wide(x: Any) -> jax.Array:
 
 def _signed(x: Any) -> jax.Array:
     """Unsigned numbers as signed ones, in the same order."""
-    return lax.bitcast_convert_type(jnp.asarray(x) ^ np.uint32(2**31), jnp.int32)
+    return _as(jnp.asarray(x) ^ np.uint32(2**31), jnp.int32)
 
 
 def _unsigned(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.uint32) ^ np.uint32(2**31)
+    return _as(x, jnp.uint32) ^ np.uint32(2**31)
+
+
+def _as(x: jax.Array, dtype: Any) -> jax.Array:
+    """The same bits. Before jax 0.8, kernels for TPUs know that for arrays only."""
+    return lax.bitcast_convert_type(x, dtype) if x.ndim else lax.convert_element_type(x, dtype)
 
 
 def _reduced(operation: Operation, *inputs: Any) -> Any:
