@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ import jax
 
 from .leaves import Leaf
 from .rule import Rule
-from .step import RuleAtStep, Unknown, dtype_for, in_precision
+from .step import RuleAtStep, dtype_for, in_precision, learning_rate
 from .storage import base
 
 
@@ -97,7 +96,6 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
     places: those of the rules in the stretch.
     """
     stretch, is_last = rules[places], places.stop == len(rules)
-    rates = [learning_rate(rules[:place]) for place in range(places.start, places.stop)]
     known: dict[Any, Plan] = {}
 
     def plan(leaf: Leaf) -> Plan | None:
@@ -110,7 +108,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
         out_dtype = leaf.gradient.dtype if is_last else dtype
         kind = dtype, out_dtype, leaf.selected[places], leaf.direction.size == 0
         if kind not in known:
-            known[kind] = _plan(stretch, rates, *kind)
+            known[kind] = _plan(rules, places, *kind)
         return known[kind]
 
     return [plan(leaf) for leaf in leaves]
@@ -118,7 +116,7 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
 
 def _plan(
     rules: Sequence[RuleAtStep],
-    rates: Sequence[Any],
+    places: slice,
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
@@ -135,21 +133,15 @@ def _plan(
             count=rule.count if rule.stochastic else None,
             scalars=in_precision(rule.scalars, dtype),
             extra=in_precision(rule.extra, dtype),
-            learning_rate=rate,
+            learning_rate=learning_rate(rules[:place], dtype),
             storages=rule.storages,
             selected=select,
         )
-        for rule, rate, select in zip(rules, rates, selected, strict=True)
+        for place, (rule, select) in enumerate(
+            zip(rules[places], selected, strict=True), places.start
+        )
     ]
     return Plan(tuple(stages), dtype, out_dtype)
-
-
-def learning_rate(before: Sequence[RuleAtStep]) -> Any:
-    """The product of the learning rates of the rules before one; None if they have none."""
-    rates = [rate for rule in before if (rate := rule.learning_rate()) is not None]
-    if any(isinstance(rate, Unknown) for rate in rates):
-        return Unknown()
-    return functools.reduce(operator.mul, rates) if rates else None
 
 
 def stretches(rules: Sequence[Rule]) -> list[slice]:

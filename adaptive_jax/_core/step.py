@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
@@ -59,12 +61,15 @@ class RuleAtStep:
         self.scalars = {} if rule.layerwise else {name: getattr(old, name) for name in rule.scalars}
 
     def advance(
-        self, measured: Sequence[Mapping[str, Any]], learning_rate: Any, dtypes: Sequence[Any]
+        self,
+        measured: Sequence[Mapping[str, Any]],
+        before: Sequence[RuleAtStep],
+        dtypes: Sequence[Any],
     ) -> None:
         """Moves the rule's scalars on, those of all arrays.
 
         measured: what `measure` returned for each array.
-        learning_rate: the product of those before it.
+        before: the rules before it.
         dtypes: those in which the arrays are computed.
         """
         names = contract.same_names(self.rule, measured)
@@ -78,7 +83,7 @@ class RuleAtStep:
             vectors,
             self.step,
             self.extra,
-            learning_rate,
+            learning_rate(before, dtype),
             dtype,
         )
 
@@ -117,24 +122,22 @@ class RuleAtStep:
             self._in_dtype[dtype] = replace(self.rule, **values)
         return self._in_dtype[dtype]
 
-    def learning_rate(self) -> Any:
-        """The rule's learning rate at this step; None for a rule without one."""
+    def learning_rate(self, dtype: Any) -> Any:
+        """The rule's learning rate at this step, in the precision of dtype; None for a rule without."""
         if self.rule.learning_rate_field is None:
             return None
         try:
-            return self.in_dtype(self.numbers_dtype()).learning_rate_at(self.step)
+            return self.in_dtype(dtype).learning_rate_at(self.step)
         except TypeError:
             if self.step is None:  # A rule of the user's own that does not count its steps.
                 return Unknown()
             raise
 
     def numbers_dtype(self, *dtypes: Any) -> Any:
-        """In which numbers are computed: float32, or what is wider in the rule's own or in dtypes."""
+        """In which the rule's scalars are computed: float32, or what is wider in them or in dtypes."""
         scalars = [getattr(self._old, name) for name in self.rule.scalars]
-        numbers = jax.tree.leaves((self._values, scalars, self.extra))
-        own = [x.dtype for x in numbers if hasattr(x, "dtype")]
-        floats = [dtype for dtype in own if jnp.issubdtype(dtype, jnp.floating)]
-        return maths.compute_dtype(jnp.float32, *floats, *dtypes)
+        own = [x.dtype for x in jax.tree.leaves(scalars)]
+        return maths.compute_dtype(jnp.float32, *own, *dtypes)
 
     def new_state(self, entries: dict[str, Any]) -> Any:
         """The rule's state after this step. A rule without state hands back what it got.
@@ -202,6 +205,14 @@ def advanced(
     new = contract.checked_scalars(rule, before, result)
     kept = {name: cast(new[name], old.dtype) for name, old in before.items()}
     return {name: jnp.asarray(value) for name, value in new.items()} | kept
+
+
+def learning_rate(before: Sequence[RuleAtStep], dtype: Any) -> Any:
+    """The product of the learning rates of the rules before one; None if they have none."""
+    rates = [rate for rule in before if (rate := rule.learning_rate(dtype)) is not None]
+    if any(isinstance(rate, Unknown) for rate in rates):
+        return Unknown()
+    return functools.reduce(operator.mul, rates) if rates else None
 
 
 @jax.tree_util.register_static

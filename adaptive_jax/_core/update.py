@@ -12,7 +12,7 @@ import jax
 from .extra import Extra
 from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
-from .plan import Adding, learning_rate, plans, sees_all, stretches
+from .plan import Adding, plans, sees_all, stretches
 from .slots import measure_array, update_array
 from .step import RuleAtStep
 
@@ -88,7 +88,7 @@ def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf])
             ]
             if not measured:
                 continue
-        rule.advance(measured, learning_rate(rules[:place]), dtypes)
+        rule.advance(measured, rules[:place], dtypes)
 
 
 def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:
