@@ -18,6 +18,7 @@ from .pieces import is_cut, update_in_pieces
 from .plan import Adding
 from .rule import Rule, fields
 from .storage import named
+from .tiles.row import update_and_add
 from .transformation import Transformation
 from .update import update_tree
 
@@ -150,9 +151,7 @@ class Optimizer(Lifted):
         adding: how updates are added.
         backend: of tiles; None for whole arrays.
         """
-        extra, lifted = asked(self.rules, extra_args), with_complements(self)
-        trees = updates, state, params, extra
-        return update_tree(lifted, *trees, adding=adding, backend=backend)
+        return update_and_add(self, updates, state, params, adding, backend, extra_args)
 
 
 def _first_number(rule: Rule, first: Any, dtype: Any) -> jax.Array:

@@ -191,3 +191,9 @@ def test_sharded_arrays_stay_so(kind, spec):
     for x in jax.tree.leaves((state.params, state.opt_state)):
         if x.ndim:
             assert x.sharding.is_equivalent_to(expected, x.ndim)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda x: x.__name__)
+def test_a_chain_is_one_row_of_rules(dtype):
+    tx = aj.chain(aj.clip_by_global_norm(1.0), aj.scale_by_adam(), aj.scale_by_learning_rate(0.1))
+    assert_same_bits(trained(tx, Interpreted(), dtype), trained(tx, False, dtype))
