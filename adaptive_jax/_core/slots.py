@@ -87,8 +87,10 @@ def rules_in_a_row(
     return direction, new
 
 
-update_array = jax.jit(rules_in_a_row)
-"""Jitted so that arrays of one shape and dtype are traced once."""
+@jax.jit
+def update_array(*arguments: Any) -> tuple[jax.Array, list[dict[str, Any]]]:
+    """`rules_in_a_row`. Jitted so that arrays of one shape and dtype are traced once."""
+    return rules_in_a_row(*arguments)
 
 
 @jax.jit
