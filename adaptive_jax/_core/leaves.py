@@ -104,7 +104,7 @@ def matched(
         }
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             tree = getattr(old, name)
-            trees[name] = gradients.slot(name, tree, storage, slot.nonnegative, of_params)
+            trees[name] = gradients.slot(name, tree, storage, slot, of_params)
         entries.append(trees)
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:

@@ -72,10 +72,12 @@ def rules_in_a_row(
             after = _advanced(array, stage, stored)
             scalars = in_precision(after, plan.dtype)
         kept = _Slots(stage, stored, plan.dtype, index, part)
+        slots = kept.read()
         with array.of(rule, "update", scalars):
             context = array.context(stage, "update", scalars, kept)
-            result = rule.update(array.direction, kept.read(), array.param, context)
-        array.direction, values = contract.checked_result(rule, gradient, result)
+            result = rule.update(array.direction, slots, array.param, context)
+        shapes = {name: None if x is None else x.shape for name, x in slots.items()}
+        array.direction, values = contract.checked_result(rule, gradient, result, shapes)
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
     direction = maths.saturating_cast(array.direction, plan.out_dtype)
@@ -202,6 +204,7 @@ class _Slots:
         index: Any,
         part: Part | None = None,
     ) -> None:
+        self._rule = stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._count, self._index, self._part = stage.count, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -209,17 +212,23 @@ class _Slots:
         self._dtypes = {
             name: real if slot.nonnegative else dtype for name, slot in stage.rule.slots.items()
         }
-        self._codes: dict[str, tuple[jax.Array, Any]] = {}
+        self._codes: dict[str, tuple[Any, Any]] = {}
 
     def read(self) -> dict[str, jax.Array]:
+        """Each slot as the rule sees it; None for one that this array has not."""
         return {name: self._decode(name, stored) for name, stored in self._stored.items()}
 
-    def _decode(self, name: str, stored: Any) -> jax.Array:
+    def _decode(self, name: str, stored: Any) -> Any:
+        if stored is None:
+            return None
         return maths.saturating_cast(self._storages[name].decode(stored), self._dtypes[name])
 
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""
-        contract.check_slot_name(name, self._stored)
+        contract.check_stored(self._rule, name, self._stored, value)
+        if self._stored[name] is None:
+            self._codes[name] = None, None
+            return value
         storage, key = self._storages[name], None
         if storage.stochastic:
             key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
@@ -239,4 +248,4 @@ class _Slots:
         for name, value in values.items():
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
-        return {name: self._codes[name][1] for name in self._stored}
+        return self._stored | {name: code for name, (_, code) in self._codes.items()}
