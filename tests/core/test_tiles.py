@@ -197,3 +197,23 @@ def test_sharded_arrays_stay_so(kind, spec):
 def test_a_chain_is_one_row_of_rules(dtype):
     tx = aj.chain(aj.clip_by_global_norm(1.0), aj.scale_by_adam(), aj.scale_by_learning_rate(0.1))
     assert_same_bits(trained(tx, Interpreted(), dtype), trained(tx, False, dtype))
+
+
+@dataclass(frozen=True)
+class Anchored(aj.Rule):
+    """Weight decay to where the parameters were at first."""
+
+    slots = {"start": aj.Slot("param", constant=True), "mu": aj.Slot()}
+
+    def update(self, grad, slots, param, ctx):
+        mu = ctx.store("mu", 0.5 * slots["mu"] + grad)
+        return mu + 0.25 * (param - slots["start"]), {"mu": mu}
+
+
+def test_a_slot_that_is_constant_stays_where_it_is():
+    tx = aj.transform(Anchored(), aj.LearningRate(0.1))
+    state = trained(tx, Interpreted())
+    assert_same_bits(state, trained(tx, False))
+    text = str(jax.make_jaxpr(aj.train_step(loss, tiles=Interpreted(), metrics=[]))(state, tree()))
+    [outputs] = re.findall(r"out_avals=\((.*?)\)\n", text)
+    assert outputs.count("float32") == 2, outputs

@@ -73,7 +73,7 @@ def _same(a: Operation, b: Operation, shape: tuple[int, ...], tile_shape: tuple[
     for x, y in zip((*a.inputs, *a.outputs), (*b.inputs, *b.outputs), strict=True):
         if shapes.get(tuple(x.shape), tuple(x.shape)) != tuple(y.shape) or type(x) is not type(y):
             return False
-        if isinstance(x, Constant):
+        if isinstance(x, Constant) and isinstance(y, Constant):
             if not _equal(x.value, y.value):
                 return False
         elif x.number != y.number or x.dtype != y.dtype:

@@ -104,11 +104,6 @@ class Equations:
         used = {x: None for each in rest for x in each.inputs if x in known}
         return before, rest, list(used)
 
-    def uses(self) -> set[Variable]:
-        """Which variables an operation or a result needs."""
-        needed = {x for operation in self.operations for x in operation.inputs}
-        return {x for x in (*needed, *self.results) if isinstance(x, Variable)}
-
 
 def done(operation: Operation, *inputs: Any) -> Any:
     """What an operation gives."""

@@ -92,7 +92,13 @@ def in_tiles(
         lax.bitcast_convert_type(starts, jnp.int32),
     ]
 
-    used = equations.uses()
+    # What comes out as it came in, such as a slot that is constant, is neither read for it nor written.
+    unchanged = {
+        k: of_inputs.index(each) for k, each in enumerate(equations.results) if each in of_inputs
+    }
+    written = [k for k in range(len(outputs)) if k not in unchanged]
+    used = {x for each in rest for x in each.inputs if isinstance(x, Variable)}
+    used |= {equations.results[k] for k in written}
     read = [n for n, each in enumerate(of_inputs) if inputs[n].per and each in used]
     shapes = {n: tiles[n].shape for n in read}
 
@@ -141,9 +147,11 @@ def in_tiles(
             column = lax.broadcasted_iota(jnp.int32, full.shape, 1)
             here[of_inside] = column < columns - j * width
         evaluate(rest, here, backend.do)
-        for ref, operand, each in zip(refs[len(read) :], outputs, equations.results, strict=True):
-            column = j * (width // operand.per)
-            backend.write(ref, value_of(here, each), edges[operand.per], column)
+        for k, ref in zip(written, refs[len(read) :], strict=True):
+            per = outputs[k].per
+            column = j * (width // per)
+            value = value_of(here, equations.results[k])
+            backend.write(ref, value, edges[per], column)
 
     results = pl.pallas_call(
         kernel,
@@ -152,24 +160,21 @@ def in_tiles(
             *(backend.numbers(each.size) for each in numbers),
             *(backend.tile(height, width, inputs[n].per, blocks_in[n]) for n in read),
         ],
-        out_specs=[
-            backend.tile(height, width, operand.per, count)
-            for operand, count in zip(outputs, blocks_out, strict=True)
-        ],
+        out_specs=[backend.tile(height, width, outputs[k].per, blocks_out[k]) for k in written],
         out_shape=[
-            jax.ShapeDtypeStruct(
-                (count, rows) if turned(operand.per) else (rows, count), operand.dtype
-            )
-            for operand, count in zip(outputs, blocks_out, strict=True)
+            jax.ShapeDtypeStruct(size[::-1] if turned(outputs[k].per) else size, outputs[k].dtype)
+            for k, size in ((k, (rows, blocks_out[k])) for k in written)
         ],
-        input_output_aliases={3 + read.index(n): out for n, out in aliases if n in read},
+        input_output_aliases={
+            3 + read.index(n): written.index(k) for n, k in aliases if n in read and k in written
+        },
         name="update",
         **backend.options(),
     )(*numbers, *(laid_out(values[n], inputs[n].per, blocks_in[n]) for n in read))
-    return [
-        (x.T if turned(operand.per) else x).reshape(*before, -1)
-        for x, operand in zip(results, outputs, strict=True)
-    ]
+    all_results = {k: values[n] for k, n in unchanged.items()}
+    for k, x in zip(written, results, strict=True):
+        all_results[k] = (x.T if turned(outputs[k].per) else x).reshape(*before, -1)
+    return [all_results[k] for k in range(len(outputs))]
 
 
 def _in_a_row(numbers: Sequence[jax.Array]) -> jax.Array:

@@ -99,7 +99,7 @@ def _why_not(treedef: Any, kinds: tuple[Any, ...], backend: Backend) -> str | No
             return jax.ShapeDtypeStruct(shape, x.dtype) if x.shape == gradient.shape else x
 
         def function(place: Any, *arguments: Any) -> Any:
-            return rules_in_a_row(*arguments, Part(place, None))
+            return rules_in_a_row(*arguments, part=Part(place, None))
 
         # What has blocks is not element-wise, but a tile is made of whole blocks.
         plain = jax.tree.map(
@@ -234,7 +234,7 @@ class _Tiled:
         places, leaves = operands[: len(self.shape)], operands[len(self.shape) :]
 
         def function(part: Part, *leaves: Any) -> Any:
-            return rules_in_a_row(*self.treedef.unflatten(leaves), part)
+            return rules_in_a_row(*self.treedef.unflatten(leaves), part=part)
 
         together = 1
         for size, axis in zip(reversed(places[:-1]), reversed(self.shape[:-1]), strict=True):
@@ -256,6 +256,6 @@ class _Tiled:
         if results is None:
             place = functools.reduce(lambda a, b: jnp.expand_dims(a, -1) + b, places)
             results = jax.tree.leaves(
-                rules_in_a_row(*self.treedef.unflatten(leaves), Part(place, None))
+                rules_in_a_row(*self.treedef.unflatten(leaves), part=Part(place, None))
             )
         return tuple(results)
