@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -50,8 +50,27 @@ class Stage:
     axes: MatrixAxes | None
 
 
+class Adding(Protocol):
+    """How an update is added to a parameter: a pytree."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the sum may be rounded at random."""
+        ...
+
+    def key(self, param: jax.Array, index: Any) -> jax.Array | None:
+        """A key for `maths.random_bits`; None where this parameter is not rounded at random."""
+        ...
+
+    def added(self, param: jax.Array, update: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The parameter after the update, in its own dtype."""
+        ...
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["stages"], meta_fields=["dtype", "out_dtype"]
+    jax.tree_util.register_dataclass,
+    data_fields=["stages", "adding"],
+    meta_fields=["dtype", "out_dtype"],
 )
 @dataclass(frozen=True)
 class Plan:
@@ -60,11 +79,13 @@ class Plan:
     stages: of each rule; None for one that leaves these arrays alone.
     dtype: in which they compute.
     out_dtype: that of what the last one returns.
+    adding: how that is added to the parameter, which then is what comes out; None to leave it apart.
     """
 
     stages: tuple[Stage | None, ...]
     dtype: Any
     out_dtype: Any
+    adding: Adding | None = None
 
     @property
     def stochastic(self) -> bool:

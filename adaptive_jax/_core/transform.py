@@ -16,8 +16,10 @@ from .extra import asked
 from .first import first_numbers, first_values
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
+from .plan import Adding
 from .rule import Rule, fields, values_of_arrays
 from .storage import named
+from .tiles.row import update_and_add
 from .transformation import Transformation
 from .update import update_tree
 from .views import axes_of_arrays, check_all_found
@@ -150,3 +152,13 @@ class Optimizer(Lifted):
             if arrays is params:
                 raise
         return self.update(updates, state, arrays, **extra_args)
+
+    def update_and_add(
+        self, updates: Any, state: Any, params: Any, adding: Adding, backend: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """The parameters after an update, and the new state.
+
+        adding: how updates are added.
+        backend: of tiles; None for whole arrays.
+        """
+        return update_and_add(self, updates, state, params, adding, backend, extra_args)
