@@ -14,8 +14,9 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from .._core import pytrees, states
 from .._core.extra import FIRST_GRADIENT
 from .._core.mask import Selection
+from .._core.rule import Rule
 from .._core.transformation import Foreign, Transformation, member
-from .._core.wrapper import Wrapper, walk
+from .._core.wrapper import Wrapper, evaluating, walk
 from .finite import no_update
 from .labels import Cut, Labels, refuse_unused, some
 
@@ -98,8 +99,12 @@ class Partition(Wrapper):
         parts = cut.parts("parameters", params)
         return tuple(cut.only(parts, label) for label in self.transforms)
 
-    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
-        return self._joined(self._cut(params), "parameters", new)
+    def evaluating(self) -> list[Rule]:
+        return max((evaluating(each) for each in self.wrapped()), key=len)
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        every = zip(self.wrapped(), self.params_in(params), self.states_in(state), strict=True)
+        return self._joined(self._cut(params), "parameters", [of_inner(*each) for each in every])
 
     def _joined(self, cut: Cut, what: str, trees: Iterable[Any]) -> Any:
         """One tree of the trees of all groups."""
@@ -252,10 +257,10 @@ class MaskedTransform(Wrapper):
         cut = self._cut(params)
         return (cut.only(cut.parts("parameters", params), True),)
 
-    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
-        (only,) = new
-        cut = self._cut(params)
-        return self._joined(cut, "parameters", only, cut.parts("parameters", params))
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        cut, (own,) = self._cut(params), self.params_in(params)
+        new = of_inner(self.inner, own, state.inner_state)
+        return self._joined(cut, "parameters", new, cut.parts("parameters", params))
 
     def _joined(self, cut: Cut, what: str, new: Any, old: Sequence[Any]) -> Any:
         """A tree of what is new, and of the old parts that the mask does not select."""
