@@ -21,7 +21,28 @@ PAGES = {
     "chains": ("Pieces for chains", []),
     "rules": (
         "Rules and the lift",
-        ["_core.hyper", "_core.mask", "_core.rule", "_core.transform", "transforms.chain", "rules"],
+        [
+            "_core.hyper",
+            "_core.mask",
+            "_core.rule",
+            "_core.context",
+            "_core.views",
+            "_core.transform",
+            "transforms.chain",
+            "rules",
+        ],
+    ),
+    "schedules": (
+        "Schedules",
+        [
+            "schedules",
+            "_core.schedule",
+            "schedules.warmup",
+            "schedules.decays",
+            "schedules.pieces",
+            "schedules.cycles",
+            "transforms.layers",
+        ],
     ),
     "storage": (
         "Storage, memory and precision",
@@ -33,6 +54,7 @@ PAGES = {
             "transforms.memory",
             "training.convert",
             "transforms.precision",
+            "transforms.evaluate",
         ],
     ),
     "training": (
@@ -77,8 +99,16 @@ PAGES = {
             "plotting.profile",
         ],
     ),
-    "wrappers": ("Wrappers", ["transforms.skip", "transforms.accumulate", "transforms.monitor"]),
-    "diagnostics": ("Diagnostics", ["transforms.diagnose"]),
+    "wrappers": (
+        "Wrappers",
+        [
+            "transforms.partition",
+            "transforms.skip",
+            "transforms.accumulate",
+            "transforms.monitor",
+        ],
+    ),
+    "diagnostics": ("Diagnostics", ["transforms.diagnose", "transforms.describe"]),
     "torch": (
         "PyTorch",
         [
@@ -94,7 +124,9 @@ PAGES = {
 }
 # Modules that users reach by name: all that is public in them is shown, below their own docstring. Of
 # a file in one of them that PAGES lists, that which the module hands on, in the order of the file.
-NAMESPACES = ("rules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing")
+NAMESPACES = (
+    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -148,8 +180,9 @@ def exports(package: ModuleType) -> dict[str, list[Export]]:
             shown["optimizers" if algorithm.whole else "chains"].append(export)
     for page, (_, modules) in PAGES.items():
         for module in modules:
+            of_page = page if page in NAMESPACES else ""
             namespace = next(
-                (each for each in NAMESPACES if f"{module}.".startswith(f"{each}.")), ""
+                (each for each in NAMESPACES if f"{module}.".startswith(f"{each}.")), of_page
             )
             handed_on = sys.modules.get(f"{package.__name__}.{namespace}")
             for name, value, docstring in _defined(f"{package.__name__}.{module}"):

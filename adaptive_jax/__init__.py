@@ -6,6 +6,7 @@ from . import maths as maths
 from . import plotting as plotting
 from . import problems as problems
 from . import rules as rules
+from . import schedules as schedules
 from . import testing as testing
 from ._core.context import Context as Context
 from ._core.hyper import Decay as Decay
@@ -22,6 +23,7 @@ from ._core.storage.blocks import Blocks as Blocks
 from ._core.storage.factored import Factored as Factored
 from ._core.storage.masked import Masked as Masked
 from ._core.transform import transform as transform
+from ._core.views import MatrixAxes as MatrixAxes
 from .maths import global_norm as global_norm
 from .rules import LearningRate as LearningRate
 from .rules import WeightDecay as WeightDecay
@@ -75,11 +77,17 @@ from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
 from .transforms.chain import chain as chain
+from .transforms.describe import Description as Description
+from .transforms.describe import describe as describe
 from .transforms.diagnose import diagnose as diagnose
+from .transforms.evaluate import eval_params as eval_params
+from .transforms.layers import layerwise_decay as layerwise_decay
 from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params
 from .transforms.memory import state_bytes as state_bytes
 from .transforms.monitor import monitor as monitor
+from .transforms.partition import masked as masked
+from .transforms.partition import partition as partition
 from .transforms.precision import apply_updates as apply_updates
 from .transforms.precision import compensate as compensate
 from .transforms.precision import exact_params as exact_params

@@ -12,6 +12,7 @@ import pkgutil
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 import adaptive_jax as aj
@@ -131,6 +132,16 @@ PORTED = {
 """The ports of other libraries' optimizers, made of the same rules."""
 
 
+def matrices(params: Any) -> Any:
+    """A mask of the matrices, and of all with more axes."""
+    return jax.tree.map(lambda x: np.ndim(x) > 1, params)
+
+
+def matrices_and_rest(params: Any) -> Any:
+    """The matrices, and the rest."""
+    return jax.tree.map(lambda is_matrix: "matrix" if is_matrix else "rest", matrices(params))
+
+
 WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
     "skip_nonfinite": (
         aj.skip_nonfinite(aj.adam(0.1), max_consecutive=3),
@@ -149,6 +160,11 @@ WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
         },
     ),
     "diagnose": (aj.diagnose(aj.adam(0.1)), {}),
+    "partition": (
+        aj.partition({"matrix": aj.adam(0.1), "rest": aj.sgd(0.1, 0.9)}, matrices_and_rest),
+        {},
+    ),
+    "masked": (aj.masked(aj.adam(0.1), matrices), {}),
     "monitor": (aj.monitor({"norm": aj.global_norm}), {}),
 }
 """What stands around or beside an optimizer; and the promises that are not meant for it, with why."""

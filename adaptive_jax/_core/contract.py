@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,8 +30,20 @@ def check_stored(rule: Any, name: str, known: Mapping[str, Any], value: Any) -> 
         )
 
 
-def check_rule(rule: Any) -> None:
-    """Raises a TypeError unless a rule's methods take what the lift gives them."""
+def check_matrices(rule: Any, name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raises a ValueError unless what `ctx.store` got are matrices of the shape that the rule sees."""
+    if np.shape(value) != shape:
+        raise ValueError(
+            f"ctx.store of {type(rule).__name__} got {describe(value)} for the slot {name!r}, where the "
+            f"array has the shape {shape}."
+        )
+
+
+def check_rule(rule: Any, fields: Collection[str]) -> None:
+    """Raises a TypeError unless a rule's methods take what the lift gives them.
+
+    fields: the names of its hyperparameters.
+    """
     name = type(rule).__name__
     _check_methods(type(rule))
     if rule.scalars and rule.advance is None:
@@ -43,6 +56,12 @@ def check_rule(rule: Any) -> None:
             raise TypeError(
                 f"{name}.extra_args[{argument!r}]={kind!r} must be 'number', or 'array' for a tree like "
                 "the parameters."
+            )
+    for field in rule.per_array:
+        if field not in fields:
+            raise TypeError(
+                f"{name}.per_array names {field!r}, which is no hyperparameter of it: these are "
+                f"{', '.join(fields) or 'none'}."
             )
     if both := set(rule.scalars) & set(rule.slots):
         raise TypeError(
@@ -103,6 +122,7 @@ _TAKEN = {
     "update": ("grad", "slots", "param", "ctx"),
     "measure": ("grad", "slots", "param", "ctx"),
     "advance": ("scalars", "measured", "ctx"),
+    "evaluate": ("param", "slots", "ctx"),
 }
 """What the lift gives to each method of a rule."""
 
@@ -111,18 +131,25 @@ _WHY = {
     "update": "where ctx keeps slots with ctx.store and knows the step",
     "measure": "and return numbers by name, such as {'norm': aj.maths.norm(grad)}",
     "advance": "where measured has a vector for each name of `measure`, and ctx.step is what step was",
+    "evaluate": "and return the parameter to evaluate with",
 }
 
 
 @contextlib.contextmanager
-def of_method(rule: Any, method: str, *known: Mapping[str, Any]) -> Iterator[None]:
+def of_method(
+    rule: Any, method: str, *known: Mapping[str, Any], complex_of: Any = None
+) -> Iterator[None]:
     """Says what to write instead where a rule's method fails at what Python or NumPy cannot do.
 
     known: what it may ask for by name beside its slots.
+    complex_of: the dtype that it computes in.
     """
     name = f"{type(rule).__name__}.{method}"
+    # Complex arrays times real scalars are meant, also where a user forbids promotion.
+    is_complex = complex_of is not None and jnp.issubdtype(complex_of, jnp.complexfloating)
+    promotion = jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
     try:
-        with of_function(name):
+        with promotion, of_function(name):
             yield
     except KeyError as error:
         others = [each for mapping in known for each in mapping]
@@ -149,6 +176,16 @@ def checked_numbers(rule: Any, measured: Any) -> dict[str, Any]:
                 "array, such as its norm, its sum or its largest element, of shape ()."
             )
     return dict(measured)
+
+
+def checked_parameter(rule: Any, param: Any, found: Any) -> Any:
+    """What a rule's evaluate returned, if it is like the parameter."""
+    if not hasattr(found, "dtype") or np.shape(found) != np.shape(param):
+        raise ValueError(
+            f"{type(rule).__name__}.evaluate returned {describe(found)}, where the array has the shape "
+            f"{np.shape(param)}: it must return the parameter to evaluate with."
+        )
+    return found
 
 
 def same_names(rule: Any, measured: Sequence[Mapping[str, Any]]) -> list[str]:

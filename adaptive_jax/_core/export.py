@@ -56,6 +56,7 @@ def states_of_optax() -> None:
         optax.MaskedState,
         optax.MonitorState,
         optax.MultiStepsState,
+        optax.PartitionState,
     ):
         state(cls)
     with contextlib.suppress(ValueError):  # A schedule is one.

@@ -13,7 +13,8 @@ import numpy as np
 from . import pytrees
 from .extra import Extra
 from .lifted import Lifted
-from .rule import Rule, mask_of
+from .rule import Rule, mask_of, places
+from .views import MatrixAxes, axes_of_arrays, view
 
 
 @dataclass
@@ -27,6 +28,8 @@ class Leaf:
     extra: from names to what the extra arguments that are trees have for it.
     first: the gradient as it came to what stands around the rules, where one of them asks for it.
     selected: of each rule, whether its mask selects the array.
+    own: of each rule, which of the hyperparameters in its trees are those of the array.
+    axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree.
     direction: the gradient, then what the last rule that saw it made of it.
     """
@@ -37,6 +40,8 @@ class Leaf:
     extra: dict[str, Any]
     first: Any
     selected: tuple[bool, ...]
+    own: tuple[tuple[int, ...], ...]
+    axes: tuple[MatrixAxes | None, ...]
     index: Any
     direction: Any = field(init=False)
 
@@ -45,7 +50,7 @@ class Leaf:
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected"]
+    jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["selected", "axes"]
 )
 @dataclass(frozen=True)
 class Piece:
@@ -53,10 +58,12 @@ class Piece:
 
     indices: the place of each in that tree.
     selected: of each rule, whether its mask selects them all, or none.
+    axes: of each rule that sees matrices, those of them all.
     """
 
     indices: list[Any]
     selected: tuple[bool, ...]
+    axes: tuple[MatrixAxes | None, ...]
 
 
 class Matched(NamedTuple):
@@ -89,22 +96,37 @@ def matched(
     params: Any,
     extra: Extra | None = None,
     piece: Piece | None = None,
+    evaluates: bool = False,
 ) -> Matched:
-    """All trees of an update, checked, in the order of the gradients."""
+    """All trees of an update, checked, in the order of the gradients.
+
+    evaluates: whether nothing is updated, and updates are the parameters.
+    """
     rules = lifted.rules
-    gradients = pytrees.Arrays("gradients", updates)
-    pytrees.check_no_complex("gradients", updates, rules)
+    what = "params" if evaluates else "gradients"
+    gradients = pytrees.Arrays(what, updates)
+    pytrees.check_no_complex(what, updates, rules)
+    if piece is None:
+        tree = gradients.treedef.unflatten(gradients.leaves)
+        of_rules = [axes_of_arrays(rule, what, tree) for rule in rules]
+        axes = list(zip(*of_rules, strict=True))
+    else:
+        axes = [piece.axes] * len(gradients.leaves)
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
     entries = []
-    for rule, storages, old in zip(rules, lifted.storages, states, strict=True):
+    for place, (rule, storages, old) in enumerate(zip(rules, lifted.storages, states, strict=True)):
         scalars = rule.scalars if rule.layerwise else ()
         trees = {
             name: gradients.match(f"the state's {name}", getattr(old, name)) for name in scalars
         }
+        views = [
+            None if leaf is None else view(each[place], np.shape(leaf))
+            for leaf, each in zip(gradients.leaves, axes, strict=True)
+        ]
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             tree = getattr(old, name)
-            trees[name] = gradients.slot(name, tree, storage, slot, of_params)
+            trees[name] = gradients.slot(name, tree, storage, slot, views, of_params)
         entries.append(trees)
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:
@@ -113,6 +135,7 @@ def matched(
         selected = list(zip(*by_rule, strict=True))
     else:
         indices, selected = piece.indices, [piece.selected] * len(gradients.leaves)
+    own = list(zip(*(places(rule, gradients) for rule in rules), strict=True))
     leaves = [
         Leaf(
             gradients.leaves[i],
@@ -121,6 +144,8 @@ def matched(
             {name: values[i] for name, values in extras.items()},
             first[i],
             selected[i],
+            own[i],
+            axes[i],
             indices[i],
         )
         for i in range(len(gradients.leaves))

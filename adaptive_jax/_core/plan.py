@@ -14,12 +14,13 @@ from .leaves import Leaf
 from .rule import Rule
 from .step import RuleAtStep, dtype_for, in_precision, learning_rate
 from .storage import base
+from .views import MatrixAxes
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["rule", "advancing", "step", "count", "scalars", "extra", "learning_rate"],
-    meta_fields=["storages", "selected"],
+    meta_fields=["storages", "selected", "axes"],
 )
 @dataclass(frozen=True)
 class Stage:
@@ -34,6 +35,7 @@ class Stage:
     learning_rate: the product of those of the rules before it; None if they have none.
     storages: of each slot.
     selected: whether the rule's mask selects the arrays.
+    axes: those of the arrays, if the rule sees matrices; else None.
     """
 
     rule: Rule
@@ -45,6 +47,7 @@ class Stage:
     learning_rate: Any
     storages: tuple[base.Storage, ...]
     selected: bool
+    axes: MatrixAxes | None
 
 
 class Adding(Protocol):
@@ -106,7 +109,9 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
             leaf.direction, [of[name] for rule, of in kept for name in rule.rule.slots]
         )
         out_dtype = leaf.gradient.dtype if is_last else dtype
-        kind = dtype, out_dtype, leaf.selected[places], leaf.direction.size == 0
+        own = leaf.own[: places.stop]
+        choices = leaf.selected[places], own, leaf.axes[places]
+        kind = dtype, out_dtype, *choices, leaf.direction.size == 0
         if kind not in known:
             known[kind] = _plan(rules, places, *kind)
         return known[kind]
@@ -120,25 +125,30 @@ def _plan(
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
+    own: Sequence[tuple[int, ...]],
+    axes: Sequence[MatrixAxes | None],
     is_empty: bool,
 ) -> Plan:
     stages = [
-        # What is measured has elements: an empty array is left alone by the rules that do.
+        # What is measured, and a matrix, has elements: others are left alone.
         None
-        if is_empty and (rule.rule.measure is not None or rule.rule.layerwise)
+        if is_empty and (rule.rule.measure is not None or rule.rule.layerwise or rule.rule.matrix)
         else Stage(
-            rule=rule.in_dtype(dtype),
-            advancing=rule.in_dtype(rule.numbers_dtype(dtype)) if rule.rule.layerwise else None,
+            rule=rule.in_dtype(dtype, own[place]),
+            advancing=rule.in_dtype(rule.numbers_dtype(dtype), own[place])
+            if rule.rule.layerwise
+            else None,
             step=rule.step,
             count=rule.count if rule.stochastic else None,
             scalars=in_precision(rule.scalars, dtype),
             extra=in_precision(rule.extra, dtype),
-            learning_rate=learning_rate(rules[:place], dtype),
+            learning_rate=learning_rate(rules[:place], dtype, own[:place]),
             storages=rule.storages,
             selected=select,
+            axes=of_rule,
         )
-        for place, (rule, select) in enumerate(
-            zip(rules[places], selected, strict=True), places.start
+        for place, (rule, select, of_rule) in enumerate(
+            zip(rules[places], selected, axes, strict=True), places.start
         )
     ]
     return Plan(tuple(stages), dtype, out_dtype)

@@ -43,7 +43,8 @@ def _extended(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
-def _inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
+    """Whether it is a number or an array of real or complex floats, of NumPy or JAX."""
     if isinstance(leaf, (float, complex)):
         return True
     if _is_foreign(leaf):
@@ -54,7 +55,7 @@ def _inexact(leaf: Any) -> bool:
 def check_floats(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is not an array of real or complex floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _inexact(leaf):
+        if not is_inexact(leaf):
             _no_sparse(what, tree)
             if _is_foreign(leaf):
                 raise TypeError(f"{what}{keystr(path)} is {describe(leaf)}: {_remedy(leaf)}")
@@ -114,14 +115,14 @@ def gradients(updates: Any) -> Any:
 
 
 def with_gradient(updates: Any, params: Any) -> Any:
-    """The parameters, with None for what has no gradient and is no array, as in a whole module."""
+    """The parameters, with None for what has no gradient and is no float, as in a whole module."""
     leaves, treedef = jax.tree_util.tree_flatten(updates, is_leaf=_is_none)
     try:
         found = treedef.flatten_up_to(params)
     except ValueError:
         return params
     kept = [
-        param if gradient is not None or hasattr(param, "dtype") else None
+        param if gradient is not None or is_inexact(param) else None
         for gradient, param in zip(leaves, found, strict=True)
     ]
     return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
@@ -178,7 +179,7 @@ def _remedy(leaf: Any) -> str:
 def check_no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
     """Raises a TypeError, with the path, for a complex leaf that one of the rules cannot take."""
     for rule in rules:
-        if rule.takes_complex:
+        if rule.takes_complex and not rule.matrix:
             continue
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             if jnp.iscomplexobj(leaf):
@@ -190,6 +191,11 @@ def check_no_complex(what: str, tree: Any, rules: Sequence[Any]) -> None:
 
 def _is_none(x: Any) -> bool:
     return x is None
+
+
+def children(node: Any) -> tuple[list[Any], Any]:
+    """What is directly in a node of a tree, and the structure that it gives them."""
+    return jax.tree_util.tree_flatten(node, is_leaf=lambda x: x is not node)
 
 
 class Arrays:
@@ -213,24 +219,31 @@ class Arrays:
         for index, (gradient, param) in enumerate(zip(self.leaves, params, strict=True)):
             # Without a gradient it may be anything: a number of layers, a function.
             if gradient is not None:
-                if not _inexact(param):
+                if not is_inexact(param):
                     check_floats(f"params{self.paths()[index]}", param)
                 self._same_kind("params", index, param, may_be_real=False)
         return params
 
     def slot(
-        self, name: str, tree: Any, storage: Any, slot: Any, params: Sequence[Any] = ()
+        self,
+        name: str,
+        tree: Any,
+        storage: Any,
+        slot: Any,
+        views: Sequence[Any],
+        params: Sequence[Any] = (),
     ) -> list[Any]:
         """What the state holds of a rule's `Slot` for each gradient.
 
+        views: how the rule sees each of them.
         params: the parameters, or None for each, where the slot may be one of optax's.
         """
         what, nonnegative = f"the state's {name}", slot.nonnegative
         stored = self.match(what, tree)
         for index, value in enumerate(stored):
-            shape = None if self.leaves[index] is None else np.shape(self.leaves[index])
-            if shape is not None:
-                shape = slot.shape_for(shape)
+            shape = None
+            if self.leaves[index] is not None:
+                shape = views[index].slot_shape(slot)
                 if shape is None and value is None:
                     continue  # This array has no such slot.
             if value is None and self.leaves[index] is not None:
@@ -238,8 +251,10 @@ class Arrays:
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
                     f"parameters. {ORDER}"
                 )
-            if value is None:
-                continue
+            if value is None or (
+                self.leaves[index] is None and isinstance(value, optax.MaskedNode)
+            ):
+                continue  # What has no gradient may be in another group.
             if isinstance(value, Mapping):
                 if self.leaves[index] is None:
                     continue  # It stays as it is.
@@ -279,16 +294,29 @@ class Arrays:
             raise ValueError(
                 f"mask={mask!r} needs the parameters: call update(gradients, state, params)."
             )
-        tree = mask.tree(params)
-        try:
-            full = jax.tree.map(
-                lambda select, part: jax.tree.map(lambda _: bool(select), part, is_leaf=_is_none),
-                tree,
-                self._tree,
-            )
-        except ValueError:
-            raise ValueError(self._difference("the mask", tree)) from None
-        return self.treedef.flatten_up_to(full)
+        return list(map(bool, self.broadcast("the mask", mask.tree(params))))
+
+    def broadcast(self, what: str, tree: Any, advice: str = "") -> list[Any]:
+        """What a tree that is a prefix of this one has for each array; None where that is None."""
+        found: list[Any] = []
+
+        def spread(value: Any, part: Any) -> None:
+            if jax.tree_util.all_leaves([value]):  # It is for all arrays that are there.
+                here = jax.tree_util.tree_leaves(part, is_leaf=_is_none)
+                found.extend(None if array is None else value for array in here)
+            elif part is None:  # A branch without gradients.
+                found.append(None)
+            elif isinstance(part, optax.MaskedNode):  # One that another optimizer has.
+                pass
+            else:
+                (values, kind), (parts, wanted) = children(value), children(part)
+                if kind != wanted:
+                    raise ValueError(self._difference(what, tree, is_prefix=True) + advice)
+                for each in zip(values, parts, strict=True):
+                    spread(*each)
+
+        spread(tree, self._tree)
+        return found
 
     def match(self, what: str, tree: Any) -> list[Any]:
         """What another tree, described as what, has for each array."""
@@ -330,7 +358,7 @@ class Arrays:
         if gradient is None or other is None:
             return
         expected = np.shape(gradient) if shape is None else shape
-        if np.shape(other) != expected if _inexact(other) else True:
+        if np.shape(other) != expected if is_inexact(other) else True:
             is_like = expected == np.shape(gradient)
             problem = "the two must have one shape" if is_like else f"its shape must be {expected}"
         elif jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(other) and not may_be_real:
@@ -343,18 +371,24 @@ class Arrays:
 
     def paths(self) -> list[str]:
         """The path of each array."""
-        with_path = jax.tree_util.tree_flatten_with_path(self._tree, is_leaf=_is_none)[0]
-        return [keystr(path) for path, _ in with_path]
+        return list(map(keystr, _paths(self._tree)))
 
     def _outline(self, index: int) -> str:
         return f"{self._what}{self.paths()[index]} is {describe(self.leaves[index])}"
 
-    def _difference(self, what: str, tree: Any) -> str:
-        other = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)[0]
-        here, there = set(self.paths()), {keystr(path) for path, _ in other}
+    def _difference(self, what: str, tree: Any, is_prefix: bool = False) -> str:
+        """How another tree differs, which may be a prefix."""
+        here, there = _paths(self._tree), _paths(tree)
+        only_here, only_there = set(here) - set(there), set(there) - set(here)
+        if is_prefix:  # What is for a branch is for all arrays in it.
+            branches = {path[:n] for path in here for n in range(len(path) + 1)}
+            only_there -= branches
+            only_here = {
+                path for path in only_here if not any(path[:n] in there for n in range(len(path)))
+            }
         found = [
-            f"only {owner} have {', '.join(path or 'a bare leaf' for path in sorted(paths)[:4])}"
-            for owner, paths in ((f"the {self._what}", here - there), (what, there - here))
+            f"only {owner} have {', '.join(sorted(keystr(path) or 'a bare leaf' for path in paths)[:4])}"
+            for owner, paths in ((f"the {self._what}", only_here), (what, only_there))
             if paths
         ]
         if not found:  # Equal paths, different containers.
@@ -362,6 +396,11 @@ class Arrays:
         # The state in the place of the parameters.
         advice = f" {ORDER}" if _is_state(tree) or _is_state(self._tree) else ""
         return f"the {self._what} and {what} differ in structure: {'; '.join(found)}.{advice}"
+
+
+def _paths(tree: Any) -> list[Any]:
+    """The path of each leaf, None among them."""
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)]
 
 
 def _in_the_form_of(old: Any, new: Any) -> Any:

@@ -12,10 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from . import closures, hyper, nodes
+from . import hyper, nodes, views
 from .context import Context
 from .hyper import show
 from .mask import Mask, Selection
+from .pytrees import Arrays
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Rule:
     compiles nothing again. Every other field is static, an option that chooses code. One annotated
     `Mask` says which arrays the rule is for: what it says of each is in `ctx.selected`. A rule knows
     nothing of pytrees, dtypes, schedules or storage: it sees arrays of float32 at least, and
-    hyperparameters as arrays of shape () in the same precision.
+    hyperparameters as arrays of shape () in the same precision. Of one that is a tree, a prefix of the
+    parameters, each array sees its own number.
 
     Never branch in Python on a hyperparameter's value: it may be a tracer. `x is None` is fine.
 
@@ -111,12 +113,22 @@ class Rule:
         property, that is one of these. `advance` moves it on. As stable a format as slots.
       extra_args: from the names of extra arguments that `update` must get to "number", or "array" for
         a tree like the parameters: `ctx.extra["value"]` of `update(gradients, state, params, value=…)`.
+      per_array: of a rule whose `advance` runs once for all arrays, the hyperparameters that may be trees
+        for all that. `advance` sees each of them as a vector, with an entry for each array that has
+        elements, as in `measured`. Others that are trees are refused.
       layerwise: whether `advance` runs for each array, of what was measured of it alone. Each array
         then has `scalars` of its own, and in the state they are trees like the parameters.
       counts_steps: whether the rule needs `ctx.step`, `ctx.key` or a bias correction. If None, it counts
         when it has slots.
       needs_params: whether it needs the parameters (otherwise `param` may be None).
       needs_gradient: whether it needs `ctx.gradient`.
+      matrix: whether it sees matrices: the gradient, the parameter and slots are then (…, m, n), and what
+        it returns is so too. It works on all matrices of an array at once, by `x.mT` and reductions over
+        the axes (-2, -1). A static field `axes` of it says which axes of an array these are:
+        `aj.MatrixAxes(…)`, None for the last two, or a dict from regular expressions, of which the first
+        that is found in the path of an array, a/b/c, counts, to such. Slots are kept in the layout of
+        the parameter; those that have a `shape` of their own, which is made of (…, m, n), as they are.
+        Arrays with one axis or none, and complex ones, are refused.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
@@ -130,11 +142,13 @@ class Rule:
     slots: ClassVar[Mapping[str, Slot]] = {}
     scalars: ClassVar[Mapping[str, float | str | tuple[float, ...]]] = {}
     extra_args: ClassVar[Mapping[str, str]] = {}
+    per_array: ClassVar[tuple[str, ...]] = ()
     layerwise: ClassVar[bool] = False
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
+    matrix: ClassVar[bool] = False
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"
@@ -150,7 +164,7 @@ class Rule:
         """The learning rate at a step; None for a rule that has none.
 
         step: 1 for the first update, as in `ctx.step`. A schedule is asked for its value after the
-          updates before it.
+          updates before it. Of a tree it is the tree of what they are at the step.
 
         Example:
           >>> import adaptive_jax as aj
@@ -160,10 +174,13 @@ class Rule:
         name = self.learning_rate_field
         if name is None:
             return None
-        rate = getattr(self, name, None)
-        return (
-            hyper.scheduled(type(self).__name__, name, rate, step - 1) if callable(rate) else rate
-        )
+
+        def at_step(rate: Any) -> Any:
+            if not hyper.is_schedule(rate):
+                return rate
+            return hyper.scheduled(type(self).__name__, name, rate, step - 1)
+
+        return hyper.mapped(at_step, getattr(self, name, None))
 
     measure: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
     """`measure(self, grad, slots, param, ctx)`: numbers about one array before its update, by name."""
@@ -174,6 +191,12 @@ class Rule:
     measured: from each name of `measure` to a vector, with an entry for each array that has elements.
     It returns the new value of each of the rule's `scalars`, and what else it likes, by name: `update`
     finds all of it in `ctx.scalars`. With nothing to measure it is not called.
+    """
+
+    evaluate: ClassVar[Callable[..., Any] | None] = None
+    """`evaluate(self, param, slots, ctx)`: the parameter to evaluate with, if not the one that is trained.
+
+    ctx: as of the last update, with the scalars that the state holds. `aj.eval_params` calls it.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -193,11 +216,7 @@ class Rule:
                     f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "
                     "array of shape (), or a schedule."
                 )
-            value = hyper.hyperparameter(type(self).__name__, name, value, interval)
-            # A schedule becomes a pytree: static data, compared by identity. Its leaves are the traced
-            # numbers that it closes over.
-            if callable(value) and not isinstance(value, jax.tree_util.Partial):
-                value = closures.as_partial(value)
+            value = hyper.checked(type(self).__name__, name, value, interval)
             object.__setattr__(self, name, value)
         firsts = [*self.scalars.values(), *(slot.initial for slot in self.slots.values())]
         for first in filter(_is_name, firsts):
@@ -212,6 +231,9 @@ class Rule:
                     "False, which chooses code, and so is known when the rule is made."
                 )
             object.__setattr__(self, name, bool(value))
+        if self.matrix and "axes" in fields(type(self)).static:
+            axes = views.axes_of_field(type(self).__name__, getattr(self, "axes"))  # noqa: B009
+            object.__setattr__(self, "axes", axes)
         name = fields(type(self)).mask
         if name is not None and getattr(self, name) is not None:
             object.__setattr__(self, name, Selection.of(getattr(self, name)))
@@ -301,6 +323,43 @@ def decay_names(cls: type[Rule]) -> tuple[str, ...]:
 @functools.cache
 def _data_and_static(cls: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return fields(cls).data, fields(cls).static
+
+
+def trees_of(rule: Rule) -> dict[str, Any]:
+    """The hyperparameters that are trees, by their names."""
+    values = {name: getattr(rule, name) for name in fields(type(rule)).data}
+    return {name: value for name, value in values.items() if not hyper.is_one(value)}
+
+
+def places(rule: Rule, arrays: Arrays) -> list[tuple[int, ...]]:
+    """Of each array, which hyperparameter it has of each tree in the rule.
+
+    Raises:
+      ValueError: for a tree where there can be but one number, for one that is no prefix of the arrays',
+        and for None where there must be a number; by names and paths.
+    """
+    what = type(rule).__name__
+    for name in trees_of(rule) if rule.advance is not None and not rule.layerwise else ():
+        if name not in rule.per_array:
+            raise ValueError(
+                f"{name} is a tree in {what}, whose `advance` makes numbers for all arrays together: it "
+                "must be one number, an array of shape (), or a schedule. (A rule of your own that can do "
+                f'there with a vector of them, one for each array, says so: per_array = ("{name}",).)'
+            )
+    columns = [
+        hyper.places(what, name, value, name in _optional(type(rule)), arrays)
+        for name, value in trees_of(rule).items()
+    ]
+    return list(zip(*columns, strict=True)) if columns else [()] * len(arrays.leaves)
+
+
+def values_of_arrays(rule: Rule, arrays: Arrays) -> dict[str, list[Any]]:
+    """Of each hyperparameter that is a tree, what it is for each array; checked, by name."""
+    rows = places(rule, arrays)
+    return {
+        name: [None if row[i] is None else hyper.each_of(value)[row[i]] for row in rows]
+        for i, (name, value) in enumerate(trees_of(rule).items())
+    }
 
 
 def replace(rule: Rule, **values: Any) -> Rule:

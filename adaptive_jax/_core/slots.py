@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import PartitionSpec
 
 from .. import maths
 from . import contract
 from .context import Context
 from .plan import Plan, Stage
-from .rule import Rule
 from .step import advanced, cast, in_precision, product_of_rates
+from .storage.sharding import explicit_sharding
+from .views import view
 
 
 class Part(NamedTuple):
@@ -60,8 +63,21 @@ def rules_in_a_row(
     first: the gradient that came at first, where a rule asks for it.
     part: which part of the array all these are, if they are not the whole.
     """
-    array = _Array(plan, gradient, param, index, extra, first)
-    new = []
+    arguments = plan, gradient, entries, param, index, extra, first
+    function = functools.partial(_updated, part)
+    return _on_explicit_mesh(function, arguments, like=(gradient, entries))
+
+
+def _updated(
+    part: Part | None,
+    plan: Plan,
+    gradient: jax.Array,
+    entries: Sequence[dict[str, Any]],
+    param: jax.Array | None,
+    index: Any,
+    *rest: Any,
+) -> tuple[jax.Array, list[dict[str, Any]]]:
+    array, new = _Array(plan, gradient, param, index, *rest), []
     for stage, stored in zip(plan.stages, entries, strict=True):
         if stage is None:
             new.append(dict(stored))
@@ -71,13 +87,15 @@ def rules_in_a_row(
         if stage.advancing is not None:
             after = _advanced(array, stage, stored)
             scalars = in_precision(after, plan.dtype)
-        kept = _Slots(stage, stored, plan.dtype, index, part)
-        slots = kept.read()
-        with array.of(rule, "update", scalars):
+        kept = _Slots(stage, stored, plan.dtype, index, gradient.shape, part)
+        grad, slots, seen = kept.seen(array.direction), kept.read(), kept.seen(array.param)
+        with contract.of_method(rule, "update", scalars, rule.extra_args, complex_of=plan.dtype):
             context = array.context(stage, "update", scalars, kept)
-            result = rule.update(array.direction, slots, array.param, context)
+            result = rule.update(grad, slots, seen, context)
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
-        array.direction, values = contract.checked_result(rule, gradient, result, shapes)
+        direction, values = contract.checked_result(rule, grad, result, shapes)
+        direction = kept.view.back(direction)
+        array.direction = _alike(stage, array.direction, direction)
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
     direction = maths.saturating_cast(array.direction, plan.out_dtype)
@@ -106,19 +124,46 @@ def measure_array(
     first: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """What the one rule of a plan measures of one array, of what `update_array` would get."""
-    array = _Array(plan, gradient, param, index, extra, first)
-    (stage,), (stored,) = plan.stages, entries
+    return _on_explicit_mesh(_measured_alone, (plan, gradient, entries, param, index, extra, first))
+
+
+def _measured_alone(
+    plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
+) -> dict[str, jax.Array]:
+    array, (stage,), (stored,) = _Array(plan, gradient, *rest), plan.stages, entries
     assert stage is not None  # An array without elements is not measured.
     return _measured(array, stage, stored, stage.scalars)
+
+
+def _on_explicit_mesh(
+    function: Callable[..., Any], arguments: tuple[Any, ...], like: Any = None
+) -> Any:
+    """Calls a function of a plan, a gradient and more, with rules that may see matrices.
+
+    On a mesh with explicit axes, JAX refuses a product of matrices along an axis that is divided, and a
+    rule knows nothing of meshes. So there the compiler decides how what is in between is divided, as it
+    does on any other mesh.
+
+    like: how the results are divided; not at all if None.
+    """
+    plan, gradient, *_ = arguments
+    sharding = explicit_sharding(gradient, gradient.shape)
+    if sharding is None or all(stage is None or stage.axes is None for stage in plan.stages):
+        return function(*arguments)
+    out = sharding.update(spec=PartitionSpec())
+    if like is not None:
+        out = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+    return jax.sharding.auto_axes(function, out_sharding=out)(*arguments)
 
 
 def _measured(
     array: _Array, stage: Stage, stored: dict[str, Any], scalars: dict[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, array.index)
-    with array.of(rule, "measure", scalars):
+    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, array.index, array.direction.shape)
+    grad, param = kept.seen(array.direction), kept.seen(array.param)
+    with contract.of_method(rule, "measure", scalars, rule.extra_args, complex_of=array.dtype):
         context = array.context(stage, "measure", scalars, kept)
-        measured = rule.measure(array.direction, kept.read(), array.param, context)  # type: ignore[misc]
+        measured = rule.measure(grad, kept.read(), param, context)  # type: ignore[misc]
     return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
 
 
@@ -161,31 +206,21 @@ class _Array:
     def _precision_of(self, x: jax.Array) -> Any:
         return maths.compute_dtype(jnp.result_type(x), self.dtype)
 
-    @contextlib.contextmanager
-    def of(self, rule: Rule, method: str, scalars: Mapping[str, Any]) -> Iterator[None]:
-        """Around a method of a rule."""
-        # Complex arrays times real scalars are meant, also where a user forbids promotion.
-        is_complex = jnp.issubdtype(self.dtype, jnp.complexfloating)
-        promotion = (
-            jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
-        )
-        with promotion, contract.of_method(rule, method, scalars, rule.extra_args):
-            yield
-
     def context(
         self, stage: Stage, method: str, scalars: Mapping[str, Any], kept: _Slots
     ) -> Context:
         """What a method of a rule is told."""
         rule, known = stage.rule, {}
         if rule.needs_gradient and self._first is not None:
-            known["gradient"] = cast(self._first, self.dtype)
+            known["gradient"] = kept.seen(cast(self._first, self.dtype))
         own = {name: self._extra[name] for name in rule.extra_args if name in self._extra}
+        own = {name: kept.seen(cast(x, self._precision_of(x))) for name, x in own.items()}
         return Context(
             f"{type(rule).__name__}.{method}",
             index=self.index,
             step=stage.step,
             scalars=scalars,
-            extra=stage.extra | {k: cast(x, self._precision_of(x)) for k, x in own.items()},
+            extra=stage.extra | own,
             selected=stage.selected,
             store=kept.store,
             **product_of_rates(stage.learning_rate, self.dtype),
@@ -193,18 +228,26 @@ class _Array:
         )
 
 
+def decoded(
+    stage: Stage, entries: Mapping[str, Any], dtype: Any, shape: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """The slots of one rule for one array of a shape, as the rule sees them."""
+    return _Slots(stage, entries, dtype, None, shape).read()
+
+
 class _Slots:
-    """The slots of one rule for one array, between the state and the rule."""
+    """The slots of one rule for one array, between the state and the rule, which may see matrices."""
 
     def __init__(
         self,
         stage: Stage,
-        stored: dict[str, Any],
+        stored: Mapping[str, Any],
         dtype: Any,
         index: Any,
+        shape: tuple[int, ...],
         part: Part | None = None,
     ) -> None:
-        self._rule = stage.rule
+        self.view, self._stage, self._rule = view(stage.axes, shape), stage, stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._count, self._index, self._part = stage.count, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -214,9 +257,18 @@ class _Slots:
         }
         self._codes: dict[str, tuple[Any, Any]] = {}
 
+    def seen(self, x: Any) -> Any:
+        """An array as the rule sees it; None for None."""
+        return None if x is None else self.view.to_matrices(x)
+
     def read(self) -> dict[str, jax.Array]:
         """Each slot as the rule sees it; None for one that this array has not."""
-        return {name: self._decode(name, stored) for name, stored in self._stored.items()}
+        found = {name: self._decode(name, stored) for name, stored in self._stored.items()}
+        return {name: self._seen_slot(name, x) for name, x in found.items()}
+
+    def _seen_slot(self, name: str, x: Any) -> Any:
+        """A slot as the rule sees it: in the layout of the parameter, or in a shape of its own."""
+        return self.seen(x) if self._rule.slots[name].shape is None else x
 
     def _decode(self, name: str, stored: Any) -> Any:
         if stored is None:
@@ -232,6 +284,9 @@ class _Slots:
         storage, key = self._storages[name], None
         if storage.stochastic:
             key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
+        if self._rule.matrix and self._rule.slots[name].shape is None:
+            contract.check_matrices(self._rule, name, value, self.view.shape)
+            value = self.view.back(value)
         filled = value
         if self._part is not None:
             filled = self._part.filled(value)
@@ -240,6 +295,7 @@ class _Slots:
         decoded = self._decode(name, code)
         if storage.stochastic:
             decoded = maths.read_back(value, decoded)
+        decoded = self._seen_slot(name, decoded)
         self._codes[name] = decoded, code
         return decoded
 
@@ -248,4 +304,14 @@ class _Slots:
         for name, value in values.items():
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
-        return self._stored | {name: code for name, (_, code) in self._codes.items()}
+        new = self._stored | {name: code for name, (_, code) in self._codes.items()}
+        return jax.tree.map(functools.partial(_alike, self._stage), self._stored, new)
+
+
+def _alike(stage: Stage, old: jax.Array, new: jax.Array) -> jax.Array:
+    """What takes the place of an array, divided over devices as it is.
+
+    Of a product of matrices the compiler would divide what it likes, and the next step would be another
+    program. What is computed element by element is divided as it was without it.
+    """
+    return new if stage.axes is None else shard_alike(old, new)[1]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from . import export
+from . import export, hyper
 from .pytrees import ORDER, describe
 from .rule import Rule, decay_names, fields, mask_of
 
@@ -80,24 +80,29 @@ def _outline(state: Any) -> str:
 def counts_steps(rule: Rule) -> bool:
     """Whether the rule's state holds the number of updates so far."""
     counts = rule.counts_steps if rule.counts_steps is not None else bool(rule.slots)
-    return counts or any(callable(getattr(rule, name)) for name in fields(type(rule)).data)
+    return counts or any(
+        hyper.has_schedules(getattr(rule, name)) for name in fields(type(rule)).data
+    )
 
 
 def scheduled_decays(rule: Rule) -> list[str]:
     """The decay rates under a schedule, whose bias correction must be carried in the state."""
-    return [name for name in decay_names(type(rule)) if callable(getattr(rule, name))]
+    return [name for name in decay_names(type(rule)) if hyper.has_schedules(getattr(rule, name))]
 
 
 class Layout(NamedTuple):
-    """How the state of a rule is laid out: the name of its NamedTuple, its entries in order, and
-    whether it is in an `optax.MaskedState`."""
+    """How the state of a rule is laid out: the name of its NamedTuple, its entries in order, whether
+    it is in an `optax.MaskedState`, and whether the rule evaluates with other parameters."""
 
     name: str
     fields: tuple[str, ...]
     masked: bool
+    evaluates: bool = False
 
     def make(self, **entries: Any) -> Any:
         """The state, of its entries; `optax.EmptyState()` without any."""
+        if self.evaluates and self.fields:
+            _evaluating.add(state_type(self.name, self.fields))
         return state_type(self.name, self.fields)(**entries) if self.fields else optax.EmptyState()
 
     def __str__(self) -> str:
@@ -116,7 +121,16 @@ def layout_of(rule: Rule, counts: bool = False) -> Layout:
         rule.state_type_name or f"{type(rule).__name__}State",
         (*count, *corrections, *rule.scalars, *rule.slots),
         rule.state_is_masked and mask_of(rule) is not None,
+        rule.evaluate is not None,
     )
+
+
+_evaluating: set[type] = set()
+
+
+def evaluates(state: Any) -> bool:
+    """Whether it is the state of a rule that evaluates with other parameters than it trains."""
+    return type(state) in _evaluating
 
 
 _NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {

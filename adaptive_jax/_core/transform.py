@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 
 from .. import maths
-from . import contract, export, pytrees, states
+from . import contract, export, hyper, pytrees, states
 from .extra import asked
-from .first import first_values
+from .first import first_numbers, first_values
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
 from .plan import Adding
-from .rule import Rule, fields
+from .rule import Rule, fields, values_of_arrays
 from .storage import named
 from .tiles.row import update_and_add
 from .transformation import Transformation
 from .update import update_tree
+from .views import axes_of_arrays, check_all_found
+from .wrapper import check_one_evaluates
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -83,14 +85,16 @@ def build(
                 "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
-        contract.check_rule(rule)
+        contract.check_rule(rule, fields(type(rule)).data)
     contract.check_rates(rules)
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
         options["storage"] = Unquoted(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
-    return Transformation.of(Optimizer(rules, storages, factory, tuple(options.items()), order))
+    optimizer = Optimizer(rules, storages, factory, tuple(options.items()), order)
+    check_one_evaluates(optimizer)
+    return Transformation.of(optimizer)
 
 
 @export.node
@@ -108,20 +112,26 @@ class Optimizer(Lifted):
         export.states_of_optax()
         pytrees.check_floats("params", params)
         pytrees.check_no_complex("params", params, self.rules)
+        for rule in self.rules:
+            axes_of_arrays(rule, "params", params)
+            check_all_found(rule, params)
         dtypes = map(jnp.result_type, jax.tree.leaves(params))
         scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
         rule_states = []
+        arrays = None if pytrees.is_placeholder(params) else pytrees.Arrays("params", params)
         for rule, storages, layout in zip(self.rules, self.storages, self.layout(), strict=True):
             entries: dict[str, Any] = (
                 {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
             )
             for name in states.scheduled_decays(rule):
-                entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
-            for name, first in rule.scalars.items():
-                number = _first_number(rule, first, scalar_dtype)
-                entries[name] = _for_each(number, params) if rule.layerwise else number
+                decays = hyper.each_of(getattr(rule, name))
+                zeros = [None if b is None else jnp.zeros((), scalar_dtype) for b in decays]
+                entries[f"{name}_correction"] = hyper.rebuilt(getattr(rule, name), zeros)
+            own = {} if arrays is None else values_of_arrays(rule, arrays)
+            for name in rule.scalars:
+                entries[name] = first_numbers(rule, name, scalar_dtype, params, own)
             for name, storage in zip(rule.slots, storages, strict=True):
-                entries[name] = first_values(rule, name, storage, params)
+                entries[name] = first_values(rule, name, storage, params, own)
             rule_states.append(layout.make(**entries))
         return self.join(rule_states)
 
@@ -152,20 +162,3 @@ class Optimizer(Lifted):
         backend: of tiles; None for whole arrays.
         """
         return update_and_add(self, updates, state, params, adding, backend, extra_args)
-
-
-def _first_number(rule: Rule, first: Any, dtype: Any) -> jax.Array:
-    """The first value of one of a rule's scalars: a number, or a vector of some."""
-    value = getattr(rule, first) if isinstance(first, str) else first
-    if isinstance(value, tuple):
-        return jnp.stack([jnp.asarray(each, dtype) for each in value])
-    return jnp.asarray(value, dtype)
-
-
-def _for_each(number: jax.Array, params: Any) -> Any:
-    """A number for each array; alone where there is nothing but a placeholder of them all."""
-    if pytrees.is_placeholder(params):
-        return number
-    return jax.tree.map(
-        lambda _: jnp.array(number), params
-    )  # A donated state holds no buffer twice.

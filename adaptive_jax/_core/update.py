@@ -77,18 +77,16 @@ def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf])
         rule, own = rules[place], slice(place, place + 1)
         if rule.rule.advance is None or rule.rule.layerwise:
             continue
-        of_each = plans(rules, own, leaves)
-        dtypes = [plan.dtype for plan in of_each if plan is not None]
+        of_each = zip(leaves, plans(rules, own, leaves), strict=True)
+        planned = [(leaf, plan) for leaf, plan in of_each if plan is not None]
+        counted = [(leaf, plan) for leaf, plan in planned if leaf.direction.size]
         measured = []
         if sees_all(rule.rule):
-            measured = [
-                measure_array(plan, *_of(leaf, own, rules))
-                for leaf, plan in zip(leaves, of_each, strict=True)
-                if plan is not None and leaf.direction.size
-            ]
+            measured = [measure_array(plan, *_of(leaf, own, rules)) for leaf, plan in counted]
             if not measured:
                 continue
-        rule.advance(measured, rules[:place], dtypes)
+        dtypes, rows = [plan.dtype for _, plan in planned], [leaf.own[place] for leaf, _ in counted]
+        rule.advance(measured, rules[:place], dtypes, rows)
 
 
 def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:

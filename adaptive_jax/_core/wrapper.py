@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from . import hyper, nodes, pytrees, states
+from .lifted import Lifted
+from .rule import Rule
 from .transformation import Transformation, data_of, member
 
 
@@ -19,8 +21,8 @@ class Wrapper:
     Its state is a NamedTuple in which theirs have entries.
 
     Class attributes:
-      wraps: from each field that is a transformation, or a tuple of them, to the entry of the state that
-        is its state, or the tuple of theirs.
+      wraps: from each field that is a transformation, or a tuple or a dict of them, to the entry of the
+        state that is its state, or the tuple or the dict of theirs.
       data_fields: the other fields that are data, pytrees: new values compile nothing again. What
         makes no update, such as a measure, belongs here. All fields that are left are static.
       state_type: the NamedTuple of the state. Its names are a stable format: never rename one.
@@ -95,18 +97,57 @@ class Wrapper:
         columns = zip(self.wraps.values(), self._columns(new), strict=True)
         return state._replace(**dict(columns))
 
+    def params_in(self, params: Any) -> tuple[Any, ...]:
+        """The parameters, or a tree like them, as each of the transformations in it sees them."""
+        return (params,) * len(self.wrapped())
+
+    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
+        """The reverse of `params_in`: the parameters, out of what each transformation makes of its own."""
+        del params
+        (only,) = new  # Where there are several, they say themselves what is theirs.
+        return only
+
+    def evaluating(self) -> list[Rule]:
+        """The rules in it that evaluate with other parameters, as many as see one array.
+
+        A wrapper that divides the arrays among its transformations gives those of the one that has most.
+        """
+        return [rule for each in self.wrapped() for rule in evaluating(each)]
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        """The parameters to evaluate with, of those that are trained: from the last to the first.
+
+        A wrapper that divides the arrays among its transformations gives to each its own, with the
+        others masked as in its update, and puts together what comes back.
+
+        of_inner: from a transformation in it, parameters, and its part of the state to the parameters.
+        """
+        row = list(zip(self.wrapped(), self.states_in(state), strict=True))
+        for each, part in reversed(row):
+            params = of_inner(each, params, part)
+        return params
+
     def _row(self, columns: Iterable[Any]) -> tuple[Any, ...]:
-        """What there is for each field that is a transformation, one by one for a tuple of them."""
+        """What there is for each field that is a transformation, one by one for many of them."""
         row: list[Any] = []
         for field, column in zip(self.wraps, columns, strict=True):
-            row += column if _is_many(getattr(self, field)) else (column,)
+            own = getattr(self, field)
+            if type(own) is dict:
+                row += [column[key] for key in own]
+            else:
+                row += column if type(own) is tuple else (column,)
         return tuple(row)
 
     def _columns(self, row: Iterable[Any]) -> Iterator[Any]:
         """The reverse of `_row`."""
         rest = iter(row)
         for own in (getattr(self, field) for field in self.wraps):
-            yield tuple(itertools.islice(rest, len(own))) if _is_many(own) else next(rest)
+            if type(own) is dict:
+                yield dict(zip(own, itertools.islice(rest, len(own)), strict=True))
+            else:
+                # By type: each transformation is a tuple itself, of its two functions.
+                is_many = type(own) is tuple
+                yield tuple(itertools.islice(rest, len(own))) if is_many else next(rest)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -138,9 +179,22 @@ class Wrapper:
         return f"{self.label or type(self).__name__}({', '.join(shown)})"
 
 
-def _is_many(value: Any) -> bool:
-    """Whether a field is many transformations. Each is a tuple itself, of its two functions."""
-    return type(value) is tuple
+def evaluating(transformation: Any) -> list[Rule]:
+    """The rules in a transformation that evaluate with other parameters, as many as see one array."""
+    data = data_of(transformation)
+    if isinstance(data, Wrapper):
+        return data.evaluating()
+    rules = data.rules if isinstance(data, Lifted) else ()
+    return [rule for rule in rules if rule.evaluate is not None]
+
+
+def check_one_evaluates(transformation: Any) -> None:
+    """Raises a ValueError where two rules evaluate with other parameters than they train."""
+    if len(rules := evaluating(transformation)) > 1:
+        raise ValueError(
+            f"{rules[0]!r} and {rules[1]!r} both evaluate with other parameters than are trained, and what "
+            "one of them keeps is not what the other one makes: leave one of them out."
+        )
 
 
 @functools.cache
@@ -164,7 +218,10 @@ def _fields(cls: type[Wrapper]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def walk(
-    transformation: Any, *all_states: Any, through: type[Wrapper] = Wrapper
+    transformation: Any,
+    *all_states: Any,
+    through: type[Wrapper] = Wrapper,
+    params: Any = None,
 ) -> Iterator[tuple[Any, ...]]:
     """Everything in a transformation that wraps nothing: its data, and its part of each state.
 
@@ -172,14 +229,16 @@ def walk(
 
     all_states: states of the transformation, or trees in their place; none for the data alone.
     through: the wrappers to look into. Any other one is handed on as it is.
+    params: the parameters, or a tree like them. Given, what is found sees of them comes last.
     """
     data = data_of(transformation)
     if not isinstance(data, through):
-        yield data, *all_states
+        yield (data, *all_states) if params is None else (data, *all_states, params)
         return
     parts = [data.states_in(state) for state in all_states]
-    for each in zip(data.wrapped(), *parts, strict=True):
-        yield from walk(*each, through=through)
+    seen = (None,) * len(data.wrapped()) if params is None else data.params_in(params)
+    for *each, tree in zip(data.wrapped(), *parts, seen, strict=True):
+        yield from walk(*each, through=through, params=tree)
 
 
 def rebuilt(

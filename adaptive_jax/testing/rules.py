@@ -443,11 +443,11 @@ def _check_state_format(trial: Trial) -> None:
 @of_trial
 def _check_signs(trial: Trial) -> None:
     params, state = random_params(), trial.plain.states[-1]
-    for rule, storages, part in parts(trial.tx, state):
+    for rule, storages, part, seen in parts(trial.tx, state, params):
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             if not slot.nonnegative:
                 continue
-            leaves = jax.tree.structure(params).flatten_up_to(getattr(part, name))
+            leaves = jax.tree.structure(seen).flatten_up_to(getattr(part, name))
             decode = jax.jit(lambda leaves, storage=storage: [*map(storage.decode, leaves)])
             require(
                 not any(np.any(np.asarray(leaf) < 0) for leaf in decode(leaves)),

@@ -13,7 +13,10 @@ import optax
 from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .._core.mask import Selection
+from .._core.schedule import Schedule
 from .._core.transformation import Foreign, data_behind
+from ..transforms.labels import Labels
 
 _UPDATES = {"update", "update_fn"}
 
@@ -24,13 +27,18 @@ _LONGEST = 1000  # Nobody's hyperparameters are a longer list than that.
 IN = " of "  # "init_value of learning_rate": what a function closes over, and the function.
 
 
-def selected(mask: Any, params: Any, name: str | None = None) -> dict[str, Any]:
-    """Which arrays a mask selects, by their paths; its name alone where that cannot be told."""
+def selected(
+    mask: Any, params: Any, name: str | None = None, kind: Callable[[Any], Any] = bool
+) -> dict[str, Any]:
+    """Which arrays a mask selects, by their paths; its name alone where that cannot be told.
+
+    kind: what makes plain data of a leaf: of labels, `str`.
+    """
     try:
         tree = mask(params) if callable(mask) else mask
         if params is not None:
             tree = jax.tree.map(lambda x, part: jax.tree.map(lambda _: x, part), tree, params)
-        return {keystr(path): bool(leaf) for path, leaf in tree_leaves_with_path(tree)}
+        return {keystr(path): kind(leaf) for path, leaf in tree_leaves_with_path(tree)}
     except Exception:  # It is one of some of the parameters, say, or the state has none.
         return {"": name or _name_of(mask)}
 
@@ -72,6 +80,10 @@ def add_value(values: dict[str, Any], inner: list[Any], key: str, value: Any, pa
         inner.append(value)
     elif (own := data_behind(value)) is not None:
         inner.append(own)  # The update of an optimizer of this library.
+    elif isinstance(value, (Selection, Labels)):
+        kind = str if isinstance(value, Labels) else bool
+        chosen = selected(value.tree, params, repr(value), kind)
+        values |= {f"{key}{path}": each for path, each in chosen.items()}
     elif key.lstrip("_") == "mask" and value is not None:
         values |= {f"mask{path}": each for path, each in selected(value, params).items()}
     elif value is None or isinstance(value, (bool, int, float, str)):
@@ -91,6 +103,10 @@ def add_value(values: dict[str, Any], inner: list[Any], key: str, value: Any, pa
     elif isinstance(value, (tuple, list)):
         for index, each in enumerate(value):
             add_value(values, inner, f"{key}[{index}]", each, params)
+    elif isinstance(value, Schedule):
+        values[key] = {"function": type(value).__name__}
+        for name, each in value.arguments().items():
+            add_value(values, [], f"{name}{IN}{key}", each, params)
     elif callable(value) and not isinstance(value, type):
         values[key] = {"function": _name_of(value)}
         if key.count(IN) < 8:  # A function may close over itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from .. import maths
-from .._core import pytrees
+from .._core import hyper, pytrees
 from .._core.lifted import Lifted
 from .._core.rule import Rule
 from .._core.step import reached
 from .._core.storage import base
 from .._core.transformation import Foreign, data_of, member
+from .._core.views import views_of_arrays
 from .._core.wrapper import Wrapper
 from ..rules.scaling import Identity, WeightDecay
 from ..transforms.memory import Static
@@ -56,25 +58,28 @@ def convert_storage(
       >>> print(state[0].mu["w"].codes.dtype, state[0].nu["w"].codes.dtype)
       int8 uint8
     """
-    arrays = pytrees.Arrays("params", params)
+    pytrees.check_floats("params", params)
     old, new = member(tx_old, "convert_storage"), member(tx_new, "convert_storage")
-    return _convert(arrays, old, new, jax.eval_shape(new.init, params), opt_state)
+    return _convert(params, old, new, jax.eval_shape(new.init, params), opt_state)
 
 
-def _convert(arrays: pytrees.Arrays, old: Any, new: Any, template: Any, state: Any) -> Any:
+def _convert(params: Any, old: Any, new: Any, template: Any, state: Any) -> Any:
     """template: the state of the new optimizer, as shapes."""
     before, after = data_of(old), data_of(new)
     kind = type(before) if type(before) is type(after) else type(None)
     if issubclass(kind, Lifted) and _kept(before) == _kept(after):
-        return _convert_rules(arrays, before, after, template, state)
+        return _convert_rules(params, before, after, template, state)
     if issubclass(kind, Wrapper) and len(before.wrapped()) == len(after.wrapped()):
         before.check(state)
-        trees = after.states_in(template), before.states_in(state)
-        every = zip(before.wrapped(), after.wrapped(), *trees, strict=True)
-        new_parts = [_convert(arrays, *each) for each in every]
-        kinds = _kinds if new_parts else jax.tree.structure
-        if kinds(_without(after, template)) == kinds(_without(before, state)):
-            return before.with_states(state, new_parts)
+        seen, will_be_seen = before.params_in(params), after.params_in(params)
+        # Not the same groups: another optimizer.
+        if jax.tree.structure(seen) == jax.tree.structure(will_be_seen):
+            trees = after.states_in(template), before.states_in(state)
+            every = zip(seen, before.wrapped(), after.wrapped(), *trees, strict=True)
+            new_parts = [_convert(*each) for each in every]
+            kinds = _kinds if new_parts else jax.tree.structure
+            if kinds(_without(after, template)) == kinds(_without(before, state)):
+                return before.with_states(state, new_parts)
     if kind is Foreign and jax.tree.structure(state) == jax.tree.structure(template):
         return state
     raise ValueError(
@@ -102,9 +107,8 @@ def _lasts(rule: Rule) -> bool:
     return not isinstance(rule, (WeightDecay, Identity))
 
 
-def _convert_rules(
-    arrays: pytrees.Arrays, before: Lifted, after: Lifted, template: Any, state: Any
-) -> Any:
+def _convert_rules(params: Any, before: Lifted, after: Lifted, template: Any, state: Any) -> Any:
+    arrays = pytrees.Arrays("params", params)
     try:
         states = before.split(state)
     except ValueError as error:
@@ -125,13 +129,14 @@ def _convert_rules(
         if "count" in had:
             had["count"] = reached(had["count"])
         entries = {
-            name: had[name] if name in had else _first(name, entry, old_rule, had.get("count"))
+            name: _entry(name, entry, had, old_rule)
             for name, entry in like._asdict().items()
             if name not in rule.slots
         }
+        views = views_of_arrays(rule, "params", arrays.treedef.unflatten(arrays.leaves))
         storages = zip(rule.slots.items(), old_storages, new_storages, strict=True)
         for (name, slot), old, new in storages:
-            stored = arrays.slot(name, getattr(part, name), old, slot, arrays.leaves)
+            stored = arrays.slot(name, getattr(part, name), old, slot, views, arrays.leaves)
             targets = arrays.treedef.flatten_up_to(getattr(like, name))
             entries[name] = arrays.treedef.unflatten(
                 [
@@ -145,15 +150,33 @@ def _convert_rules(
     return after.join(new_parts)
 
 
-def _first(name: str, entry: Any, old: Any, count: Any) -> jax.Array:
-    """An entry that the old state has not: a count from 0, a correction as that of the number so far."""
+def _entry(name: str, like: Any, had: Mapping[str, Any], old: Any) -> Any:
+    """An entry that is no slot: as it was, a count from 0, or a correction as that of the number so far.
+
+    A tree of corrections is made of one for all of them, or for a branch.
+    """
+    if name in had and jax.tree.structure(had[name]) == jax.tree.structure(like):
+        return had[name]
     field = name.removesuffix("_correction")
-    if field == name or count is None:
-        return jnp.zeros(entry.shape, entry.dtype)
-    b = getattr(old, field)
-    decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
-    decay = jax.tree.map(lambda x: jnp.asarray(x, entry.dtype), decay)
-    return maths.power_complement(decay, count).astype(entry.dtype)
+    if field == name or "count" not in had:
+        return jax.tree.map(lambda entry: jnp.zeros(entry.shape, entry.dtype), like)
+
+    def corrected(entry: Any, b: Any) -> Any:
+        decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
+        decay = jax.tree.map(lambda x: jnp.asarray(x, entry.dtype), decay)
+        return maths.power_complement(decay, had["count"]).astype(entry.dtype)
+
+    def copied(entry: Any, correction: Any) -> Any:
+        return jnp.array(correction, entry.dtype)
+
+    before, function = (had[name], copied) if name in had else (getattr(old, field), corrected)
+    made = hyper.mapped(function, like, before)
+    if jax.tree.structure(made) != jax.tree.structure(like):
+        raise ValueError(
+            f"{field} of {type(old).__name__} is a tree in tx_old with more branches than in tx_new: what "
+            "each of them had so far is not one number."
+        )
+    return made
 
 
 @functools.partial(jax.jit, static_argnames=("target", "old", "new"))

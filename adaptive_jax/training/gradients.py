@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,27 +19,49 @@ from .settings import Settings
 from .state import TrainState
 
 
-def loss_and_gradients(
-    settings: Settings, state: TrainState, batch: Any, rng: Any, scale: jax.Array
-) -> tuple[Any, Any, Any, Any]:
-    """Loss, model state, aux and gradients: of the batch, or the mean of those of its parts."""
+class Evaluated(NamedTuple):
+    """What the loss of a batch gave beside its gradients.
+
+    loss: the loss, unscaled: the mean over the parts of the batch.
+    model_state: the new model state; that of the state where the loss function takes none.
+    aux: what the loss function returned last, with has_aux; None.
+    """
+
+    loss: Any
+    model_state: Any
+    aux: Any
+
+
+def value_and_grad(
+    settings: Settings,
+    state: TrainState,
+    params: Any,
+    batch: Any,
+    rng: Any,
+    scale: jax.Array,
+    parts: int,
+) -> tuple[Evaluated, Any]:
+    """The loss of a batch at some parameters, and what JAX calls its gradients: the mean over parts.
+
+    The gradients are unscaled.
+    """
     differentiated = jax.value_and_grad(settings.loss, has_aux=True)
 
     def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, Any]:
         (_, (loss, model_state, aux)), gradients = differentiated(
-            state.params, model_state, part, rng, scale
+            params, model_state, part, rng, scale
         )
         return (gradients, loss), model_state, aux
 
     (gradients, loss), model_state, aux = _mean_over_parts(
-        of_part, state.params, state.model_state, batch, rng, settings.accumulate
+        of_part, params, state.model_state, batch, rng, parts
     )
     gradients = jax.tree.map(
-        lambda g, x: g.astype(_update_dtype(jnp.result_type(x))), gradients, state.params
+        lambda g, x: g.astype(update_dtype(jnp.result_type(x))), gradients, params
     )
     if settings.loss_scale is not None or state.loss_scale is not None:
         gradients = jax.tree.map(lambda g: maths.scaled(g, 1 / scale), gradients)
-    return loss, model_state, aux, maths.ascent(gradients)
+    return Evaluated(loss, model_state, aux), gradients
 
 
 def loss_of_batch(
@@ -95,7 +117,7 @@ def scale_in_force(settings: Settings, state: TrainState) -> jax.Array:
     return jnp.asarray(settings.loss_scale, jnp.float32)
 
 
-def _update_dtype(dtype: Any) -> Any:
+def update_dtype(dtype: Any) -> Any:
     """The dtype of the gradients and updates of a parameter: its own, but float32 for few bits.
 
     An update of 8 bits would be rounded twice, the first time to the nearest number, which may be 0.

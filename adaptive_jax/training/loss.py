@@ -76,13 +76,9 @@ class Loss:
                 else "With has_aux=True it may return (loss, aux)."
             )
             raise TypeError(f"the loss function returned {shown(loss)} for the loss. {advice}")
-        if np.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
-            raise TypeError(
-                f"the loss is {pytrees.describe(loss)}: it must be one real number, such as the mean "
-                "over the batch."
-            )
+        check_one_number("the loss", loss)
         new_state = values.get("new_model_state", model_state)
-        _same_shapes("the new model state", new_state, "the model state", model_state)
+        check_same_shapes("the new model state", new_state, "the model state", model_state)
         loss = jnp.asarray(loss, maths.compute_dtype(jnp.result_type(loss)))
         return loss * scale.astype(loss.dtype), (loss, new_state, values.get("aux"))
 
@@ -91,7 +87,16 @@ class Loss:
         return jnp.asarray(x, self.compute_dtype) if is_float else x
 
 
-def _same_shapes(what: str, tree: Any, other_what: str, other: Any) -> None:
+def check_one_number(what: str, loss: Any) -> None:
+    """Raises a TypeError for a loss, described as what, that is no real number of shape ()."""
+    if np.shape(loss) or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            f"{what} is {pytrees.describe(loss)}: it must be one real number, such as the mean over the "
+            "batch."
+        )
+
+
+def check_same_shapes(what: str, tree: Any, other_what: str, other: Any) -> None:
     """Raises a ValueError, with the paths, for trees of different shapes or dtypes."""
 
     def kinds(tree: Any) -> Any:

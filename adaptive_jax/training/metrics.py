@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import maths
-from .rates import UnknownRate, learning_rate
+from .rates import learning_rates
 from .settings import Settings
 from .state import TrainState
 
@@ -38,7 +38,6 @@ def measured_metrics(
     parameter_norm = functools.cache(lambda: maths.global_norm(old.params))
     measures: dict[str, Callable[[], Any]] = {
         "loss": lambda: loss,
-        "learning_rate": lambda: learning_rate(old.tx, old.opt_state, updated),
         "skipped": lambda: new.skipped,
         "gradient_norm": lambda: maths.global_norm(gradients),
         "update_norm": update_norm,
@@ -47,18 +46,26 @@ def measured_metrics(
     }
     values = {}
     for name in settings.metrics:
-        try:
+        if name != "learning_rate":
             values[name] = measures[name]()
-        except UnknownRate as error:
-            if settings.by_name:
-                raise ValueError(
-                    f"metrics={settings.metrics!r} names {name!r}, and {error}, or leave the name out."
-                ) from None
-            if name not in settings.told:
-                settings.told.append(name)
-                warnings.warn(
-                    f'The metric {name!r} is left out: {error}. metrics=("loss", "skipped") does '
-                    "without it, and without this warning.",
-                    stacklevel=2,
-                )
+            continue
+        known, unknown = learning_rates(old.tx, old.opt_state, updated)
+        values |= known
+        if unknown is not None:
+            _leave_out(settings, name, unknown)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _leave_out(settings: Settings, name: str, unknown: Exception) -> None:
+    """Says once that a metric is not known; a ValueError if it was asked for by name."""
+    if settings.by_name:
+        raise ValueError(
+            f"metrics={settings.metrics!r} names {name!r}, and {unknown}, or leave the name out."
+        )
+    if name not in settings.told:
+        settings.told.append(name)
+        warnings.warn(
+            f'The metric {name!r} is left out: {unknown}. metrics=("loss", "skipped") does '
+            "without it, and without this warning.",
+            stacklevel=3,
+        )

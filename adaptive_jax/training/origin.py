@@ -15,11 +15,17 @@ import jax
 import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from .._core import hyper
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields
+from .._core.schedule import Schedule, outline
 from .._core.transformation import Foreign, data_of
+from .._core.wrapper import Wrapper
 from ..transforms.parts import parts
 from .closures import IN, add_value, closed_over, is_optimizer, is_update, selected
+
+IS_DATA = "is data"
+"""What is told of a schedule whose numbers are entries of the state, beside its outline."""
 
 
 def of(state: Any) -> dict[str, Any]:
@@ -38,7 +44,8 @@ def of(state: Any) -> dict[str, Any]:
 def rules(state: Any) -> list[dict[str, Any]]:
     """Every rule of this library in a state: which it is, where it is, and where its state is.
 
-    fields: each hyperparameter as None, as "number", or as what `add_value` tells of a schedule.
+    fields: each hyperparameter as None, as "number", or as what `add_value` tells of a function; of a
+      schedule that is data, its outline; of a tree each one in it, under "learning_rate['w']".
     storage: how each of its slots is kept.
     keeps: whether it has a state of its own, beside a count.
     mask: which arrays it selects, by their paths; None for all.
@@ -59,7 +66,11 @@ def rules(state: Any) -> list[dict[str, Any]]:
                 "state": place,
                 "storage": dict(zip(rule.slots, storages, strict=False)),
                 "keeps": bool(rule.slots or rule.scalars),
-                "fields": {name: _field(getattr(rule, name)) for name in fields(type(rule))[0]},
+                "fields": {
+                    where: _field(each)
+                    for name in fields(type(rule)).data
+                    for where, each in hyper.named(name, getattr(rule, name))
+                },
                 "mask": None if mask is None else selected(mask.tree, params, repr(mask)),
             }
         )
@@ -74,8 +85,10 @@ def described(rule: Rule) -> str:
 
 
 def _field(value: Any) -> Any:
-    if value is None or not callable(value):
+    if not hyper.is_schedule(value):
         return None if value is None else "number"
+    if isinstance(value, Schedule):
+        return {"": {"function": outline(value)}, IS_DATA: True}
     values: dict[str, Any] = {}
     add_value(values, [], "", getattr(value, "func", value), None)
     return values
@@ -116,8 +129,19 @@ def _parts(tx: Any, params: Any, inside: bool = False) -> Iterator[dict[str, Any
         for field in dataclasses.fields(data):
             add_value(values, inner, field.name, getattr(data, field.name), params)
         yield {"name": repr(data).partition("(")[0], "library": None, "values": values}
+        seen = _seen_in(data, params)
         for each in inner:
-            yield from _parts(each, params, inside)
+            yield from _parts(each, seen.get(id(each), params), inside)
+
+
+def _seen_in(data: Any, params: Any) -> dict[int, Any]:
+    """For the id of each transformation in a wrapper, what it sees of the parameters."""
+    if params is None or not isinstance(data, Wrapper):
+        return {}
+    try:
+        return dict(zip(map(id, data.wrapped()), data.params_in(params), strict=True))
+    except (TypeError, ValueError):
+        return {}  # Parameters of another optimizer.
 
 
 def _rule_values(values: dict[str, Any], index: int, rule: Rule, params: Any) -> None:

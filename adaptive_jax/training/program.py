@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .. import maths
 from .._core import pytrees
 from ..transforms import precision
 from ..transforms.finite import all_finite, finite_after
-from .gradients import loss_and_gradients, loss_of_batch, scale_in_force
+from .estimator import estimated, numbers_of
+from .gradients import loss_of_batch, scale_in_force
 from .metrics import measured_metrics
 from .outline import Outline
 from .settings import Settings
@@ -46,12 +48,13 @@ def one_step(
             )
         rng = jax.random.fold_in(state.rng, state.step)
     scale = scale_in_force(settings, state)
-    loss, model_state, aux, gradients = loss_and_gradients(settings, state, batch, rng, scale)
+    (loss, model_state, aux), gradients, extra_args = estimated(settings, state, batch, rng, scale)
+    gradients = maths.ascent(gradients)
 
     def value_fn(params: Any) -> Any:
         return loss_of_batch(settings, params, state.model_state, batch, rng)
 
-    extra_args = {"value": loss, "grad": gradients, "value_fn": value_fn}
+    given = {"value": loss, "grad": gradients, "value_fn": value_fn, **extra_args}
     adding = precision.Rounding(
         settings.rounding, state.step if settings.rounding == "stochastic" else None
     )
@@ -59,9 +62,9 @@ def one_step(
     updates, backend = None, backend_of(settings, platform, state)
     try:
         if backend is not None:
-            params, updated = precision.update_and_add(tx, *trees, adding, backend, **extra_args)
+            params, updated = precision.update_and_add(tx, *trees, adding, backend, **given)
         else:
-            updates, updated = tx.update(*trees, **extra_args)
+            updates, updated = tx.update(*trees, **given)
             params = adding.apply(state.params, updates)
     except ValueError as error:
         if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
@@ -76,7 +79,9 @@ def one_step(
         model_state=model_state,
     )
     if settings.skips(state):
-        finite = all_finite((loss, gradients)) & finite_after(state.params, updates)
+        finite = all_finite((loss, gradients, numbers_of(extra_args))) & finite_after(
+            state.params, updates
+        )
         new = _chosen(finite, new, state)
     measured = measured_metrics(settings, state, new, updated, loss, gradients, updates)
     if settings.loss.has_aux:

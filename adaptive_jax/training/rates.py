@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,25 +12,42 @@ import optax
 
 from .. import maths
 from .._core.step import reached
-from .._core.transformation import Foreign
-from .._core.wrapper import walk
+from .._core.transformation import Foreign, data_of
+from .._core.wrapper import Wrapper
+from ..transforms.partition import Frozen, MaskedTransform, Partition
 from ..transforms.parts import parts
 from . import origin
 
 
-def learning_rate(transformation: Any, state: Any, new_state: Any) -> jax.Array:
-    """The learning rate of an update, from its states before and after: the product of all factors.
+def learning_rates(
+    transformation: Any, state: Any, new_state: Any
+) -> tuple[dict[str, jax.Array], UnknownRate | None]:
+    """The learning rates of an update, from its states before and after: products of all factors.
+
+    "learning_rate" is that of all parameters, the largest where they have several. Each group of a
+    `partition`, alone, in a chain or in wrappers, has its own, "learning_rate/<label>".
 
     A member of another library counts as 1, but for those that are known to scale the update and those
     that hide what they are made of. These are asked for what they keep in their state.
 
-    Raises:
-      UnknownRate: if there is none, or one that cannot be known.
+    Returns:
+      What is known, and why "learning_rate" is not: there is none, or one that cannot be known.
     """
-    rates = list(_rates(transformation, state, new_state))
-    if not rates:
-        raise _unknown_rate(transformation)
-    return functools.reduce(jax.lax.mul, rates)
+    groups = _groups(transformation, state, new_state)
+    unknown = [each for each in groups.values() if isinstance(each, UnknownRate)]
+    rates = {
+        labels: functools.reduce(jax.lax.mul, factors)
+        for labels, factors in groups.items()
+        if not isinstance(factors, UnknownRate) and factors
+    }
+    known = {
+        "/".join(("learning_rate", *labels)): rate
+        for labels, rate in rates.items()
+        if labels and _UNNAMED not in labels
+    }
+    if not rates or unknown:
+        return known, unknown[0] if unknown else _unknown_rate(transformation)
+    return {"learning_rate": functools.reduce(jnp.maximum, rates.values()), **known}, None
 
 
 class UnknownRate(Exception):
@@ -45,16 +62,67 @@ def _unknown_rate(transformation: Any) -> UnknownRate:
     )
 
 
-def _rates(transformation: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
-    for data, old, new in walk(transformation, state, new_state):
-        if isinstance(data, Foreign):
-            yield from _rates_of_foreign(data, new)
-        for rule, _, part in parts(data, old):
-            counts = "count" in getattr(part, "_fields", ())
-            step = maths.incremented(reached(part.count)) if counts else None
-            rate = rule.learning_rate_at(step)
-            if rate is not None:
-                yield jnp.asarray(rate, jnp.float32)
+_UNNAMED = ""  # In the place of a label, for what a mask selects.
+
+
+Groups = Mapping[tuple[str, ...], "list[jax.Array] | UnknownRate"]
+"""For each group of parameters, by its labels, the factors of its rate. Without labels, (), all others."""
+
+
+def _groups(transformation: Any, state: Any, new_state: Any) -> Groups:
+    data = data_of(transformation)
+    if isinstance(data, Frozen):
+        return {}
+    if not isinstance(data, Wrapper):
+        try:
+            return {(): list(_factors(data, state, new_state))}
+        except UnknownRate as error:
+            return {(): error}
+    each = zip(data.wrapped(), data.states_in(state), data.states_in(new_state), strict=True)
+    inner = [_groups(*one) for one in each]
+    if isinstance(data, Partition):
+        labels = map(str, data.transforms)
+        found: dict[tuple[str, ...], Any] = {
+            (label, *more): factors
+            for label, groups in zip(labels, inner, strict=True)
+            for more, factors in groups.items()
+        }
+    elif isinstance(data, MaskedTransform):
+        found = {(_UNNAMED, *more): factors for more, factors in inner[0].items()}
+        found[()] = []
+    else:
+        return functools.reduce(functools.partial(_product, transformation), inner, {(): []})
+    # Preconditioners in groups, say: one rate for all may follow.
+    return found if any(found.values()) else {(): []}
+
+
+def _product(transformation: Any, first: Groups, second: Groups) -> Groups:
+    """What one transformation after the other does."""
+    if set(first) == {()}:
+        first, second = second, first
+    if set(second) != {()}:
+        text = "none is known of {!r:.200}, which has several partitions or masks of what has one"
+        return {(): UnknownRate(text.format(transformation))}
+    (more,) = second.values()
+    return {labels: _times(factors, more) for labels, factors in first.items()}
+
+
+def _times(first: Any, second: Any) -> list[jax.Array] | UnknownRate:
+    unknown = [each for each in (first, second) if isinstance(each, UnknownRate)]
+    return unknown[0] if unknown else first + second
+
+
+def _factors(data: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
+    if isinstance(data, Foreign):
+        yield from _rates_of_foreign(data, new_state)
+    for rule, _, part in parts(data, state):
+        counts = "count" in getattr(part, "_fields", ())
+        step = maths.incremented(reached(part.count)) if counts else None
+        rate = rule.learning_rate_at(step)
+        if rate is not None:
+            # Of a tree the largest.
+            each = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(rate)]
+            yield functools.reduce(jnp.maximum, each)
 
 
 def _rates_of_foreign(foreign: Foreign, state: Any) -> list[jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Settings:
     rounding: str
     metrics: tuple[str, ...]
     by_name: bool
+    gradient: Callable[..., Any] | None
     tiles: Any
     told: list[str] = field(default_factory=list)  # What was warned about.
 

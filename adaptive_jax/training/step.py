@@ -15,6 +15,7 @@ from jax.core import Tracer
 from .._core.arguments import floating, one_of, whole
 from .arrays import is_spread
 from .donation import check_repeated, explain_failure
+from .estimator import check_estimator
 from .loss import Loss
 from .loss_scale import check_scale
 from .metrics import METRICS
@@ -35,6 +36,7 @@ def train_step(
     compute_dtype: Any = None,
     rounding: str = "stochastic",
     metrics: Sequence[str] | None = None,
+    gradient: Callable[..., Any] | None = None,
     tiles: bool | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, compiled whole: loss, gradients, update, new parameters.
@@ -43,8 +45,9 @@ def train_step(
 
     g is the direction in which the loss grows fastest: of complex parameters, the conjugate of JAX's
     gradient. The update gets optax's extra arguments as well, `value`, `grad` and `value_fn`, for what
-    takes them, such as `optax.contrib.reduce_on_plateau` and `optax.lbfgs`: the loss, its gradients, and
-    the loss of this batch as a function of the parameters.
+    takes them, such as `optax.contrib.reduce_on_plateau` and `optax.lbfgs`: the loss, unscaled, its
+    gradients, and the loss of this batch as a function of the parameters, all of the whole batch, however
+    many parts it is split into.
 
     The state is donated: its arrays are written over, and the old state cannot be used any more.
     Errors come while the step is traced, before that. Arrays that are sharded stay so: a batch that is
@@ -75,6 +78,18 @@ def train_step(
         "gradient_norm", "update_norm", "parameter_norm" (before the step) and "update_ratio", the
         quotient of the last two, 0 where the parameters are. Norms read every array once more. None for
         the first three, without a learning rate that cannot be known, as in most optimizers of optax.
+      gradient: an estimator, a function that makes the gradients of the step out of those of the loss,
+        and what else the optimizer is to know, such as the diagonal of the Hessian: `gradient(
+        value_and_grad, params, batch, step, key)` returns `(first, gradients, extra_args)`.
+        `value_and_grad(params)` gives `(first, gradients)` of the whole batch, the mean over `accumulate`,
+        unscaled, at any parameters like those of the state, and may be called often, under
+        `jax.vmap` and in `jax.jvp`; `value_and_grad(params, rows)` of another batch, in one piece.
+        Each call starts from the `model_state` of before the step, with one and the same `rng`. first is
+        a tuple of loss, model_state and aux: hand back that which the step is to go on with, or a mean
+        of several. extra_args, a dict, goes to the optimizer's `update`. step is the number of steps so
+        far; key one for this step, None where the state has no `rng`. Gradients are here what
+        `jax.value_and_grad` gives, also where they are complex: `aj.maths.ascent(gradients)` is the
+        direction. None for the gradients of the loss themselves.
       tiles: True to update each array of two axes or more in one kernel on a GPU or TPU, tile by tile:
         each number is read once and written once, also where slots have 8 or 16 bits, and the update is
         added to the parameter in it. It is for element-wise rules, in float32, and a last axis of 256 or
@@ -88,15 +103,29 @@ def train_step(
     Raises:
       TypeError, ValueError: for an unknown option; when the step is first called, for a loss that is no
         scalar, for what loss_fn returns too much or too little, for a batch that cannot be split, for a
-        missing key, and for a metric by name that cannot be known.
+        missing key, for a metric by name that cannot be known, and for what an estimator returns that
+        is not what it should.
 
     Example:
-      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> import adaptive_jax as aj, jax, jax.numpy as jnp
       >>> step = aj.train_step(lambda params, batch: jnp.sum((params["w"] - batch) ** 2))
       >>> state = aj.TrainState.create({"w": jnp.zeros(2)}, aj.sgd(0.25))
       >>> state, metrics = step(state, jnp.array([1.0, 2.0]))
       >>> print(state.params["w"], metrics["loss"])
       [0.5 1. ] 5.0
+
+      The gradients where the loss is worst nearby, by sharpness-aware minimisation, Foret et al. 2021,
+      https://arxiv.org/abs/2010.01412:
+
+      >>> def sharpness_aware(value_and_grad, params, batch, step, key, radius=0.05):
+      ...     first, gradients = value_and_grad(params)
+      ...     scale = radius / (aj.global_norm(gradients) + 1e-12)
+      ...     worst = jax.tree.map(lambda p, g: p + scale * g, params, gradients)
+      ...     return first, value_and_grad(worst)[1], {}
+      >>> step = aj.train_step(lambda w, batch: jnp.sum((w - batch) ** 2), gradient=sharpness_aware)
+      >>> state = aj.TrainState.create(jnp.zeros(2), aj.sgd(0.25))
+      >>> print(step(state, jnp.array([3.0, 4.0]))[0].params)
+      [1.515 2.02 ]
     """
     one_of("rounding", rounding, ("nearest", "stochastic"))
     if isinstance(metrics, str):
@@ -110,6 +139,7 @@ def train_step(
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
     if compute_dtype is not None:
         compute_dtype = floating("compute_dtype", compute_dtype)
+    check_estimator(gradient)
     loss = Loss(loss_fn, has_aux, compute_dtype)
     if len(needed := loss.needs) > 2:
         raise TypeError(
@@ -124,6 +154,7 @@ def train_step(
         rounding=rounding,
         metrics=METRICS[:3] if metrics is None else tuple(metrics),
         by_name=metrics is not None,
+        gradient=gradient,
         tiles=tiles,
     )
     return functools.wraps(loss_fn, assigned=("__name__", "__module__"), updated=())(

@@ -11,9 +11,18 @@ import jax.numpy as jnp
 import optax
 
 from .. import maths
-from .._core import arguments, errors, export, pytrees
+from .._core import arguments, errors, export, pytrees, states
+from .._core.extra import FIRST_GRADIENT
 from .._core.transformation import Transformation, member
 from .._core.wrapper import Wrapper
+from .extra_args import (
+    ExtraMeans,
+    asked_for,
+    asks_for_gradient,
+    averages_any,
+    running_mean,
+    zeros_like,
+)
 from .finite import all_finite, no_update
 
 
@@ -22,6 +31,21 @@ class SkipState(NamedTuple):
     """How many mini-steps were left out because their gradients were not finite."""
 
     skipped: jax.Array
+
+
+@export.state
+class SkipAndMeansState(NamedTuple):
+    """The same beside the means of extra arguments, for an optimizer that asks for such."""
+
+    skipped: jax.Array
+    extra_means: ExtraMeans
+
+
+def _skip_state(skipped: jax.Array, extra_means: ExtraMeans | None) -> Any:
+    """What the state has beside the means of the gradients."""
+    if extra_means is None:
+        return SkipState(skipped)
+    return SkipAndMeansState(skipped, extra_means)
 
 
 @dataclass(frozen=True)
@@ -40,10 +64,8 @@ class MultiSteps(Wrapper):
             mini_step=jnp.zeros((), jnp.int32),
             gradient_step=jnp.zeros((), jnp.int32),
             inner_opt_state=self.inner.init(params),
-            acc_grads=jax.tree.map(
-                lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), params
-            ),
-            skip_state=SkipState(jnp.zeros((), jnp.int32)),
+            acc_grads=zeros_like(params),
+            skip_state=_skip_state(jnp.zeros((), jnp.int32), ExtraMeans.first(self.inner, params)),
         )
 
     def step(
@@ -64,35 +86,48 @@ class MultiSteps(Wrapper):
             " What makes one gradient of many, such as one per example, comes before: "
             "aj.chain(aggregate, aj.multi_steps(tx, k)).",
         )
-        finite = all_finite(updates)
+        asked = asked_for(self.inner)
+        of_extra = [extra_args[name] for name in asked if extra_args.get(name) is not None]
+        finite = all_finite((updates, of_extra))
         taken: Any = optax.safe_increment(state.mini_step)
 
-        def averaged(mean: jax.Array, gradient: jax.Array) -> jax.Array:
-            gradient = jax.lax.convert_element_type(gradient, mean.dtype)
-            # A running mean, no part of which is larger than the largest gradient.
-            new = (mean - maths.quotient(mean, taken)) + maths.quotient(gradient, taken)
-            return jnp.where(finite, new, mean)
+        def where_finite(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
         unflatten = gradients.treedef.unflatten
         present = [gradient is not None for gradient in gradients.leaves]
         means = [
-            averaged(mean, gradient) if has else mean
+            where_finite(running_mean(mean, gradient, taken), mean) if has else mean
             for has, gradient, mean in zip(present, gradients.leaves, old_means, strict=True)
         ]
+        extra_means = None
+        if averages_any(self.inner):
+            states.check_wrapper(state.skip_state, SkipAndMeansState)
+            extra_means = state.skip_state.extra_means
+        if extra_means is not None:
+            new_means = extra_means.with_one_more(extra_args, gradients, taken)
+            extra_means = where_finite(new_means, extra_means)
 
-        def run(means: Any, inner_state: Any) -> Any:
+        def run(means: Any, extra_means: Any, inner_state: Any) -> Any:
             direction = unflatten(
                 [mean if has else None for has, mean in zip(present, means, strict=True)]
             )
-            new, inner_state = self.inner.update(direction, inner_state, params, **extra_args)
+            given = extra_args
+            if extra_means is not None:
+                given = extra_means.handed_on(extra_args, gradients)
+            if asks_for_gradient(self.inner):
+                given = {**given, FIRST_GRADIENT: direction}
+            new, inner_state = self.inner.update(direction, inner_state, params, **given)
             new = jax.tree.map(lambda x, like: maths.saturating_cast(x, like.dtype), new, updates)
-            return new, inner_state, jax.tree.map(jnp.zeros_like, means)
+            return new, inner_state, *jax.tree.map(jnp.zeros_like, (means, extra_means))
 
-        def wait(means: Any, inner_state: Any) -> Any:
-            return jax.tree.map(no_update, updates), inner_state, means
+        def wait(means: Any, extra_means: Any, inner_state: Any) -> Any:
+            return jax.tree.map(no_update, updates), inner_state, means, extra_means
 
         is_full = finite & (taken >= k)
-        new, inner_state, means = jax.lax.cond(is_full, run, wait, means, state.inner_opt_state)
+        new, inner_state, means, extra_means = jax.lax.cond(
+            is_full, run, wait, means, extra_means, state.inner_opt_state
+        )
         return new, optax.MultiStepsState(
             mini_step=jnp.where(is_full, 0, jnp.where(finite, taken, state.mini_step)),
             gradient_step=jnp.where(
@@ -100,10 +135,11 @@ class MultiSteps(Wrapper):
             ),
             inner_opt_state=inner_state,
             acc_grads=unflatten(means),
-            skip_state=SkipState(
+            skip_state=_skip_state(
                 jnp.where(
                     finite, state.skip_state.skipped, optax.safe_increment(state.skip_state.skipped)
-                )
+                ),
+                extra_means,
             ),
         )
 
@@ -119,6 +155,12 @@ def multi_steps(
     other mini-steps are -0.0, which leaves the parameters as they are (but for subnormal ones on a CPU,
     as in `skip_nonfinite`). A mini-step whose gradients are not finite is left out, and the group waits
     for another one.
+
+    Of the extra arguments that rules inside ask for, `value` and trees like the parameters are averaged
+    too; of a tree `x` with a number `has_x` beside it, those mini-steps count that have it, and the
+    group has it if one of them has. All others are those of the last mini-step, as is whatever goes to
+    another library's transformations alone, which do not say what they take. They are checked like
+    the gradients.
 
     Updates have the dtype of the gradients. `compensate`, whose updates are float32, goes around:
     `compensate(multi_steps(tx, k))`.

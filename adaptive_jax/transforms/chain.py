@@ -15,7 +15,7 @@ from .._core.rule import Rule
 from .._core.tiles.row import Row, length_of_row
 from .._core.tiles.row import update_and_add as update_and_add_in_a_row
 from .._core.transformation import Transformation, data_of
-from .._core.wrapper import Wrapper, walk
+from .._core.wrapper import Wrapper, check_one_evaluates, walk
 from .precision import update_and_add
 
 
@@ -40,7 +40,9 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
       >>> aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1))
       chain(clip_by_global_norm(max_norm=1.0), sgd(learning_rate=0.1))
     """
-    return Transformation.of(Chained(transformations))
+    chained = Chained(transformations)
+    check_one_evaluates(chained)
+    return Transformation.of(chained)
 
 
 @dataclass(frozen=True)

@@ -84,20 +84,22 @@ def state_bytes(tx: optax.GradientTransformation, params: Any) -> StateBytes:
     by_slot: dict[str, int] = {}
     by_array = dict.fromkeys(arrays.paths(), 0)
 
-    for rule, _, part in parts(tx, state):
+    for rule, _, part, seen in parts(tx, state, params):
+        of_rule = pytrees.Arrays("params", seen)
         for name in rule.slots:
-            sizes = [_size(each) for each in arrays.treedef.flatten_up_to(getattr(part, name))]
+            sizes = [nbytes(each) for each in of_rule.treedef.flatten_up_to(getattr(part, name))]
             by_slot[name] = by_slot.get(name, 0) + sum(sizes)
-            for path, size in zip(by_array, sizes, strict=True):
+            for path, size in zip(of_rule.paths(), sizes, strict=True):
                 by_array[path] += size
-    total = _size(state)
+    total = nbytes(state)
     if other := total - sum(by_slot.values()):
         by_slot["other"] = other
     parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     return StateBytes(total, parameters, by_slot, by_array)
 
 
-def _size(tree: Any) -> int:
+def nbytes(tree: Any) -> int:
+    """How many bytes the arrays of a tree are."""
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 

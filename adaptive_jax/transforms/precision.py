@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jax import lax
 
 from .. import maths
 from .._core import arguments, export, pytrees
-from .._core.transformation import Transformation, data_of
+from .._core.transformation import Foreign, Transformation, data_of
 from .._core.wrapper import Wrapper
 
 _ROUNDINGS = ("nearest", "stochastic")
@@ -179,12 +180,12 @@ class Compensate(Wrapper):
             raise ValueError(
                 "compensate needs the parameters: call update(gradients, state, params)."
             )
-        updates, inner_state = self.inner.update(updates, state.inner_state, params, **extra_args)
         gradients = pytrees.Arrays("gradients", updates)
         leaves = gradients.params(params, ())
         corrections = gradients.match("the state's correction", state.correction)
-        for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
-            if update is None or param is None or not _is_low(jnp.result_type(param)):
+        exact = list(leaves)
+        for index, (param, gradient) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+            if gradient is None or param is None or not _is_low(jnp.result_type(param)):
                 continue
             old = corrections[index]
             if old.dtype != self.kept_in(param.dtype):
@@ -192,13 +193,26 @@ class Compensate(Wrapper):
                     f"the correction at {gradients.paths()[index]} is {pytrees.describe(old)}, and "
                     f"{self!r} keeps another one: make the state with its init(params)."
                 )
-            total = added(_exact(param, old), update)
-            split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
-            rounded, left = split(total, param.dtype)
-            corrections[index] = left.astype(old.dtype)
-            gradients.leaves[index] = rounded - param.astype(jnp.float32)
-        unflatten = gradients.treedef.unflatten
-        return unflatten(gradients.leaves), CompensateState(unflatten(corrections), inner_state)
+            exact[index] = _exact(param, old)
+        is_exact = [new is not old for new, old in zip(exact, leaves, strict=True)]
+        inner, unflatten = self.inner, gradients.treedef.unflatten
+        if any(is_exact):  # Else the parameters are left alone, a whole module too.
+            inner, params = _with_rounding(inner), unflatten(exact)
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        new = gradients.match("the updates", updates)
+        for index, is_low in enumerate(is_exact):
+            if is_low and new[index] is not None:
+                total = added(exact[index], new[index])
+                old, param = corrections[index], leaves[index]
+                split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
+                rounded, left = split(total, param.dtype)
+                corrections[index] = left.astype(old.dtype)
+                new[index] = rounded - param.astype(jnp.float32)
+        return unflatten(new), CompensateState(unflatten(corrections), inner_state)
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        exact = exact_params(params, state._replace(inner_state=()))
+        return of_inner(self.inner, exact, state.inner_state)
 
     def kept_in(self, dtype: Any) -> Any:
         """The dtype of the correction of a parameter; None for one without."""
@@ -207,6 +221,37 @@ class Compensate(Wrapper):
         if jnp.finfo(dtype).bits < 16:
             return jnp.float16
         return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Another library's transformation, which gets parameters that are as exact as its gradients.
+
+    Its state was made for rounded ones, and has their dtypes.
+    """
+
+    foreign: Any
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        gradients = pytrees.Arrays("gradients", updates)
+        rounded = [
+            maths.saturating_cast(x, g.dtype) if g is not None and _is_low(g.dtype) else x
+            for g, x in zip(gradients.leaves, gradients.params(params, ()), strict=True)
+        ]
+        params = gradients.treedef.unflatten(rounded)
+        return self.foreign.update(updates, state, params, **extra_args)
+
+
+def _with_rounding(transformation: Any) -> Any:
+    """The transformation with all those of other libraries in it in a `_Rounding`."""
+    if isinstance(transformation, Foreign):
+        return _Rounding(transformation)
+    data = data_of(transformation)
+    if not isinstance(data, Wrapper):
+        return transformation
+    return Transformation.of(data.with_wrapped(map(_with_rounding, data.wrapped())))
 
 
 def compensate(
@@ -220,7 +265,9 @@ def compensate(
     https://doi.org/10.1145/363707.363723); for parameters of 8 bits and less it is a float16. As an
     int8 it is the next 8 bits of the number, rounded to nearest: weights of 24 bits. The updates
     for such parameters are θ' - θ in float32, exactly, whatever the dtype of the gradients:
-    `apply_updates`, or optax's, then gives θ'. Parameters of 32 bits and more are left alone.
+    `apply_updates`, or optax's, then gives θ'. What is inside sees θ + c in float32 (another library's
+    transformations see it rounded to the dtype of their gradients, as their states are). Parameters of 32
+    bits and more are left alone.
     `exact_params` adds both up. To go on with the state of a run without it:
     `compensate(tx).init(params)._replace(inner_state=state)`.
 
@@ -316,14 +363,15 @@ def exact_params(params: Any, opt_state: Any) -> Any:
 
     Args:
       params: the parameters.
-      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper.
+      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper. In the
+        groups of a `partition` there may be several.
 
     Returns:
       Low-precision parameters and their corrections added up, in float32. Without `compensate` they
       are cast to float32; those of 32 bits and more are as they were.
 
     Raises:
-      ValueError: for a state of other parameters, and one with several corrections in it.
+      ValueError: for a state of other parameters, and one with several corrections of one of them.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -340,8 +388,6 @@ def exact_params(params: Any, opt_state: Any) -> Any:
 
     nodes = jax.tree.leaves(opt_state, is_leaf=is_compensated)
     found = [node for node in nodes if is_compensated(node)]
-    if len(found) > 1:
-        raise ValueError(f"the state has {len(found)} corrections in it: give that of one of them.")
     leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
     # In a whole module there are functions and integers, too.
     low = [hasattr(x, "dtype") and _is_low(x.dtype) for x in leaves]
@@ -349,9 +395,16 @@ def exact_params(params: Any, opt_state: Any) -> Any:
         "params",
         treedef.unflatten([x if is_low else None for x, is_low in zip(leaves, low, strict=True)]),
     )
-    corrections = [optax.MaskedNode()] * len(leaves)
-    if found:
-        corrections = arrays.match("the correction", found[0].correction)
+    corrections: list[Any] = [optax.MaskedNode()] * len(leaves)
+    for node in found:
+        for index, correction in enumerate(_in_all_places(node.correction, arrays)):
+            if isinstance(correction, optax.MaskedNode):
+                continue  # Of a parameter of 32 bits, or one of another group.
+            if not isinstance(corrections[index], optax.MaskedNode):
+                raise ValueError(
+                    f"the state has {len(found)} corrections in it: give that of one of them."
+                )
+            corrections[index] = correction
     return treedef.unflatten(
         [
             param
@@ -362,6 +415,26 @@ def exact_params(params: Any, opt_state: Any) -> Any:
             for param, is_low, correction in zip(leaves, low, corrections, strict=True)
         ]
     )
+
+
+def _in_all_places(correction: Any, arrays: pytrees.Arrays) -> list[Any]:
+    """The correction of each array, where one `optax.MaskedNode` may stand for many arrays."""
+    params = arrays.treedef.unflatten(arrays.leaves)
+
+    def in_each(kept: Any, part: Any) -> Any:
+        is_masked = isinstance(kept, optax.MaskedNode)
+        return jax.tree.map(lambda _: kept, part, is_leaf=_is_none) if is_masked else kept
+
+    try:
+        is_kept = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
+        correction = jax.tree.map(in_each, correction, params, is_leaf=is_kept)
+    except ValueError:
+        pass  # Of other parameters, which is said by:
+    return arrays.match("the correction", correction)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
 
 
 def _is_low(dtype: Any) -> bool:

@@ -13,6 +13,7 @@ import optax
 from .._core import arguments, export
 from .._core.transformation import Transformation
 from .._core.wrapper import Wrapper
+from .extra_args import asked_for
 from .finite import all_finite, finite_after, no_update
 
 
@@ -51,7 +52,8 @@ class SkipNonfinite(Wrapper):
     ) -> tuple[Any, SkipNonfiniteState]:
         old_inner = state.inner_state
         new_updates, new_inner = self.inner.update(updates, old_inner, params, **extra_args)
-        finite = all_finite(updates) & finite_after(params, new_updates)
+        asked = [extra_args[name] for name in asked_for(self.inner) if name in extra_args]
+        finite = all_finite((updates, asked)) & finite_after(params, new_updates)
         accepted = finite & ~state.stopped
         consecutive = jnp.where(
             state.stopped, state.consecutive, jnp.where(finite, 0, state.consecutive + 1)
@@ -73,7 +75,7 @@ def skip_nonfinite(
     """Leaves parameters and state as they are where a gradient, or the update, is not finite.
 
     Nor is θ + u, in float32 at least, where `update` gets the parameters. (A parameter that is infinite
-    already says nothing.)
+    already says nothing.) Extra arguments that rules inside ask for, such as `value`, are looked at too.
 
     A skipped step changes no bit of the parameters: its update is -0.0, and x + -0.0 is x. (But XLA:CPU
     adds subnormal numbers, below 1.2e-38 in float32, as if they were 0, and so they become 0 there;

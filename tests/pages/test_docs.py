@@ -22,7 +22,9 @@ pytest.importorskip("sphinx")
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / ".docs"
-NAMESPACES = ("rules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing")
+NAMESPACES = (
+    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.keras", "maths", "testing",
+)  # fmt: skip
 # One white pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP6DwABBQECz6AuzQAAAABJRU5ErkJggg=="
 NOTEBOOK = {
@@ -283,8 +285,8 @@ def test_an_export_on_no_page_fails_the_build(docs_module):
     with pytest.raises(LookupError, match=r"^new: exported by adaptive_jax"):
         exports(package)
     del package.new
-    package.schedules = ModuleType("adaptive_jax.schedules")
-    with pytest.raises(LookupError, match=r"^schedules: "):
+    package.extras = ModuleType("adaptive_jax.extras")
+    with pytest.raises(LookupError, match=r"^extras: "):
         exports(package)
 
 

@@ -26,8 +26,15 @@ import adaptive_jax as aj
             marks=pytest.mark.slow,
         ),
         pytest.param(aj.interop.torch.adam(0.01, (0.9, 0.99)), marks=pytest.mark.slow),
+        pytest.param(
+            aj.chain(
+                aj.masked(aj.clip(1.0), {"w": True, "b": False}),
+                aj.partition({"a": aj.adam(0.01), "b": None}, [("w", "a"), (".*", "b")]),
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=range(5),
+    ids=range(6),
 )
 def test_a_step_is_exported(tx):
     """The state goes in and comes out as a TrainState, from a file."""

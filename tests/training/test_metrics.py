@@ -136,6 +136,66 @@ def test_metrics_outlive_the_state():
     assert (first["skipped"], second["skipped"]) == (0, 0)
 
 
+GROUPS = {"hidden": "a", "bias": "b", "output": "c"}
+
+
+def masked(tx, *names):
+    return aj.masked(tx, {name: name in names for name in GROUPS})
+
+
+@pytest.mark.parametrize(
+    ("tx", "rates"),
+    [
+        (aj.partition({"a": aj.adam(RAMP), "b": aj.sgd(0.04), "c": None}, GROUPS),
+         {"": [0.1, 0.05], "/a": [0.1, 0.05], "/b": [0.04, 0.04]}),
+        (aj.skip_nonfinite(aj.chain(
+            aj.clip(1.0),
+            aj.partition({"a": aj.adam(RAMP), "b": aj.sgd(0.04), "c": aj.lion(0.01)}, GROUPS),
+            aj.scale_by_learning_rate(0.5, flip_sign=False))),
+         {"": [0.05, 0.025], "/a": [0.05, 0.025], "/b": [0.02, 0.02], "/c": [0.005, 0.005]}),
+        (aj.partition({"a": aj.partition({1: aj.sgd(0.1), 2: aj.sgd(0.2)},
+                                         {"hidden": 1, "bias": 2, "output": 1}),
+                       "b": optax.inject_hyperparams(optax.sgd)(0.3)},
+                      {"hidden": "a", "bias": "a", "output": "b"}),
+         {"": [0.3] * 2, "/a/1": [0.1] * 2, "/a/2": [0.2] * 2, "/b": [0.3] * 2}),
+        # Preconditioners in groups, and one rate for all.
+        (aj.chain(aj.partition({"a": aj.scale_by_adam(), "b": aj.scale_by_lion(), "c": None}, GROUPS),
+                  masked(aj.add_decayed_weights(0.1), "hidden"), aj.scale_by_learning_rate(0.1)),
+         {"": [0.1] * 2}),
+        (aj.chain(masked(aj.sgd(0.1), "hidden", "bias"), aj.scale_by_learning_rate(0.01, flip_sign=False)),
+         {"": [0.01] * 2}),
+        (masked(aj.sgd(0.1), "hidden"), {"": [0.1] * 2}),
+    ],
+    ids=["alone", "around and beside", "nested", "one rate", "mask and rate", "mask"],
+)  # fmt: skip
+def test_the_learning_rate_of_each_group(tx, rates):
+    """The largest of all, without a name; none for what is frozen."""
+    step = aj.train_step(mean_squared_error, metrics=("learning_rate",))
+    with jax.numpy_dtype_promotion("standard"):
+        _, metrics = run(step, aj.TrainState.create(PARAMS, tx), [BATCH] * 2)
+    got = {name: [float(each[name]) for each in metrics] for name in metrics[0]}
+    assert_close(got, {f"learning_rate{name}": each for name, each in rates.items()}, 1e-5)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_a_group_whose_learning_rate_cannot_be_known():
+    """The others have theirs, by default; by name it is an error."""
+    tx = aj.partition({"a": optax.adam(0.1), "b": aj.sgd(0.2), "c": None}, GROUPS)
+    state = aj.TrainState.create(PARAMS, tx)
+    with pytest.raises(ValueError, match="names 'learning_rate', and none is known of chain"):
+        aj.train_step(mean_squared_error, metrics=("learning_rate",))(state, BATCH)
+    step = aj.train_step(mean_squared_error)
+    with pytest.warns(UserWarning, match="metric 'learning_rate' is left out: none") as caught:
+        state, history = aj.fit(state, step, [BATCH] * 2)
+    assert len(caught) == 1
+    assert set(history) == {"loss", "learning_rate/b", "skipped"}
+    np.testing.assert_allclose(history["learning_rate/b"], 0.2)
+    two = aj.chain(*[aj.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.2), "c": None}, GROUPS)] * 2)
+    state = aj.TrainState.create(PARAMS, two)
+    with pytest.raises(ValueError, match="has several partitions or masks of what has one"):
+        aj.train_step(mean_squared_error, metrics=("learning_rate",))(state, BATCH)
+
+
 @pytest.mark.parametrize(
     "factor",
     [

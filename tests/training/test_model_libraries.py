@@ -116,6 +116,12 @@ FOR_NNX = {
     "diagnose": aj.diagnose(aj.adam(1e-2, storage=LEAN)),
     "monitor": aj.chain(aj.monitor({"norm": aj.global_norm}), aj.sgd(1e-2, 0.9, storage=LEAN)),
     "optax": optax.partition({"all": aj.adam(1e-2, storage=LEAN)}, "all"),
+    "partition": aj.partition(
+        {"a": aj.adam(1e-2, storage=LEAN), "b": None}, [("kernel", "a"), (".*", "b")]
+    ),
+    "masked group": aj.masked(
+        aj.adam(1e-2, storage=LEAN), lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
+    ),
 }
 
 
@@ -167,6 +173,14 @@ WHOLE = {
     "diagnose": aj.diagnose(aj.adamw(1e-3)),
     "chain": aj.chain(aj.monitor({"norm": aj.global_norm}), optax.add_decayed_weights(0.1)),
     "optax.chain": optax.chain(aj.clip_by_global_norm(1.0), aj.adamw(1e-3)),
+    "patterns": aj.partition(
+        {"a": aj.adamw(1e-3), "b": aj.sgd(0.1, 0.9)}, [("^w$", "a"), ("", "b")]
+    ),
+    "function": aj.partition(
+        {"a": aj.adamw(1e-3), "b": aj.sgd(0.1, 0.9)},
+        lambda tree: jax.tree.map(lambda x: "a" if x.ndim > 1 else "b", tree),
+    ),
+    "masked": aj.masked(aj.adamw(1e-3), matrices),
 }
 
 

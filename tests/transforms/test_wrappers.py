@@ -258,6 +258,8 @@ WRAPPED = {
     "multi_steps": lambda lr: aj.multi_steps(aj.adam(lr), 2),
     "compensate": lambda lr: aj.compensate(aj.adam(lr)),
     "monitor": lambda lr: aj.chain(aj.monitor({"norm": aj.global_norm}), aj.adam(lr)),
+    "partition": lambda lr: aj.partition({"a": aj.adam(lr)}, [("", "a")]),
+    "masked": lambda lr: aj.masked(aj.adam(lr), True),
 }
 every_wrapper = pytest.mark.parametrize("make", WRAPPED.values(), ids=WRAPPED)
 
@@ -438,8 +440,16 @@ def test_rounding_is_the_same_whatever_the_sharding(make_mesh, dtype):
         lambda tx: aj.compensate(tx),
         lambda tx: aj.compensate(tx, "int8"),
         lambda tx: aj.chain(aj.monitor({"norm": aj.global_norm}), aj.clip_by_global_norm(1.0), tx),
+        lambda tx: aj.chain(aj.partition({"a": tx}, "a"), aj.masked(aj.trace(0.9), {"w": True})),
     ],
-    ids=["skip_nonfinite", "multi_steps", "compensate", "compensate int8", "monitor and clip"],
+    ids=[
+        "skip_nonfinite",
+        "multi_steps",
+        "compensate",
+        "compensate int8",
+        "monitor and clip",
+        "groups",
+    ],
 )
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_wrappers_on_a_mesh(make_mesh, wrap, dtype):

@@ -147,12 +147,8 @@ class Compressed(Storage):
     min_size: int = 4096
 
     def __post_init__(self) -> None:
-        for name, least in (("min_size", 0), ("block", 1)):
-            if hasattr(self, name):
-                value = arguments.whole(
-                    name, getattr(self, name), least, f" in {type(self).__name__}"
-                )
-                object.__setattr__(self, name, value)
+        least = arguments.whole("min_size", self.min_size, 0, f" in {type(self).__name__}")
+        object.__setattr__(self, "min_size", least)
 
     def init(self, value: float | jax.Array, param: Any, *, real: bool) -> Any:
         dtype = jnp.result_type(param)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,11 +41,13 @@ class Blocks(Compressed):
     min_size: arrays of fewer elements stay in float32.
     bits: 8 or 16.
     block: how many numbers share a scale: neighbours along the last axis, and along those before it
-      where it is shorter.
+      where it is shorter. Or two numbers, so many along each of the last two axes: (8, 128) is a tile of
+      a TPU, whose compiler would copy arrays for other blocks. Four times as many numbers share a scale
+      then, and updates are less precise: wrong by 11 % in the mean, where it is 6 % for 256.
     """
 
     bits: int = 8
-    block: int = 256
+    block: int | tuple[int, int] = 256
 
     stochastic = True
 
@@ -53,6 +56,16 @@ class Blocks(Compressed):
         object.__setattr__(self, "bits", arguments.whole("bits", self.bits, 1))
         if self.bits not in (8, 16):
             raise ValueError(f"bits={self.bits!r} must be 8 or 16.")
+        block, where = self.block, f" in {type(self).__name__}"
+        if not isinstance(block, (tuple, list)):
+            block = arguments.whole("block", block, 1, where)
+        elif len(block) != 2:
+            raise ValueError(
+                f"block={block!r}{where} must be one number, or two: those along the last two axes."
+            )
+        else:
+            block = tuple(arguments.whole("block", each, 1, where) for each in block)
+        object.__setattr__(self, "block", block)
 
     def compressed(self, value: float | jax.Array, param: Any, *, real: bool) -> Quantized:
         code = _CODES[self.bits, not real]
@@ -175,12 +188,17 @@ def _rounded(relative: jax.Array, random: jax.Array, code: _Code) -> jax.Array:
     return (place - (_BITS_OF_ONE + np.uint32(2)) + noise) >> np.uint32(code.shift)
 
 
-def _grid(shape: tuple[int, ...], block: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _grid(
+    shape: tuple[int, ...], block: int | tuple[int, int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How many blocks there are along each axis, and how long they are."""
+    total = block if isinstance(block, int) else math.prod(block)
+    # An array of one axis has the numbers of a tile in a row.
+    longest = [total] if isinstance(block, int) or len(shape) < 2 else [block[1]]
     lengths = []
     for size in reversed(shape):
-        lengths.append(max(1, min(size, block)))
-        block //= lengths[-1]
+        lengths.append(max(1, min(size, total, *longest)))
+        total, longest = total // lengths[-1], []
     lengths.reverse()
     return tuple(-(-size // length) for size, length in zip(shape, lengths, strict=True)), tuple(
         lengths
@@ -202,7 +220,7 @@ def _split(
     return shape, outer, inner
 
 
-def _largest(magnitude: jax.Array, block: int) -> jax.Array:
+def _largest(magnitude: jax.Array, block: int | tuple[int, int]) -> jax.Array:
     """The largest number of each block; NaN for one with NaN in it."""
     counts, lengths = _grid(magnitude.shape, block)
     bits = _bits(magnitude)  # Not negative: in the same order as the numbers, NaN above them all.
@@ -219,13 +237,25 @@ def _largest(magnitude: jax.Array, block: int) -> jax.Array:
         bits = lax.pad(bits, np.uint32(0), ragged)
     shape, _, inner = _split(counts, lengths)
     bits = lax.reshape(bits, shape)
-    return _float(reduced(bits, lax.max, inner))
+    return _float(largest(bits, inner))
+
+
+def largest(x: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The maximum over axes of numbers that are not negative."""
+
+    def twice(x: jax.Array) -> jax.Array:
+        return reduced(x, lax.max, axes)
+
+    def once(x: jax.Array) -> jax.Array:
+        return lax.reduce(x, np.zeros((), x.dtype), lax.max, axes)
+
+    return lax.platform_dependent(x, cpu=twice, default=once)
 
 
 def reduced(x: jax.Array, operation: Any, axes: Sequence[int]) -> jax.Array:
     """The maximum or twice the sum over axes, from 0 on.
 
-    Done twice over, in one go: what is reduced once, XLA would compute into an array first.
+    Done twice over, in one go: what is reduced once, XLA for CPUs would compute into an array first.
     """
     zero = np.zeros((), x.dtype)
 
@@ -243,7 +273,7 @@ def _scale(largest: jax.Array, code: _Code) -> jax.Array:
     return _float(rounded & ~np.uint32(7))
 
 
-def _spread(scales: jax.Array, shape: tuple[int, ...], block: int) -> jax.Array:
+def _spread(scales: jax.Array, shape: tuple[int, ...], block: int | tuple[int, int]) -> jax.Array:
     """Each block's number at each of its places."""
     counts, lengths = _grid(shape, block)
     wide, outer, _ = _split(counts, lengths)

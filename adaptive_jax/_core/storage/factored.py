@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,7 +85,19 @@ class Factored(Compressed):
 
 
 def _sum(x: jax.Array, axis: int) -> jax.Array:
-    """The sum along an axis: of 64 at a time, which stay in the processor's cache, then of these."""
+    """The sum along an axis."""
+
+    def at_once(x: jax.Array) -> jax.Array:
+        return lax.reduce(x, x.dtype.type(0), lax.add, [axis])
+
+    # On a TPU, to take parts of an axis is to copy the array.
+    return lax.platform_dependent(
+        x, tpu=at_once, default=functools.partial(_sum_of_parts, axis=axis)
+    )
+
+
+def _sum_of_parts(x: jax.Array, axis: int) -> jax.Array:
+    """The same, of 64 at a time, which stay in the processor's cache, then of these."""
     length = 64
     sharding = explicit_sharding(x, x.shape)
     is_split = sharding is not None and sharding.spec[axis] is not None

@@ -19,6 +19,8 @@ NAMED: dict[str, Storage] = {
     "bfloat16": BFloat16(),
     "int8": Blocks(bits=8),
     "int16": Blocks(bits=16),
+    "int8_tiles": Blocks(bits=8, block=(8, 128)),
+    "int16_tiles": Blocks(bits=16, block=(8, 128)),
     "factored": Factored(),
 }
 """The storages that `storage=` knows by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from ..._core import hyper
-from ..origin import under
+from ..origin import IS_DATA, under
 from .entries import Saved
 from .origins import shown
 
@@ -33,12 +34,14 @@ class Hyperparameter:
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether it is a schedule on both sides."""
-        return isinstance(self.here, Mapping) and isinstance(self.there, Mapping)
+        """Whether it is a schedule on both sides: the same one as data, or functions, which are code."""
+        if not (isinstance(self.here, Mapping) and isinstance(self.there, Mapping)):
+            return False
+        return self.here == self.there or not (IS_DATA in self.here or IS_DATA in self.there)
 
     @property
     def is_of_another_kind(self) -> bool:
-        """Whether it is none, a number or a schedule in one, and not so in the other."""
+        """Whether it is none, a number or a schedule in one, and not so in the other; or another one."""
         return self.here != self.there and not self.is_scheduled
 
     @property
@@ -120,16 +123,27 @@ def kind_of_rule(rule: Mapping[str, Any]) -> str:
 def _compared(
     saved: Saved, old: Any, new: Any, entries: Mapping[str, Any]
 ) -> Iterator[Hyperparameter]:
-    for name in (new or old)["fields"]:
+    names = list((new or old)["fields"])
+    if new is not None and old is not None:
+        # A tree has other names than a number, or another tree.
+        known = {base_of(name) for name in names}
+        before = (name for name in old["fields"] or () if name not in names)
+        names += [name for name in before if base_of(name) in known]
+    for name in names:
         here: Any = None
         leaves: dict[str, Any] = {}
         if new is not None:
-            here = new["fields"][name]
+            here = new["fields"].get(name)
             leaves = {
                 each: entries[each] for each in entries if under(each, f"{new['path']}.{name}")
             }
         there, number = _saved_field(saved, old, name, here)
         yield Hyperparameter(name, there, here, number, leaves)
+
+
+def base_of(name: str) -> str:
+    """The name of a hyperparameter, for one in a tree that of the tree."""
+    return re.split(r"[.[]", name, maxsplit=1)[0]
 
 
 def _saved_field(saved: Saved, old: Any, name: str, here: Any) -> tuple[Any, str]:

@@ -9,8 +9,8 @@ from typing import Any
 from ..origin import of, under
 from .differences import Both, Difference, differences
 from .entries import Saved
-from .made import Maker, maker
-from .pairs import Pair, pairs_of
+from .made import Maker, maker, needs_others
+from .pairs import Pair, base_of, pairs_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def plan_of(saved: Saved, state: Any, entries: Mapping[str, Any]) -> Plan:
     is_new, may_be_gone = _that_come(both), _that_go(both)
     made: dict[str, Maker] = {}
     for name in entries:
-        if name in is_new and sources[name] not in saved.entries:
+        # Two schedules may have a number of one name, which is not the same one.
+        if name in is_new and (sources[name] not in saved.entries or not needs_others(name)):
             make = maker(name, both, sources)
             if make is not None:
                 made[name] = make
@@ -75,7 +76,8 @@ def _moved(entries: Iterable[str], rule: Any, pair: Pair) -> set[str]:
     places = [f"{rule['path']}.{name}" for name in pair.changed]
     if rule["state"] is not None:
         places += [f"{rule['state']}{each}.count" for each in ("", ".inner_state")]
-        places += [f"{rule['state']}.{name}_correction" for name in pair.changed]
+        # Of a tree all corrections come and go together.
+        places += [f"{rule['state']}.{base_of(name)}_correction" for name in pair.changed]
     return {name for name in entries if any(under(name, place) for place in places)}
 
 

@@ -18,7 +18,7 @@ from .table import plain
 
 
 def checked_options(
-    batch_size: Any, memory: Any, maximize: Any, step: Any, batches: Any
+    batch_size: Any, memory: Any, maximize: Any, step: Any, batches: Any, evaluate: Any
 ) -> int | None:
     """Raises for an option that is none. The batch size as an int, or None."""
     if batch_size is not None:
@@ -32,6 +32,14 @@ def checked_options(
         raise TypeError(f"step={step!r:.200} must be what train_step returns. {_in_table('step')}")
     if (step is None) != (batches is None):
         raise ValueError("step and batches go together: give both, or neither.")
+    if evaluate is not None and not callable(evaluate):
+        raise TypeError(
+            f"evaluate={evaluate!r:.200} must be a function of the parameters. {_in_table('evaluate')}"
+        )
+    if evaluate is not None and step is None:
+        raise ValueError(
+            "evaluate is for a sweep with step and batches: without, train returns what it is judged by."
+        )
     return batch_size
 
 

@@ -22,6 +22,9 @@ from ..._core import pytrees
 from ..state import TrainState
 from .table import counted, plain, shown
 
+EVALUATION = "evaluation"
+"""What the result of `evaluate` is called among the metrics."""
+
 
 class Choices:
     """Arguments that choose code: compared by their values, which need not hash."""
@@ -62,10 +65,14 @@ def objective_name(objective: Any, outputs: Any) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, a function of its numbers, and what it is judged by."""
+    """One training run, a function of its numbers, and what it is judged by.
+
+    evaluate: a function of the parameters at the end, with step.
+    """
 
     train: Callable[..., Any]
     step: Callable[..., Any] | None
+    evaluate: Callable[[Any], Any] | None
     objective: str | Callable[[Any], Any] | None
     choices: Choices
     takes_seed: bool
@@ -87,7 +94,10 @@ class Run:
         return self._judged(outputs), outputs
 
     def _metrics(self, state: TrainState, batches: Any) -> Any:
-        """One step per batch. The optimizer does not change, and keeps numbers of Python such."""
+        """One step per batch, and what they come to.
+
+        The optimizer does not change, and keeps numbers of Python such.
+        """
         assert self.step is not None
         step, tx = self.step, state.tx
 
@@ -95,7 +105,10 @@ class Run:
             state, metrics = step(state.replace(tx=tx), batch)
             return dataclasses.replace(state, tx=None), metrics
 
-        return jax.lax.scan(body, dataclasses.replace(state, tx=None), batches)[1]
+        last, metrics = jax.lax.scan(body, dataclasses.replace(state, tx=None), batches)
+        if self.evaluate is None:
+            return metrics
+        return {**metrics, EVALUATION: self.evaluate(last.replace(tx=tx).eval_params())}
 
     def _judged(self, outputs: Any) -> jax.Array:
         value = outputs

@@ -25,6 +25,7 @@ def sweep(
     maximize: bool = False,
     step: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     batches: Iterable[Any] | None = None,
+    evaluate: Callable[[Any], Any] | None = None,
     batch_size: int | None = None,
     memory: float | None = None,
     progress: bool | None = None,
@@ -49,11 +50,14 @@ def sweep(
       static: names of axes whose values train needs as Python values, to choose a shape by or to
         branch on.
       objective: what to judge by: the name of an entry of the dict that train returns, or a function
-        from what it returns to a number. None for "loss", or for the one array that there is. Of a
-        curve, the last value.
+        from what it returns to a number. None for "evaluation" with `evaluate`, else for "loss", or
+        for the one array that there is. Of a curve, the last value.
       maximize: True where more is better.
       step: what `train_step` returns: then the run is one step per batch, and its result the metrics.
       batches: the batches for `step`, the same for every run.
+      evaluate: a function of the parameters, such as the loss of held-out data, with `step`: the metric
+        "evaluation" is what it gives after the last step, at the parameters to evaluate with,
+        `TrainState.eval_params()`. The loss of a step is that of the parameters that are trained.
       batch_size: how many runs at a time; None for as many as `memory` holds. On a CPU each core takes
         its share of them; it is no quicker with more than 64, and a tenth of the runs is enough for it,
         so that the progress bar moves.
@@ -86,14 +90,17 @@ def sweep(
       >>> result.best()
       {'learning_rate': 1.0}
     """
-    batch_size = checked_options(batch_size, memory, maximize, step, batches)
+    batch_size = checked_options(batch_size, memory, maximize, step, batches, evaluate)
+    objective = runs.EVALUATION if objective is None and evaluate is not None else objective
     seed_values = checked_seeds(seeds)
     columns, is_static = columns_of(table, axes, static)
     takes_seed = check_arguments(train, columns, len(seed_values), _OPTIONS)
     # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
     with jax.set_mesh(_NO_MESH):
         stacked = None if batches is None else stacked_batches(batches)
-        plans = list(_plans(train, step, objective, takes_seed, columns, is_static, seed_values))
+        plans = list(
+            _plans(train, step, evaluate, objective, takes_seed, columns, is_static, seed_values)
+        )
         traced = [runs.trace(plan, stacked) for plan in plans]
         runs.check_outlines([each.outline for each in traced], plans)
         settings, count = sum(len(plan.rows) for plan in plans), len(seed_values)
@@ -147,6 +154,7 @@ def _numbered(column: Sequence[Any]) -> list[int]:
 def _plans(
     train: Callable[..., Any],
     step: Callable[..., Any] | None,
+    evaluate: Callable[..., Any] | None,
     objective: str | Callable[[Any], Any] | None,
     takes_seed: bool,
     columns: Mapping[str, Any],
@@ -166,5 +174,5 @@ def _plans(
             for name, column in columns.items()
             if not is_static[name]
         }
-        run = runs.Run(train, step, objective, choices, takes_seed)
+        run = runs.Run(train, step, evaluate, objective, choices, takes_seed)
         yield runs.Plan(rows, run, varied, np.tile(seeds, len(rows)))

@@ -34,6 +34,11 @@ ANOTHER = {
                      r"mask\['b'\] of masked is False in the checkpoint and True in the state"),
     "climbing": (aj.interop.torch.adam(0.1), aj.interop.torch.adam(0.1, maximize=True),
                  r"made of Adam\(.*this one is of Maximize\(\), Adam\("),
+    "labels": (aj.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.1)}, {"w": "a", "b": "b"}),
+               aj.partition({"a": aj.sgd(0.1), "b": aj.sgd(0.1)}, [("b", "a"), ("w", "b")]),
+               r"param_labels\['b'\] of partition is 'b' in the checkpoint and 'a' in the state"),
+    "masked": (aj.masked(aj.sgd(0.1), {"w": True, "b": False}), aj.masked(aj.sgd(0.1), True),
+               r"mask\['b'\] of masked is False in the checkpoint and True in the state"),
     "wrapper": (aj.sgd(0.1), aj.skip_nonfinite(aj.sgd(0.1)), "made of transform, this one is of skip_nonf"),
 }  # fmt: skip
 

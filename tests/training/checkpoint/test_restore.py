@@ -25,6 +25,10 @@ RUNS = {
     "int16": lambda: aj.multi_steps(aj.rmsprop(0.1, storage=aj.Blocks(min_size=0, bits=16)), 2),
     "factored": lambda: aj.adam(0.1, storage={"nu": aj.Factored(min_size=2)}),
     "24 bits": lambda: aj.compensate(aj.adam(0.1, storage=aj.Blocks(min_size=0)), "int8"),
+    "groups": lambda: aj.partition(
+        {"a": aj.adam(0.1), "b": aj.sgd(0.1, 0.9), "c": None},
+        [("w", "a"), ("low", "b"), (".*", "c")],
+    ),
     "optax": lambda: optax.adam(0.1),
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from matplotlib.figure import Figure
 
@@ -250,3 +253,77 @@ def test_a_search_space_may_reach_beyond_what_is_usual():
     """Warnings are errors here."""
     space = {"learning_rate": aj.LogUniform(2.0, 4.0)}
     aj.compare({"Adam": (aj.adam, space)}, aj.problems.quadratic(), budget=1, seeds=2)
+
+
+@dataclass(frozen=True)
+class PolyakStep(aj.Rule):
+    """-(f - f*)/‖g‖² · g of one array."""
+
+    lowest: aj.NonNegative = 0.0
+
+    extra_args = {"value": "number"}
+
+    def update(self, grad, slots, param, ctx):
+        return -(ctx.extra["value"] - self.lowest) / jnp.sum(grad**2) * grad, {}
+
+
+def test_rules_get_the_value_that_they_ask_for():
+    """That of the step's own noise, as in a run by hand."""
+
+    def polyak(lowest):
+        return aj.transform(PolyakStep(lowest))
+
+    space = {"lowest": aj.LogUniform(1e-4, 1e-2)}
+    theirs = optax.polyak_sgd, {"max_learning_rate": 10.0, "f_min": aj.LogUniform(1e-4, 1e-2)}
+    result = aj.compare(
+        {"Polyak": (polyak, space), "optax": theirs}, make(), 2, seeds=2, tuning_seeds=2
+    )
+    finalist = result.finalists["bowl"]["Polyak"]
+    lowest = finalist.setting["lowest"]
+    for seed, curve in zip((2, 3), finalist.curves, strict=True):
+        first, key = jax.random.split(jax.random.key(seed))
+        w = np.asarray(jax.random.normal(first, (2,)), np.float64)
+        for count in range(10):
+            noise = np.asarray(jax.random.normal(jax.random.fold_in(key, count), (2,)))
+            away = w - 0.1 * noise
+            gradient = CURVATURE * away
+            value = np.sum(CURVATURE * away**2) / 2
+            w = w - (value - lowest) / np.sum(gradient**2) * gradient
+        np.testing.assert_allclose(curve[-1], np.sum(CURVATURE * w**2) / 2, rtol=1e-3)
+    assert np.isfinite(result.finalists["bowl"]["optax"].curves).all()
+
+
+@dataclass(frozen=True)
+class MeanOfTheRun(aj.Rule):
+    """Goes the way that it is told to, and is judged at the mean of all parameters on it."""
+
+    needs_params = True
+    counts_steps = True
+    slots = {"mean": aj.Slot("param")}
+
+    def update(self, grad, slots, param, ctx):
+        share = 1 / (ctx.step + 1).astype(param.dtype)
+        return grad, {"mean": slots["mean"] + share * (param + grad - slots["mean"])}
+
+    def evaluate(self, param, slots, ctx):
+        return slots["mean"]
+
+
+def test_optimizers_are_judged_at_their_parameters_to_evaluate_with():
+    def averaged(learning_rate):
+        return aj.transform(aj.LearningRate(learning_rate), MeanOfTheRun())
+
+    result = aj.compare(
+        {"averaged": (averaged, {"learning_rate": 0.1})}, make(), 1, seeds=1, tuning_seeds=1
+    )
+    first, key = jax.random.split(jax.random.key(1))
+    w = np.asarray(jax.random.normal(first, (2,)), np.float64)
+    way, expected = [w], []
+    for count in range(10):
+        expected.append(np.sum(CURVATURE * np.mean(way, 0) ** 2) / 2)
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(key, count), (2,)))
+        w = w - 0.1 * CURVATURE * (w - 0.1 * noise)
+        way.append(w)
+    expected.append(np.sum(CURVATURE * np.mean(way, 0) ** 2) / 2)
+    curve = result.finalists["bowl"]["averaged"].curves[0]
+    np.testing.assert_allclose(curve, expected, rtol=1e-4)

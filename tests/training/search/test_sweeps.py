@@ -141,3 +141,34 @@ def test_complex_parameters_of_a_train_state_descend():
     step = aj.train_step(lambda z, batch: jnp.sum(jnp.square(jnp.abs(z - target))) * batch)
     result = aj.sweep(train, step=step, batches=[np.float32(1)] * 100, learning_rate=[0.1, 0.2])
     assert np.all(result.objective < 1e-10)
+
+
+def test_a_sweep_is_judged_by_an_evaluation_of_the_last_parameters():
+    batches = [np.full(3, i, np.float32) for i in range(3)]
+    step = aj.train_step(lambda w, batch: jnp.mean((w - batch) ** 2))
+
+    def make(learning_rate, seed):
+        return aj.TrainState.create(start(seed), aj.compensate(aj.sgd(learning_rate)))
+
+    def held_out(w):
+        return jnp.sum((w - 1) ** 2)
+
+    result = aj.sweep(
+        make, step=step, batches=batches, evaluate=held_out, learning_rate=RATES[:2], seeds=2
+    )
+    for i, rate in enumerate(RATES[:2]):
+        for seed in range(2):
+            state, _ = aj.fit(make(rate, seed), step, batches)
+            expected = held_out(state.eval_params())
+            np.testing.assert_allclose(result.objective[i, seed], expected, rtol=1e-5)
+    np.testing.assert_array_equal(result.outputs["evaluation"], result.objective)
+    by_loss = aj.sweep(
+        make, step=step, batches=batches, evaluate=held_out, objective="loss", learning_rate=[0.1]
+    )
+    np.testing.assert_array_equal(by_loss.objective, by_loss.outputs["loss"][..., -1])
+    with pytest.raises(ValueError, match="evaluate is for a sweep with step and batches"):
+        aj.sweep(make, evaluate=held_out, learning_rate=RATES)
+    with pytest.raises(
+        TypeError, match=r"evaluate=3 must be a function of the parameters\. \(Values"
+    ):
+        aj.sweep(make, step=step, batches=batches, evaluate=3, learning_rate=RATES)

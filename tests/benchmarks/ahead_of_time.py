@@ -1,0 +1,342 @@
+"""What the compilers for TPUs and GPUs make of a step, on a machine that has neither.
+
+    pip install -e '.[tpu]'      # for targets tpu:…; 1.3 GB: better in an environment of its own
+    pip install -e '.[cuda]'     # for targets cuda:…; 1.2 GB
+    python tests/benchmarks/ahead_of_time.py tpu:v5e:2x2 cuda:h100
+    python tests/benchmarks/ahead_of_time.py tpu:v5e:2x2 --storages optax int8 --trees gpt
+    python tests/benchmarks/ahead_of_time.py cuda:h100:4 --split --storages int8 --json figures.json
+    python tests/benchmarks/ahead_of_time.py cpu                    # the processor here, for comparison
+
+A target is a backend and a topology: `tpu:v5e:2x2`, `tpu:v5p:2x2x1`, `tpu:v6e:2x2`, `cuda:h100`, and
+`cuda:h100:4` for four of them. Nothing is run, so nothing is timed but the compiler. Prints a table per
+target, and writes the same figures as JSON where `--json` names a file.
+
+One step with donated parameters and state is compiled: `update` is `tx.update` and `apply_updates`,
+`train_step` is `aj.train_step` of a loss whose gradients are the batch, so that a model costs nothing.
+
+B/param      bytes that a step reads from and writes to the device's memory, per parameter: each kernel
+             each operand and each result once (`hlo_traffic.py`)
+floor        the same for a step that reads parameters, gradients and state once, and writes parameters
+             and state once
+x floor      their quotient: 1 is as good as it gets
+temporaries  bytes of scratch memory per parameter, as the compiler states them
+kernels      programs that are started in a step; scalars: those whose results are single numbers
+collectives  what devices exchange in a step, and the megabytes of the results on one device
+compile      seconds of all processors together to compile, after tracing and lowering
+
+Storages are those of Adam's state: names of `storage=`, two of them joined by "+" for both moments;
+"optax" is optax's Adam. "weights24" keeps parameters in 24 bits, `aj.compensate(…, "int8")`.
+
+Trees: square (4096, 4096), wide (4096, 4864), flat (20 million), deep (64, 512, 640), odd (4001, 5003),
+gpt (124 million parameters in 146 arrays), many (1,000 arrays of 3,500), some (12 arrays of 4 shapes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Read when libtpu is loaded: that there is no device to ask, and where its log goes.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("TPU_LOG_DIR", tempfile.gettempdir())
+os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from against_optax import gpt_shapes
+from hlo_traffic import traffic
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+
+import adaptive_jax as aj
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 }
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 8 }
+runtime_version { major: 12 minor: 9 patch: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""The device as XLA's GPU compiler wants to know it."""
+
+GPUS = {"h100": H100}
+TPUS = ("v4:2x2x1", "v5e:2x2", "v5e:4x4", "v5p:2x2x1", "v6e:2x2", "v6e:4x4")
+PACKAGES = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}
+
+SHAPES: dict[str, Any] = {
+    "square": (4096, 4096),
+    "wide": (4096, 4864),
+    "flat": (20_000_000,),
+    "deep": (64, 512, 640),
+    "odd": (4001, 5003),
+    "ragged": (4004, 5100),
+    "embedding": (50_257, 768),
+    "head": (768, 50_257),
+    "even": (20_480_000,),
+    "gpt": gpt_shapes(width=768, vocabulary=50_257, positions=1024),
+    "many": [(3_500,)] * 1_000,
+    "some": [(1024, 4096), (4096, 1024), (1024, 1024), (40_000,)] * 3,
+}
+STORAGES = ("optax", "float32", "bfloat16", "int8", "int8+int16", "bfloat16+factored")
+RATE = 1e-3
+ROUND = 4
+
+
+def devices_of(target: str) -> list[Any]:
+    """The devices of a target, of which none has to be here.
+
+    Raises a ValueError for a topology that is not known, an ImportError where the compiler of the backend
+    is not installed.
+    """
+    backend, _, topology = target.partition(":")
+    if backend == "cpu" and not topology:
+        return jax.devices("cpu")
+    if backend not in PACKAGES:
+        raise ValueError(
+            f"the target {target!r} begins with {backend!r}: it must be cpu, or begin with tpu: or cuda:."
+        )
+    known = TPUS if backend == "tpu" else (*GPUS, *(f"{name}:N" for name in GPUS))
+    name, _, count = topology.partition(":")
+    if backend == "cuda" and (name not in GPUS or not (count or "1").isdecimal()):
+        raise ValueError(
+            f"the topology {topology!r} of the target {target!r} is not known: it is one of "
+            f"{', '.join(known)}, with N devices."
+        )
+    try:
+        __import__(PACKAGES[backend])
+    except ImportError as error:
+        raise ImportError(
+            f"the target {target!r} needs {PACKAGES[backend]}, the compiler for it: pip install "
+            f"'adaptive_jax[{backend}]', in an environment of its own."
+        ) from error
+    try:
+        if backend == "cuda":
+            described = topologies.get_topology_desc(
+                platform="cuda", target_config=GPUS[name], topology=f"1x1x{count or 1}"
+            )
+        else:
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:  # Of another class for each backend and version.
+        raise ValueError(
+            f"the topology {topology!r} of the target {target!r} is not known: it is one like "
+            f"{', '.join(known)}. ({error!s:.200})"
+        ) from error
+    return list(described.devices)
+
+
+def make_optimizer(name: str, storage: str) -> Any:
+    """An optimizer by its name, with a storage by its name; optax's own for "optax"."""
+    if storage == "optax":
+        return getattr(optax, name)(RATE)
+    factory = getattr(aj, name)
+    if storage == "weights24":
+        return aj.compensate(factory(RATE), "int8")
+    if storage == "weights24+int8":
+        return aj.compensate(factory(RATE, storage="int8"), "int8")
+    first, _, second = storage.partition("+")
+    return factory(RATE, storage={"mu": first, "nu": second} if second else first)
+
+
+def params_of(tree: str, storage: str) -> Any:
+    dtype = jnp.bfloat16 if storage.startswith("weights24") else jnp.float32
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, dtype),
+        SHAPES[tree],
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def split_over(devices: list[Any]) -> Callable[[Any], Any]:
+    """Where an array lies: split along the first axis that so many devices divide, else on all."""
+    mesh = Mesh(np.array(devices), ("x",))
+
+    def sharding(x: Any) -> NamedSharding:
+        axes = [i for i, size in enumerate(x.shape) if size % len(devices) == 0 and x.size >= 4096]
+        spec = [None] * axes[0] + ["x"] if axes else []
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return sharding
+
+
+def lowered_update(tx: Any, params: Any, place: Callable[[Any], Any]) -> Any:
+    """`tx.update` and `apply_updates`, with donated parameters and state."""
+
+    def step(params: Any, state: Any, gradients: Any) -> Any:
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    arguments = placed((params, jax.eval_shape(tx.init, params), params), place)
+    where = jax.tree.map(lambda x: x.sharding, arguments[:2])
+    return jax.jit(step, donate_argnums=(0, 1), out_shardings=where).lower(*arguments)
+
+
+def lowered_train_step(tx: Any, params: Any, place: Callable[[Any], Any]) -> Any:
+    """The same through `aj.train_step`, of a loss whose gradients are the batch."""
+
+    def loss(params: Any, batch: Any) -> Any:
+        pairs = zip(jax.tree.leaves(params), jax.tree.leaves(batch), strict=True)
+        return sum(jnp.vdot(x, y).astype(jnp.float32) for x, y in pairs)
+
+    state = jax.eval_shape(
+        lambda params: aj.TrainState.create(params, tx, copy=False).replace(tx=optax.identity()),
+        params,
+    )
+    state = placed(state, place).replace(tx=tx)
+    return aj.train_step(loss, metrics=()).lower(state, placed(params, place)).lowered
+
+
+def placed(tree: Any, place: Callable[[Any], Any]) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree)
+
+
+STEPS = {"update": lowered_update, "train_step": lowered_train_step}
+
+
+def nbytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def figures(
+    target: str, devices: list[Any], tree: str, storage: str, step: str, name: str, split: bool
+) -> dict[str, Any]:
+    """What the compiler makes of one step."""
+    params, tx = params_of(tree, storage), make_optimizer(name, storage)
+    state = jax.eval_shape(tx.init, params)
+    place = split_over(devices) if split else lambda x: SingleDeviceSharding(devices[0])
+    clock = time.process_time  # Whatever else the machine does.
+    start = clock()
+    lowered = STEPS[step](tx, params, place)
+    traced = clock()
+    compiled = lowered.compile()
+    done = clock()
+    found = traffic(compiled.as_text())
+    share = len(devices) if split else 1
+    count = sum(x.size for x in jax.tree.leaves(params)) / share
+    floor = (3 * nbytes(params) + 2 * nbytes(state)) / share
+    memory = compiled.memory_analysis()
+    return {
+        "target": target,
+        "optimizer": name,
+        "tree": tree,
+        "storage": storage,
+        "step": step,
+        "devices": share,
+        "bytes_per_parameter": round(found.hbm / count, ROUND),
+        "floor": round(floor / count, ROUND),
+        "over_floor": round(found.hbm / floor, ROUND),
+        "temporaries": round(memory.temp_size_in_bytes / count, ROUND),
+        "kernels": found.kernels,
+        "copies": found.copies,
+        "scalars": found.scalars,
+        "collectives": {kind: list(each) for kind, each in sorted(found.collectives.items())},
+        "trace_seconds": round(traced - start, 2),
+        "compile_seconds": round(done - traced, 2),
+    }
+
+
+TITLES = (
+    "tree", "storage", "step", "B/param", "floor", "x floor", "temporaries", "kernels", "scalars",
+    "collectives", "compile",
+)  # fmt: skip
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    collectives = ", ".join(
+        f"{count} {kind} {size / 1e6:.3g} MB"
+        for kind, (count, size) in found["collectives"].items()
+    )
+    return [
+        found["tree"],
+        found["storage"],
+        found["step"],
+        f"{found['bytes_per_parameter']:.2f}",
+        f"{found['floor']:.2f}",
+        f"{found['over_floor']:.2f}",
+        f"{found['temporaries']:.2f}",
+        str(found["kernels"]),
+        str(found["scalars"]),
+        collectives or "none",
+        f"{found['compile_seconds']:.1f} s",
+    ]
+
+
+def versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "optax"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("targets", nargs="+", metavar="target", help="such as tpu:v5e:2x2, cuda:h100 and cpu")
+    add("--storages", nargs="+", default=list(STORAGES), help="how Adam's state is kept")
+    add("--trees", nargs="+", choices=SHAPES, default=list(SHAPES)[:-1], help="the parameters")
+    add("--steps", nargs="+", choices=STEPS, default=["update"], help="what is compiled")
+    add("--optimizer", default="adam", help="a name that optax has as well")
+    add("--split", action="store_true", help="split arrays over all devices of the target")
+    add("--json", type=Path, help="a file for the figures")
+    arguments = parser.parse_args()
+    try:
+        targets = {target: devices_of(target) for target in arguments.targets}
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    found: list[dict[str, Any]] = []
+    print(", ".join(f"{name} {version}" for name, version in versions().items()))
+    for target, devices in targets.items():
+        print(
+            f"\n{arguments.optimizer} for {target} ({devices[0].device_kind}), compiled, not run\n"
+        )
+        for line in (TITLES, ["---"] * len(TITLES)):
+            print("| " + " | ".join(line) + " |")
+        for tree in arguments.trees:
+            for storage in arguments.storages:
+                for step in arguments.steps:
+                    found.append(
+                        figures(
+                            target,
+                            devices,
+                            tree,
+                            storage,
+                            step,
+                            arguments.optimizer,
+                            arguments.split,
+                        )
+                    )
+                    print("| " + " | ".join(row(found[-1])) + " |", flush=True)
+                    # Compilers and traces of the one have no part in the next one's time.
+                    jax.clear_caches()
+    if arguments.json is not None:
+        text = json.dumps({"versions": versions(), "figures": found}, indent=1)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
