@@ -28,6 +28,7 @@ class Leaf:
     first: the gradient as it came to what stands around the rules, where one of them asks for it.
     selected: of each rule, whether its mask selects the array.
     index: the place of the array in the whole tree.
+    keys: of each rule, those with which slots of the array are rounded at random.
     direction: the gradient, then what the last rule that saw it made of it.
     """
 
@@ -38,6 +39,7 @@ class Leaf:
     first: Any
     selected: tuple[bool, ...]
     index: Any
+    keys: Sequence[Any] = field(init=False)
     direction: Any = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ def update_array(
     plan: Plan,
     gradient: jax.Array,
     entries: Sequence[dict[str, Any]],
+    keys: Sequence[jax.Array | None],
     param: jax.Array | None,
     index: Any,
     extra: Mapping[str, Any],
@@ -33,6 +33,7 @@ def update_array(
 
     gradient: or what the rules before these made of it.
     entries: of each rule, what the state holds for the array.
+    keys: of each rule, one for each slot; None where none is rounded at random.
     param: None where no parameters came.
     index: the place of the array in the tree.
     extra: what extra arguments that are trees have for it.
@@ -40,16 +41,16 @@ def update_array(
     """
     array = _Array(plan, gradient, param, index, extra, first)
     new = []
-    for stage, stored in zip(plan.stages, entries, strict=True):
+    for stage, stored, of_slots in zip(plan.stages, entries, keys, strict=True):
         if stage is None:
             new.append(dict(stored))
             continue
         rule, after = stage.rule, {}
         scalars = stage.scalars
         if stage.advancing is not None:
-            after = _advanced(array, stage, stored)
+            after = _advanced(array, stage, stored, of_slots)
             scalars = in_precision(after, plan.dtype)
-        kept = _Slots(stage, stored, plan.dtype, index)
+        kept = _Slots(stage, stored, plan.dtype, of_slots)
         with array.of(rule, "update", scalars):
             context = array.context(stage, "update", scalars, kept)
             result = rule.update(array.direction, kept.read(), array.param, context)
@@ -64,6 +65,7 @@ def measure_array(
     plan: Plan,
     gradient: jax.Array,
     entries: Sequence[dict[str, Any]],
+    keys: Sequence[jax.Array | None],
     param: jax.Array | None,
     index: Any,
     extra: Mapping[str, Any],
@@ -71,22 +73,28 @@ def measure_array(
 ) -> dict[str, jax.Array]:
     """What the one rule of a plan measures of one array, of what `update_array` would get."""
     array = _Array(plan, gradient, param, index, extra, first)
-    (stage,), (stored,) = plan.stages, entries
+    (stage,), (stored,), (of_slots,) = plan.stages, entries, keys
     assert stage is not None  # An array without elements is not measured.
-    return _measured(array, stage, stored, stage.scalars)
+    return _measured(array, stage, stored, of_slots, stage.scalars)
 
 
 def _measured(
-    array: _Array, stage: Stage, stored: dict[str, Any], scalars: dict[str, jax.Array]
+    array: _Array,
+    stage: Stage,
+    stored: dict[str, Any],
+    keys: jax.Array | None,
+    scalars: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, array.index)
+    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, keys)
     with array.of(rule, "measure", scalars):
         context = array.context(stage, "measure", scalars, kept)
         measured = rule.measure(array.direction, kept.read(), array.param, context)  # type: ignore[misc]
     return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
 
 
-def _advanced(array: _Array, stage: Stage, stored: dict[str, Any]) -> dict[str, jax.Array]:
+def _advanced(
+    array: _Array, stage: Stage, stored: dict[str, Any], keys: jax.Array | None
+) -> dict[str, jax.Array]:
     """The scalars of one array after this step, of what is measured of it alone."""
     rule: Any = stage.advancing
     before = {name: stored[name] for name in rule.scalars}
@@ -94,7 +102,7 @@ def _advanced(array: _Array, stage: Stage, stored: dict[str, Any]) -> dict[str, 
         return before
     dtype, measured = maths.compute_dtype(jnp.float32, array.dtype, *_dtypes(before)), {}
     if rule.measure is not None:
-        found = _measured(array, stage, stored, in_precision(before, array.dtype))
+        found = _measured(array, stage, stored, keys, in_precision(before, array.dtype))
         measured = {name: lax.expand_dims(cast(x, dtype), [0]) for name, x in found.items()}
     return advanced(rule, before, measured, stage.step, stage.extra, stage.learning_rate, dtype)
 
@@ -160,9 +168,11 @@ class _Array:
 class _Slots:
     """The slots of one rule for one array, between the state and the rule."""
 
-    def __init__(self, stage: Stage, stored: dict[str, Any], dtype: Any, index: Any) -> None:
+    def __init__(
+        self, stage: Stage, stored: dict[str, Any], dtype: Any, keys: jax.Array | None
+    ) -> None:
         self._stored = {name: stored[name] for name in stage.rule.slots}
-        self._count, self._index = stage.count, index
+        self._keys = keys
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -181,7 +191,8 @@ class _Slots:
         contract.check_slot_name(name, self._stored)
         storage, key = self._storages[name], None
         if storage.stochastic:
-            key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
+            assert self._keys is not None
+            key = lax.index_in_dim(self._keys, list(self._stored).index(name), keepdims=False)
         code = storage.encode(value, self._stored[name], key)
         decoded = self._decode(name, code)
         if storage.stochastic:
