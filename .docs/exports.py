@@ -21,7 +21,15 @@ PAGES = {
     "chains": ("Pieces for chains", []),
     "rules": (
         "Rules and the lift",
-        ["_core.hyper", "_core.mask", "_core.rule", "_core.transform", "transforms.chain", "rules"],
+        [
+            "_core.hyper",
+            "_core.mask",
+            "_core.context",
+            "_core.rule",
+            "_core.transform",
+            "transforms.chain",
+            "rules",
+        ],
     ),
     "storage": (
         "Storage, memory and precision",
@@ -33,6 +41,7 @@ PAGES = {
             "transforms.memory",
             "training.convert",
             "transforms.precision",
+            "transforms.evaluate",
         ],
     ),
     "training": (

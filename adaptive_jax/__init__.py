@@ -76,6 +76,7 @@ from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
 from .transforms.chain import chain as chain
 from .transforms.diagnose import diagnose as diagnose
+from .transforms.evaluate import eval_params as eval_params
 from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params
 from .transforms.memory import state_bytes as state_bytes

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from .. import maths
+from .refresh import refreshed
 
 
 class Context:
@@ -30,6 +31,7 @@ class Context:
       `aj.maths.random_bits(shape, ctx.key)`, which gives a uint32 with 16 random upper bits for each
       element, the same however an array is sharded. For a second draw,
       `aj.maths.random_key(ctx.key, 0, salt)` makes another key of it.
+    refresh: what is computed every so many steps.
 
     `advance` sees numbers alone: it has step, extra (the numbers), learning_rate and key.
     """
@@ -57,6 +59,30 @@ class Context:
             )
         salt = f"{rule}.{method == 'advance'}"  # No slot is called so: their bits are others.
         return maths.random_key(self.step, self._index, zlib.crc32(salt.encode()))
+
+    def refresh(
+        self,
+        k: int,
+        function: Callable[..., Any],
+        old: Any,
+        *args: Any,
+        first: Callable[..., Any] | None = None,
+        spread: bool = False,
+    ) -> Any:
+        """function(old, *args) at the steps 1, k+1, 2k+1, …, and old at all others.
+
+        For what is dear and may lag behind: the roots of a matrix, its eigenvectors. It is a branch,
+        which costs nothing where it is not due, under `vmap` too (there it is due for all where it is for
+        one). Nothing is differentiated through it. Where an element of the new value is not finite, old
+        is kept as a whole.
+
+        k: a whole number, 1 or more.
+        old: an array or a tree of some; what the functions return has its structure and shapes.
+        first: what is called at step 1 in place of function, where that needs something to start from.
+        spread: True so that not all arrays are due in the same step: the array at place i is it at the
+          steps i % k + 1, i % k + k + 1, …, and all of them at step 1.
+        """
+        return refreshed(self._of, self.step, self._index, k, function, old, args, first, spread)
 
     def __getattr__(self, name: str) -> Any:
         """Says why there is nothing under a name."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,10 +16,18 @@ from .errors import of_function
 from .pytrees import describe
 
 
-def check_slot_name(name: str, known: Iterable[str]) -> None:
-    """Raises a ValueError for a slot that the rule does not declare."""
+def check_stored(rule: Any, name: str, known: Mapping[str, Any], value: Any) -> None:
+    """Raises a ValueError for what `ctx.store` cannot keep."""
     if name not in known:
         raise ValueError(f"the rule has no slot {name!r}: its slots are {list(known)}.")
+    if rule.slots[name].constant:
+        raise ValueError(f"the slot {name!r} is constant: it keeps its first value.")
+    if (value is None) != (known[name] is None):
+        raise ValueError(
+            f"ctx.store got {describe(value)} for the slot {name!r}, which this array has not."
+            if known[name] is None
+            else f"ctx.store got None for the slot {name!r}, which this array has."
+        )
 
 
 def check_rule(rule: Any) -> None:
@@ -40,6 +49,24 @@ def check_rule(rule: Any) -> None:
         raise TypeError(
             f"{name} has the slots and the scalars {sorted(both)}: give them two names."
         )
+
+
+def check_rates(rules: Sequence[Any]) -> None:
+    """Raises a ValueError for a second learning rate beside a rule that returns the step itself."""
+    for place, owner in enumerate(rules):
+        if not owner.owns_rate:
+            continue
+        others = [*rules[place + 1 :], *(rules[:place] if _has_rate(owner) else ())]
+        if second := next(filter(_has_rate, others), None):
+            raise ValueError(
+                f"{owner!r} returns the step itself, learning rate included, and {second!r} would multiply "
+                "by a second one: leave that out."
+            )
+
+
+def _has_rate(rule: Any) -> bool:
+    field = rule.learning_rate_field
+    return field is not None and getattr(rule, field, None) is not None
 
 
 @functools.cache
@@ -77,6 +104,7 @@ _TAKEN = {
     "update": ("grad", "slots", "param", "ctx"),
     "measure": ("grad", "slots", "param", "ctx"),
     "advance": ("scalars", "measured", "ctx"),
+    "evaluate": ("param", "slots", "ctx"),
 }
 """What the lift gives to each method of a rule."""
 
@@ -85,18 +113,25 @@ _WHY = {
     "update": "where ctx keeps slots with ctx.store and knows the step",
     "measure": "and return numbers by name, such as {'norm': aj.maths.norm(grad)}",
     "advance": "where measured has a vector for each name of `measure`, and ctx.step is what step was",
+    "evaluate": "and return the parameter to evaluate with",
 }
 
 
 @contextlib.contextmanager
-def of_method(rule: Any, method: str, *known: Mapping[str, Any]) -> Iterator[None]:
+def of_method(
+    rule: Any, method: str, *known: Mapping[str, Any], complex_of: Any = None
+) -> Iterator[None]:
     """Says what to write instead where a rule's method fails at what Python or NumPy cannot do.
 
     known: what it may ask for by name beside its slots.
+    complex_of: the dtype that it computes in.
     """
     name = f"{type(rule).__name__}.{method}"
+    # Complex arrays times real scalars are meant, also where a user forbids promotion.
+    is_complex = complex_of is not None and jnp.issubdtype(complex_of, jnp.complexfloating)
+    promotion = jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
     try:
-        with of_function(name):
+        with promotion, of_function(name):
             yield
     except KeyError as error:
         others = [each for mapping in known for each in mapping]
@@ -123,6 +158,16 @@ def checked_numbers(rule: Any, measured: Any) -> dict[str, Any]:
                 "array, such as its norm, its sum or its largest element, of shape ()."
             )
     return dict(measured)
+
+
+def checked_parameter(rule: Any, param: Any, found: Any) -> Any:
+    """What a rule's evaluate returned, if it is like the parameter."""
+    if not hasattr(found, "dtype") or np.shape(found) != np.shape(param):
+        raise ValueError(
+            f"{type(rule).__name__}.evaluate returned {describe(found)}, where the array has the shape "
+            f"{np.shape(param)}: it must return the parameter to evaluate with."
+        )
+    return found
 
 
 def same_names(rule: Any, measured: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -169,8 +214,13 @@ def is_real(value: Any) -> bool:
     )
 
 
-def checked_result(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:
-    """What a rule's update returned, if it is a direction like its gradient, and all its slots."""
+def checked_result(
+    rule: Any, gradient: Any, result: Any, shapes: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """What a rule's update returned, if it is a direction like its gradient, and all that changes.
+
+    shapes: of each slot, None for one that this array has not.
+    """
     name = type(rule).__name__
     if not isinstance(result, tuple) or len(result) != 2:
         raise ValueError(
@@ -178,15 +228,27 @@ def checked_result(rule: Any, gradient: Any, result: Any) -> tuple[Any, Any]:
             f"without any; got a {type(result).__name__}."
         )
     direction, slots = result
-    if not isinstance(slots, Mapping) or set(slots) != set(rule.slots):
+    changing = [slot for slot, each in rule.slots.items() if not each.constant]
+    if not isinstance(slots, Mapping) or set(slots) != set(changing):
         got = list(slots) if isinstance(slots, Mapping) else type(slots).__name__
+        constant = [slot for slot in rule.slots if slot not in changing]
         raise ValueError(
-            f"{name}.update must return (direction, slots) with the slots {list(rule.slots)}, got {got}."
+            f"{name}.update must return (direction, slots) with the slots {changing}, got {got}."
+            + (f" {constant} are constant, and not returned." if constant else "")
         )
+    expected = {"direction": np.shape(gradient), **{slot: shapes[slot] for slot in changing}}
     for what, value in (("direction", direction), *slots.items()):
-        if np.shape(value) != np.shape(gradient) or not hasattr(value, "dtype"):
+        if value is None and expected[what] is None:
+            continue
+        if expected[what] is None:
             raise ValueError(
-                f"{name}.update returned for {what} {describe(value)}, where the array has the shape "
-                f"{np.shape(gradient)}."
+                f"{name}.update returned for {what} {describe(value)}, where the array has no such slot: "
+                "return None."
+            )
+        if not hasattr(value, "dtype") or np.shape(value) != expected[what]:  # type: ignore[arg-type]
+            whose = "array" if expected[what] == np.shape(gradient) else "slot"
+            raise ValueError(
+                f"{name}.update returned for {what} {describe(value)}, where the {whose} has the shape "
+                f"{expected[what]}."
             )
     return direction, slots

@@ -91,11 +91,16 @@ def matched(
     params: Any,
     extra: Extra | None = None,
     piece: Piece | None = None,
+    evaluates: bool = False,
 ) -> Matched:
-    """All trees of an update, checked, in the order of the gradients."""
+    """All trees of an update, checked, in the order of the gradients.
+
+    evaluates: whether nothing is updated, and updates are the parameters.
+    """
     rules = lifted.rules
-    gradients = pytrees.Arrays("gradients", updates)
-    pytrees.check_no_complex("gradients", updates, rules)
+    what = "params" if evaluates else "gradients"
+    gradients = pytrees.Arrays(what, updates)
+    pytrees.check_no_complex(what, updates, rules)
     of_params = gradients.params(params, [rule for rule in rules if rule.needs_params])
     states = lifted.split(state)
     entries = []
@@ -106,7 +111,7 @@ def matched(
         }
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             tree = getattr(old, name)
-            trees[name] = gradients.slot(name, tree, storage, slot.nonnegative, of_params)
+            trees[name] = gradients.slot(name, tree, storage, slot, of_params)
         entries.append(trees)
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:

@@ -43,7 +43,8 @@ def _extended(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
-def _inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
+    """Whether it is a number or an array of real or complex floats, of NumPy or JAX."""
     if isinstance(leaf, (float, complex)):
         return True
     if _is_foreign(leaf):
@@ -54,7 +55,7 @@ def _inexact(leaf: Any) -> bool:
 def check_floats(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is not an array of real or complex floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _inexact(leaf):
+        if not is_inexact(leaf):
             _no_sparse(what, tree)
             if _is_foreign(leaf):
                 raise TypeError(f"{what}{keystr(path)} is {describe(leaf)}: {_remedy(leaf)}")
@@ -213,21 +214,26 @@ class Arrays:
         for index, (gradient, param) in enumerate(zip(self.leaves, params, strict=True)):
             # Without a gradient it may be anything: a number of layers, a function.
             if gradient is not None:
-                if not _inexact(param):
+                if not is_inexact(param):
                     check_floats(f"params{self.paths()[index]}", param)
                 self._same_kind("params", index, param, may_be_real=False)
         return params
 
     def slot(
-        self, name: str, tree: Any, storage: Any, nonnegative: bool, params: Sequence[Any] = ()
+        self, name: str, tree: Any, storage: Any, slot: Any, params: Sequence[Any] = ()
     ) -> list[Any]:
-        """What the state holds of a slot for each gradient.
+        """What the state holds of a rule's `Slot` for each gradient.
 
         params: the parameters, or None for each, where the slot may be one of optax's.
         """
-        what = f"the state's {name}"
+        what, nonnegative = f"the state's {name}", slot.nonnegative
         stored = self.match(what, tree)
         for index, value in enumerate(stored):
+            shape = None if self.leaves[index] is None else np.shape(self.leaves[index])
+            if shape is not None:
+                shape = slot.shape_for(shape)
+                if shape is None and value is None:
+                    continue  # This array has no such slot.
             if value is None and self.leaves[index] is not None:
                 raise ValueError(
                     f"{self._outline(index)}, but {what} is None there: the state was made for other "
@@ -238,7 +244,7 @@ class Arrays:
             if isinstance(value, Mapping):
                 if self.leaves[index] is None:
                     continue  # It stays as it is.
-                value = storage.from_names(value, np.shape(self.leaves[index]), real=nonnegative)
+                value = storage.from_names(value, shape, real=nonnegative)
             elif params:
                 likes = self.leaves[index], params[index]
                 value = storage.adopted(value, [x for x in likes if x is not None])
@@ -256,7 +262,9 @@ class Arrays:
                 " Where parameters were cut or joined, do the same to this entry of the state, or make the "
                 "state with init(params)."
             )
-            self._same_kind(what, index, decoded, may_be_real=nonnegative, advice=advice)
+            self._same_kind(
+                what, index, decoded, may_be_real=nonnegative, shape=shape, advice=advice
+            )
         return stored
 
     def slot_tree(self, given: Any, values: list[Any]) -> Any:
@@ -306,14 +314,26 @@ class Arrays:
                 raise ValueError(f"{self._outline(index)}, but {what} is None there.")
 
     def _same_kind(
-        self, what: str, index: int, other: Any, *, may_be_real: bool, advice: str = ""
+        self,
+        what: str,
+        index: int,
+        other: Any,
+        *,
+        may_be_real: bool,
+        shape: tuple[int, ...] | None = None,
+        advice: str = "",
     ) -> None:
-        """Raises unless the other array has its gradient's shape, and is complex if that is."""
+        """Raises unless the other array has its gradient's shape, and is complex if that is.
+
+        shape: the one that it must have, where it is another one.
+        """
         gradient = self.leaves[index]
         if gradient is None or other is None:
             return
-        if np.shape(other) != np.shape(gradient) if _inexact(other) else True:
-            problem = "the two must have one shape"
+        expected = np.shape(gradient) if shape is None else shape
+        if np.shape(other) != expected if is_inexact(other) else True:
+            is_like = expected == np.shape(gradient)
+            problem = "the two must have one shape" if is_like else f"its shape must be {expected}"
         elif jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(other) and not may_be_real:
             problem = "a complex gradient has no place in a real array"
         else:

@@ -20,14 +20,68 @@ from .mask import Mask, Selection
 
 @dataclass(frozen=True)
 class Slot:
-    """Optimizer state of the shape of a parameter.
+    """Optimizer state of an array, of the shape of the parameter if nothing else is said.
 
-    initial: its first value, a number or the name of the hyperparameter that holds it.
+    initial: its first value: a number; the name of the hyperparameter that is this number; "param" for a
+      copy of the parameter; or a function of the parameter, in float32 at least, that returns the
+      value, of the slot's shape or one that can be broadcast to it.
     nonnegative: whether it is real and never negative, such as a second moment.
+    constant: whether it keeps its first value. Then it is kept exactly, whatever the storage, a copy of
+      the parameter in the parameter's dtype, and `update` does not return it.
+    shape: a function from the shape of the array to that of the slot, or to None where the array has
+      no such slot: then `slots` has None in its place, and `update` returns None for it. An axis of
+      the array that the slot keeps is divided over devices as it is there.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> rows = aj.Slot(nonnegative=True, shape=lambda shape: shape[:-1] if len(shape) > 1 else None)
+      >>> rows.shape_for((8, 3)), rows.shape_for((3,))
+      ((8,), None)
     """
 
-    initial: float | str = 0.0
+    initial: float | str | Callable[[jax.Array], Any] = 0.0
     nonnegative: bool = False
+    constant: bool = False
+    shape: Callable[[tuple[int, ...]], tuple[int, ...] | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.initial == "param" and self.shape is not None:
+            raise ValueError(
+                'Slot("param") is a copy of the parameter, and so it has its shape: leave out shape=, or '
+                "give a function of the parameter for its first value."
+            )
+
+    def shape_for(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape of the slot for an array of a shape; None where it has no such slot."""
+        if self.shape is None:
+            return shape
+        own = self.shape(shape)
+        if own is None or (isinstance(own, tuple) and all(map(_is_size, own))):
+            return own
+        raise TypeError(
+            f"the function shape= of a slot returned {own!r:.80} for the shape {shape}: it must return a "
+            "tuple of whole numbers, or None where an array has no such slot."
+        )
+
+    def axes_for(self, shape: tuple[int, ...]) -> list[int | None]:
+        """Which axis of the array each axis of the slot is; None for one of its own.
+
+        It is that axis if it grows with it.
+        """
+        own = self.shape_for(shape)
+        axes: list[int | None] = [None] * len(own or ())
+        for axis in range(len(shape)):
+            longer = self.shape_for((*shape[:axis], shape[axis] + 1, *shape[axis + 1 :]))
+            if own is None or longer is None or len(longer) != len(own):
+                continue
+            for place, size in enumerate(own):
+                if size == shape[axis] and longer[place] == size + 1:
+                    axes[place] = axis
+        return axes
+
+
+def _is_size(size: Any) -> bool:
+    return isinstance(size, (int, np.integer)) and bool(size >= 0)
 
 
 class Rule:
@@ -68,6 +122,9 @@ class Rule:
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
         that of `optax.masked`.
       learning_rate_field: the field that multiplies the direction; None for none.
+      owns_rate: whether `update` returns the step itself, with its sign and learning rate, as of a rule
+        that weights by the rate. Then no rule after it may have a learning rate, and where it has one
+        itself, none before it.
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
@@ -81,6 +138,7 @@ class Rule:
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"
+    owns_rate: ClassVar[bool] = False
 
     def update(
         self, grad: jax.Array, slots: Mapping[str, jax.Array], param: jax.Array | None, ctx: Context
@@ -116,6 +174,12 @@ class Rule:
     measured: from each name of `measure` to a vector, with an entry for each array that has elements.
     It returns the new value of each of the rule's `scalars`, and what else it likes, by name: `update`
     finds all of it in `ctx.scalars`. With nothing to measure it is not called.
+    """
+
+    evaluate: ClassVar[Callable[..., Any] | None] = None
+    """`evaluate(self, param, slots, ctx)`: the parameter to evaluate with, if not the one that is trained.
+
+    ctx: as of the last update, with the scalars that the state holds. `aj.eval_params` calls it.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -171,7 +235,7 @@ class Rule:
 
 def _is_name(first: Any) -> bool:
     """Whether a first value is the name of a hyperparameter."""
-    return isinstance(first, str)
+    return isinstance(first, str) and first != "param"
 
 
 class Fields(NamedTuple):

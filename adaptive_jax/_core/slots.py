@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ from .. import maths
 from . import contract
 from .context import Context
 from .plan import Plan, Stage
-from .rule import Rule
 from .step import advanced, cast, in_precision, product_of_rates
 
 
@@ -51,10 +49,12 @@ def update_array(
             after = _advanced(array, stage, stored, of_slots)
             scalars = in_precision(after, plan.dtype)
         kept = _Slots(stage, stored, plan.dtype, of_slots)
-        with array.of(rule, "update", scalars):
+        slots = kept.read()
+        with contract.of_method(rule, "update", scalars, rule.extra_args, complex_of=plan.dtype):
             context = array.context(stage, "update", scalars, kept)
-            result = rule.update(array.direction, kept.read(), array.param, context)
-        array.direction, values = contract.checked_result(rule, gradient, result)
+            result = rule.update(array.direction, slots, array.param, context)
+        shapes = {name: None if x is None else x.shape for name, x in slots.items()}
+        array.direction, values = contract.checked_result(rule, gradient, result, shapes)
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
     return maths.saturating_cast(array.direction, plan.out_dtype), new
@@ -86,7 +86,7 @@ def _measured(
     scalars: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
     rule, kept = stage.rule, _Slots(stage, stored, array.dtype, keys)
-    with array.of(rule, "measure", scalars):
+    with contract.of_method(rule, "measure", scalars, rule.extra_args, complex_of=array.dtype):
         context = array.context(stage, "measure", scalars, kept)
         measured = rule.measure(array.direction, kept.read(), array.param, context)  # type: ignore[misc]
     return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
@@ -133,17 +133,6 @@ class _Array:
     def _precision_of(self, x: jax.Array) -> Any:
         return maths.compute_dtype(jnp.result_type(x), self.dtype)
 
-    @contextlib.contextmanager
-    def of(self, rule: Rule, method: str, scalars: Mapping[str, Any]) -> Iterator[None]:
-        """Around a method of a rule."""
-        # Complex arrays times real scalars are meant, also where a user forbids promotion.
-        is_complex = jnp.issubdtype(self.dtype, jnp.complexfloating)
-        promotion = (
-            jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
-        )
-        with promotion, contract.of_method(rule, method, scalars, rule.extra_args):
-            yield
-
     def context(
         self, stage: Stage, method: str, scalars: Mapping[str, Any], kept: _Slots
     ) -> Context:
@@ -165,12 +154,18 @@ class _Array:
         )
 
 
+def decoded(stage: Stage, entries: Mapping[str, Any], dtype: Any) -> dict[str, jax.Array]:
+    """The slots of one rule for one array, as the rule sees them."""
+    return _Slots(stage, entries, dtype, None).read()
+
+
 class _Slots:
     """The slots of one rule for one array, between the state and the rule."""
 
     def __init__(
-        self, stage: Stage, stored: dict[str, Any], dtype: Any, keys: jax.Array | None
+        self, stage: Stage, stored: Mapping[str, Any], dtype: Any, keys: jax.Array | None
     ) -> None:
+        self._rule = stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._keys = keys
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -178,17 +173,23 @@ class _Slots:
         self._dtypes = {
             name: real if slot.nonnegative else dtype for name, slot in stage.rule.slots.items()
         }
-        self._codes: dict[str, tuple[jax.Array, Any]] = {}
+        self._codes: dict[str, tuple[Any, Any]] = {}
 
     def read(self) -> dict[str, jax.Array]:
+        """Each slot as the rule sees it; None for one that this array has not."""
         return {name: self._decode(name, stored) for name, stored in self._stored.items()}
 
-    def _decode(self, name: str, stored: Any) -> jax.Array:
+    def _decode(self, name: str, stored: Any) -> Any:
+        if stored is None:
+            return None
         return maths.saturating_cast(self._storages[name].decode(stored), self._dtypes[name])
 
     def store(self, name: str, value: jax.Array) -> jax.Array:
         """Encodes value, and returns what it reads back as."""
-        contract.check_slot_name(name, self._stored)
+        contract.check_stored(self._rule, name, self._stored, value)
+        if self._stored[name] is None:
+            self._codes[name] = None, None
+            return value
         storage, key = self._storages[name], None
         if storage.stochastic:
             assert self._keys is not None
@@ -205,4 +206,4 @@ class _Slots:
         for name, value in values.items():
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
-        return {name: self._codes[name][1] for name in self._stored}
+        return self._stored | {name: code for name, (_, code) in self._codes.items()}

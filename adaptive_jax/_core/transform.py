@@ -13,12 +13,14 @@ import jax.numpy as jnp
 from .. import maths
 from . import contract, export, pytrees, states
 from .extra import asked
+from .first import first_values
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
 from .rule import Rule, fields
 from .storage import named
 from .transformation import Transformation
 from .update import update_tree
+from .wrapper import check_one_evaluates
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -81,12 +83,15 @@ def build(
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
         contract.check_rule(rule)
+    contract.check_rates(rules)
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
     if storage is not None:
         options["storage"] = Unquoted(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
-    return Transformation.of(Optimizer(rules, storages, factory, tuple(options.items()), order))
+    optimizer = Optimizer(rules, storages, factory, tuple(options.items()), order)
+    check_one_evaluates(optimizer)
+    return Transformation.of(optimizer)
 
 
 @export.node
@@ -116,10 +121,8 @@ class Optimizer(Lifted):
             for name, first in rule.scalars.items():
                 number = _first_number(rule, first, scalar_dtype)
                 entries[name] = _for_each(number, params) if rule.layerwise else number
-            for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
-                first = slot.initial
-                initial = getattr(rule, first) if isinstance(first, str) else first
-                entries[name] = storage.init_tree(initial, params, real=slot.nonnegative)
+            for name, storage in zip(rule.slots, storages, strict=True):
+                entries[name] = first_values(rule, name, storage, params)
             rule_states.append(layout.make(**entries))
         return self.join(rule_states)
 

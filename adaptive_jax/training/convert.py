@@ -131,7 +131,7 @@ def _convert_rules(
         }
         storages = zip(rule.slots.items(), old_storages, new_storages, strict=True)
         for (name, slot), old, new in storages:
-            stored = arrays.slot(name, getattr(part, name), old, slot.nonnegative, arrays.leaves)
+            stored = arrays.slot(name, getattr(part, name), old, slot, arrays.leaves)
             targets = arrays.treedef.flatten_up_to(getattr(like, name))
             entries[name] = arrays.treedef.unflatten(
                 [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from core.whole_tree_rules import AdaGradNorm, AdaHessian, Cautious, StochasticPolyak, Sums
+from core.whole_tree_rules import AdaGradNorm, AdaHessian, Cautious, Prodigy, StochasticPolyak, Sums
 
 import adaptive_jax as aj
 
@@ -251,6 +251,27 @@ def test_the_rate_of_the_rules_before():
         np.testing.assert_allclose(updates, rate * rate, rtol=1e-6)
     updates, _ = aj.transform(Told()).update(gradients, optax.EmptyState())
     np.testing.assert_array_equal(updates, 1.0)
+
+
+def test_a_second_learning_rate_is_refused():
+    @dataclass(frozen=True)
+    class Step(aj.Rule):
+        owns_rate = True
+
+        def update(self, grad, slots, param, ctx):
+            return -ctx.learning_rate * grad, {}
+
+    updates, _ = aj.transform(aj.LearningRate(0.5, flip_sign=False), Step()).update(
+        jnp.ones(2), (optax.EmptyState(), optax.EmptyState())
+    )
+    np.testing.assert_allclose(updates, -0.25)
+    with pytest.raises(
+        ValueError, match=r"Step\(\) returns the step itself.* LearningRate\(learning_r"
+    ):
+        aj.transform(Step(), aj.LearningRate(0.5))
+    for rules in ((Prodigy(), aj.LearningRate(0.5)), (aj.LearningRate(0.5), Prodigy())):
+        with pytest.raises(ValueError, match=r"Prodigy\(.* would multiply by a second one"):
+            aj.transform(*rules)
 
 
 def test_random_bits_of_a_rule():

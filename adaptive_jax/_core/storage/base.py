@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -75,9 +75,25 @@ class Storage:
         is_made_of = set(getattr(made, "_fields", ())) == set(stored)
         return type(made)(**stored) if is_made_of else stored
 
-    def init_tree(self, value: float | jax.Array, params: Any, *, real: bool) -> Any:
-        """`init` for every array of a tree."""
-        return jax.tree.map(functools.partial(self.init, value, real=real), params)
+    def init_tree(
+        self,
+        value: float | jax.Array,
+        params: Any,
+        *,
+        real: bool,
+        like: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """`init` for every array of a tree.
+
+        like: from a parameter to an array of the slot's shape, or to None where it has no such slot;
+          None where the slot has the shape of the parameter.
+        """
+
+        def first(param: Any) -> Any:
+            array = param if like is None else like(param)
+            return None if array is None else self.init(value, array, real=real)
+
+        return jax.tree.map(first, params)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,20 @@ class Masked(Storage):
     def elementwise(self) -> bool:  # type: ignore[override]
         return self.storage.elementwise
 
-    def init_tree(self, value: float | jax.Array, params: Any, *, real: bool) -> Any:
+    def init_tree(
+        self,
+        value: float | jax.Array,
+        params: Any,
+        *,
+        real: bool,
+        like: Callable[[Any], Any] | None = None,
+    ) -> Any:
         leaves = pytrees.Arrays("params", params)
         selected = leaves.selected(self.mask, params) if leaves.leaves else []
         stored = [
-            x if x is None else (self.storage if select else PLAIN).init(value, x, real=real)
+            x
+            if x is None
+            else (self.storage if select else PLAIN).init_tree(value, x, real=real, like=like)
             for x, select in zip(leaves.leaves, selected, strict=True)
         ]
         return leaves.treedef.unflatten(stored)

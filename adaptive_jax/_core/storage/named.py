@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..rule import Slot
 from .base import PLAIN, BFloat16, Float, Storage
 from .blocks import Blocks
+from .constant import Constant
 from .factored import Factored
 
 NAMED: dict[str, Storage] = {
@@ -47,6 +48,7 @@ def per_slot(storage: Any, slots: Mapping[str, Slot]) -> dict[str, Storage]:
         found = {name: resolve(storage.get(name)) for name in slots}
     else:
         found = dict.fromkeys(slots, resolve(storage))
+    found |= {name: Constant() for name, slot in slots.items() if slot.constant}
     for name, slot in slots.items():
         if found[name].nonnegative_only and not slot.nonnegative:
             fit = {name: storage for name, slot in slots.items() if slot.nonnegative}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -44,4 +45,22 @@ def _split_like(sharding: Any, shape: tuple[int, ...]) -> Any:
         names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
         parts = math.prod(sharding.mesh.shape[name] for name in names)
         split.append(axes if size % parts == 0 else None)
+    return NamedSharding(sharding.mesh, PartitionSpec(*split))
+
+
+def with_axes(param: Any, shape: tuple[int, ...], axes: Sequence[int | None]) -> Any:
+    """The sharding for an array some of whose axes are those of param, and the others on every device.
+
+    axes: for each axis of shape that of param, or None. An axis that it has twice is split once.
+    """
+    if isinstance(param, Tracer):
+        sharding: Any = explicit_sharding(param, param.shape)
+    else:
+        sharding = getattr(param, "sharding", None)
+    # That of a single device would bind the array to it, and compile a second time.
+    if not isinstance(sharding, NamedSharding) or sharding.mesh.empty:
+        return None
+    spec = (*sharding.spec, *[None] * len(param.shape))
+    first = [axis if axes.index(axis) == place else None for place, axis in enumerate(axes)]
+    split = [None if axis is None else spec[axis] for axis in first]
     return NamedSharding(sharding.mesh, PartitionSpec(*split))
