@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -68,8 +67,9 @@ def _updated(
             result = rule.update(grad, slots, param, context)
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
         direction, values = contract.checked_result(rule, grad, result, shapes)
-        direction = kept.view.back(direction)
-        array.direction = _alike(stage, array.direction, direction)
+        if stage.axes is not None:
+            direction = _divided_as(array.direction, kept.view.back(direction))
+        array.direction = direction
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
     return maths.saturating_cast(array.direction, plan.out_dtype), new
@@ -212,7 +212,7 @@ class _Slots:
         index: Any,
         shape: tuple[int, ...],
     ) -> None:
-        self.view, self._stage, self._rule = view(stage.axes, shape), stage, stage.rule
+        self.view, self._rule = view(stage.axes, shape), stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._count, self._index = stage.count, index
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -266,13 +266,13 @@ class _Slots:
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
         new = self._stored | {name: code for name, (_, code) in self._codes.items()}
-        return jax.tree.map(functools.partial(_alike, self._stage), self._stored, new)
+        return jax.tree.map(_divided_as, self._stored, new) if self._rule.matrix else new
 
 
-def _alike(stage: Stage, old: jax.Array, new: jax.Array) -> jax.Array:
-    """What takes the place of an array, divided over devices as it is.
+def _divided_as(old: jax.Array, new: jax.Array) -> jax.Array:
+    """What takes the place of an array, divided over devices as that is.
 
-    Of a product of matrices the compiler would divide what it likes, and the next step would be another
-    program. What is computed element by element is divided as it was without it.
+    A product of matrices is divided as the compiler likes, and the next step would be another program.
+    What is computed element by element is divided as it was without this.
     """
-    return new if stage.axes is None else shard_alike(old, new)[1]
+    return shard_alike(old, new)[1]
