@@ -24,8 +24,8 @@ PAGES = {
         [
             "_core.hyper",
             "_core.mask",
-            "_core.rule",
             "_core.context",
+            "_core.rule",
             "_core.views",
             "_core.transform",
             "transforms.chain",
@@ -53,6 +53,7 @@ PAGES = {
             "transforms.memory",
             "training.convert",
             "transforms.precision",
+            "transforms.evaluate",
         ],
     ),
     "training": (

@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -112,6 +113,7 @@ _TAKEN = {
     "update": ("grad", "slots", "param", "ctx"),
     "measure": ("grad", "slots", "param", "ctx"),
     "advance": ("scalars", "measured", "ctx"),
+    "evaluate": ("param", "slots", "ctx"),
 }
 """What the lift gives to each method of a rule."""
 
@@ -120,18 +122,25 @@ _WHY = {
     "update": "where ctx keeps slots with ctx.store and knows the step",
     "measure": "and return numbers by name, such as {'norm': aj.maths.norm(grad)}",
     "advance": "where measured has a vector for each name of `measure`, and ctx.step is what step was",
+    "evaluate": "and return the parameter to evaluate with",
 }
 
 
 @contextlib.contextmanager
-def of_method(rule: Any, method: str, *known: Mapping[str, Any]) -> Iterator[None]:
+def of_method(
+    rule: Any, method: str, *known: Mapping[str, Any], complex_of: Any = None
+) -> Iterator[None]:
     """Says what to write instead where a rule's method fails at what Python or NumPy cannot do.
 
     known: what it may ask for by name beside its slots.
+    complex_of: the dtype that it computes in.
     """
     name = f"{type(rule).__name__}.{method}"
+    # Complex arrays times real scalars are meant, also where a user forbids promotion.
+    is_complex = complex_of is not None and jnp.issubdtype(complex_of, jnp.complexfloating)
+    promotion = jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
     try:
-        with of_function(name):
+        with promotion, of_function(name):
             yield
     except KeyError as error:
         others = [each for mapping in known for each in mapping]
@@ -158,6 +167,16 @@ def checked_numbers(rule: Any, measured: Any) -> dict[str, Any]:
                 "array, such as its norm, its sum or its largest element, of shape ()."
             )
     return dict(measured)
+
+
+def checked_parameter(rule: Any, param: Any, found: Any) -> Any:
+    """What a rule's evaluate returned, if it is like the parameter."""
+    if not hasattr(found, "dtype") or np.shape(found) != np.shape(param):
+        raise ValueError(
+            f"{type(rule).__name__}.evaluate returned {describe(found)}, where the array has the shape "
+            f"{np.shape(param)}: it must return the parameter to evaluate with."
+        )
+    return found
 
 
 def same_names(rule: Any, measured: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -94,14 +94,19 @@ def matched(
     params: Any,
     extra: Extra | None = None,
     piece: Piece | None = None,
+    evaluates: bool = False,
 ) -> Matched:
-    """All trees of an update, checked, in the order of the gradients."""
+    """All trees of an update, checked, in the order of the gradients.
+
+    evaluates: whether nothing is updated, and updates are the parameters.
+    """
     rules = lifted.rules
-    gradients = pytrees.Arrays("gradients", updates)
-    pytrees.check_no_complex("gradients", updates, rules)
+    what = "params" if evaluates else "gradients"
+    gradients = pytrees.Arrays(what, updates)
+    pytrees.check_no_complex(what, updates, rules)
     if piece is None:
         tree = gradients.treedef.unflatten(gradients.leaves)
-        of_rules = [axes_of_arrays(rule, "gradients", tree) for rule in rules]
+        of_rules = [axes_of_arrays(rule, what, tree) for rule in rules]
         axes = list(zip(*of_rules, strict=True))
     else:
         axes = [piece.axes] * len(gradients.leaves)

@@ -43,7 +43,8 @@ def _extended(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
-def _inexact(leaf: Any) -> bool:
+def is_inexact(leaf: Any) -> bool:
+    """Whether it is a number or an array of real or complex floats, of NumPy or JAX."""
     if isinstance(leaf, (float, complex)):
         return True
     if _is_foreign(leaf):
@@ -54,7 +55,7 @@ def _inexact(leaf: Any) -> bool:
 def check_floats(what: str, tree: Any) -> None:
     """Raises a TypeError, with the path, if a leaf is not an array of real or complex floats."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _inexact(leaf):
+        if not is_inexact(leaf):
             _no_sparse(what, tree)
             if _is_foreign(leaf):
                 raise TypeError(f"{what}{keystr(path)} is {describe(leaf)}: {_remedy(leaf)}")
@@ -121,7 +122,7 @@ def with_gradient(updates: Any, params: Any) -> Any:
     except ValueError:
         return params
     kept = [
-        param if gradient is not None or _inexact(param) else None
+        param if gradient is not None or is_inexact(param) else None
         for gradient, param in zip(leaves, found, strict=True)
     ]
     return treedef.unflatten(kept) if any(map(_is_not, kept, found)) else params
@@ -213,7 +214,7 @@ class Arrays:
         for index, (gradient, param) in enumerate(zip(self.leaves, params, strict=True)):
             # Without a gradient it may be anything: a number of layers, a function.
             if gradient is not None:
-                if not _inexact(param):
+                if not is_inexact(param):
                     check_floats(f"params{self.paths()[index]}", param)
                 self._same_kind("params", index, param, may_be_real=False)
         return params
@@ -339,7 +340,7 @@ class Arrays:
         if gradient is None or other is None:
             return
         expected = np.shape(gradient) if shape is None else shape
-        if np.shape(other) != expected if _inexact(other) else True:
+        if np.shape(other) != expected if is_inexact(other) else True:
             is_like = expected == np.shape(gradient)
             problem = "the two must have one shape" if is_like else f"its shape must be {expected}"
         elif jnp.iscomplexobj(gradient) and not jnp.iscomplexobj(other) and not may_be_real:

@@ -183,6 +183,12 @@ class Rule:
     finds all of it in `ctx.scalars`. With nothing to measure it is not called.
     """
 
+    evaluate: ClassVar[Callable[..., Any] | None] = None
+    """`evaluate(self, param, slots, ctx)`: the parameter to evaluate with, if not the one that is trained.
+
+    ctx: as of the last update, with the scalars that the state holds. `aj.eval_params` calls it.
+    """
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # Set here, in the class itself, so that @dataclass leaves it alone.

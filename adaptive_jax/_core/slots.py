@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from .. import maths
 from . import contract
 from .context import Context
 from .plan import Plan, Stage
-from .rule import Rule
 from .step import advanced, cast, in_precision, product_of_rates
 from .storage.sharding import explicit_sharding
 from .views import view
@@ -62,7 +60,7 @@ def _updated(
             scalars = in_precision(after, plan.dtype)
         kept = _Slots(stage, stored, plan.dtype, index, gradient.shape)
         grad, slots, param = kept.seen(array.direction), kept.read(), kept.seen(array.param)
-        with array.of(rule, "update", scalars):
+        with contract.of_method(rule, "update", scalars, rule.extra_args, complex_of=plan.dtype):
             context = array.context(stage, "update", scalars, kept)
             result = rule.update(grad, slots, param, context)
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
@@ -123,7 +121,7 @@ def _measured(
 ) -> dict[str, jax.Array]:
     rule, kept = stage.rule, _Slots(stage, stored, array.dtype, array.index, array.direction.shape)
     grad, param = kept.seen(array.direction), kept.seen(array.param)
-    with array.of(rule, "measure", scalars):
+    with contract.of_method(rule, "measure", scalars, rule.extra_args, complex_of=array.dtype):
         context = array.context(stage, "measure", scalars, kept)
         measured = rule.measure(grad, kept.read(), param, context)  # type: ignore[misc]
     return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
@@ -168,17 +166,6 @@ class _Array:
     def _precision_of(self, x: jax.Array) -> Any:
         return maths.compute_dtype(jnp.result_type(x), self.dtype)
 
-    @contextlib.contextmanager
-    def of(self, rule: Rule, method: str, scalars: Mapping[str, Any]) -> Iterator[None]:
-        """Around a method of a rule."""
-        # Complex arrays times real scalars are meant, also where a user forbids promotion.
-        is_complex = jnp.issubdtype(self.dtype, jnp.complexfloating)
-        promotion = (
-            jax.numpy_dtype_promotion("standard") if is_complex else contextlib.nullcontext()
-        )
-        with promotion, contract.of_method(rule, method, scalars, rule.extra_args):
-            yield
-
     def context(
         self, stage: Stage, method: str, scalars: Mapping[str, Any], kept: _Slots
     ) -> Context:
@@ -201,13 +188,20 @@ class _Array:
         )
 
 
+def decoded(
+    stage: Stage, entries: Mapping[str, Any], dtype: Any, shape: tuple[int, ...]
+) -> dict[str, jax.Array]:
+    """The slots of one rule for one array of a shape, as the rule sees them."""
+    return _Slots(stage, entries, dtype, None, shape).read()
+
+
 class _Slots:
     """The slots of one rule for one array, between the state and the rule, which may see matrices."""
 
     def __init__(
         self,
         stage: Stage,
-        stored: dict[str, Any],
+        stored: Mapping[str, Any],
         dtype: Any,
         index: Any,
         shape: tuple[int, ...],

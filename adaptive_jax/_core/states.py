@@ -89,15 +89,18 @@ def scheduled_decays(rule: Rule) -> list[str]:
 
 
 class Layout(NamedTuple):
-    """How the state of a rule is laid out: the name of its NamedTuple, its entries in order, and
-    whether it is in an `optax.MaskedState`."""
+    """How the state of a rule is laid out: the name of its NamedTuple, its entries in order, whether
+    it is in an `optax.MaskedState`, and whether the rule evaluates with other parameters."""
 
     name: str
     fields: tuple[str, ...]
     masked: bool
+    evaluates: bool = False
 
     def make(self, **entries: Any) -> Any:
         """The state, of its entries; `optax.EmptyState()` without any."""
+        if self.evaluates and self.fields:
+            _evaluating.add(state_type(self.name, self.fields))
         return state_type(self.name, self.fields)(**entries) if self.fields else optax.EmptyState()
 
     def __str__(self) -> str:
@@ -116,7 +119,16 @@ def layout_of(rule: Rule, counts: bool = False) -> Layout:
         rule.state_type_name or f"{type(rule).__name__}State",
         (*count, *corrections, *rule.scalars, *rule.slots),
         rule.state_is_masked and mask_of(rule) is not None,
+        rule.evaluate is not None,
     )
+
+
+_evaluating: set[type] = set()
+
+
+def evaluates(state: Any) -> bool:
+    """Whether it is the state of a rule that evaluates with other parameters than it trains."""
+    return type(state) in _evaluating
 
 
 _NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {

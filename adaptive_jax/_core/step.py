@@ -32,15 +32,25 @@ class RuleAtStep:
     """
 
     def __init__(
-        self, rule: Rule, storages: tuple[base.Storage, ...], old: Any, numbers: Mapping[str, Any]
+        self,
+        rule: Rule,
+        storages: tuple[base.Storage, ...],
+        old: Any,
+        numbers: Mapping[str, Any],
+        *,
+        is_past: bool = False,
     ) -> None:
+        """numbers: among the extra arguments. is_past: for the step that was the last one, not the next."""
         self.rule, self._old, self.storages = rule, old, storages
         self.extra = {name: numbers[name] for name in rule.extra_args if name in numbers}
         self.stochastic = any(storage.stochastic for storage in storages)
         self._layout = states.layout_of(rule, self.stochastic)
         self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in self._layout.fields else None
-        if self.stochastic:
+        if is_past:
+            self.count, self.step = count, reached(count)
+            count = None if count is None else jnp.maximum(self.step - 1, 0)
+        elif self.stochastic:
             self.count = _next_count(count)
             count, self.step = reached(count), reached(self.count)
         else:
@@ -55,7 +65,9 @@ class RuleAtStep:
             self._values[name] = value
         # For a constant b, the bias correction follows from the step.
         self._corrections = {
-            f"{name}_correction": self._advance(name, getattr(old, f"{name}_correction"))
+            f"{name}_correction": getattr(old, f"{name}_correction")
+            if is_past
+            else self._advance(name, getattr(old, f"{name}_correction"))
             for name in states.scheduled_decays(rule)
         }
         self.scalars = {} if rule.layerwise else {name: getattr(old, name) for name in rule.scalars}

@@ -21,6 +21,7 @@ from .storage import named
 from .transformation import Transformation
 from .update import update_tree
 from .views import axes_of_arrays, check_all_found
+from .wrapper import check_one_evaluates
 
 
 def transform(*rules: Rule, storage: Any = None) -> Transformation:
@@ -89,7 +90,9 @@ def build(
     if storage is not None:
         options["storage"] = Unquoted(repr(storage))  # A mapping does not hash.
     order = tuple(range(len(rules)) if order is None else order)
-    return Transformation.of(Optimizer(rules, storages, factory, tuple(options.items()), order))
+    optimizer = Optimizer(rules, storages, factory, tuple(options.items()), order)
+    check_one_evaluates(optimizer)
+    return Transformation.of(optimizer)
 
 
 @export.node

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from . import hyper, nodes, pytrees, states
+from .lifted import Lifted
+from .rule import Rule
 from .transformation import Transformation, data_of, member
 
 
@@ -99,6 +101,26 @@ class Wrapper:
         """The parameters, or a tree like them, as each of the transformations in it sees them."""
         return (params,) * len(self.wrapped())
 
+    def evaluating(self) -> list[Rule]:
+        """The rules in it that evaluate with other parameters, as many as see one array.
+
+        A wrapper that divides the arrays among its transformations gives those of the one that has most.
+        """
+        return [rule for each in self.wrapped() for rule in evaluating(each)]
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        """The parameters to evaluate with, of those that are trained: from the last to the first.
+
+        A wrapper that divides the arrays among its transformations gives to each its own, with the
+        others masked as in its update, and puts together what comes back.
+
+        of_inner: from a transformation in it, parameters, and its part of the state to the parameters.
+        """
+        row = list(zip(self.wrapped(), self.states_in(state), strict=True))
+        for each, part in reversed(row):
+            params = of_inner(each, params, part)
+        return params
+
     def _row(self, columns: Iterable[Any]) -> tuple[Any, ...]:
         """What there is for each field that is a transformation, one by one for many of them."""
         row: list[Any] = []
@@ -149,6 +171,24 @@ class Wrapper:
             has_default = field.default is not dataclasses.MISSING
             shown.append(f"{field.name}={text}" if has_default else text)
         return f"{self.label or type(self).__name__}({', '.join(shown)})"
+
+
+def evaluating(transformation: Any) -> list[Rule]:
+    """The rules in a transformation that evaluate with other parameters, as many as see one array."""
+    data = data_of(transformation)
+    if isinstance(data, Wrapper):
+        return data.evaluating()
+    rules = data.rules if isinstance(data, Lifted) else ()
+    return [rule for rule in rules if rule.evaluate is not None]
+
+
+def check_one_evaluates(transformation: Any) -> None:
+    """Raises a ValueError where two rules evaluate with other parameters than they train."""
+    if len(rules := evaluating(transformation)) > 1:
+        raise ValueError(
+            f"{rules[0]!r} and {rules[1]!r} both evaluate with other parameters than are trained, and what "
+            "one of them keeps is not what the other one makes: leave one of them out."
+        )
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from .._core.extra import FIRST_GRADIENT, first_gradient, hands_on
 from .._core.lifted import Lifted
 from .._core.rule import Rule
 from .._core.transformation import Transformation
-from .._core.wrapper import Wrapper, walk
+from .._core.wrapper import Wrapper, check_one_evaluates, walk
 
 
 def chain(*transformations: optax.GradientTransformation) -> Transformation:
@@ -37,7 +37,9 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
       >>> aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1))
       chain(clip_by_global_norm(max_norm=1.0), sgd(learning_rate=0.1))
     """
-    return Transformation.of(Chained(transformations))
+    chained = Chained(transformations)
+    check_one_evaluates(chained)
+    return Transformation.of(chained)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,6 +152,10 @@ class Compensate(Wrapper):
                 corrections[index] = left.astype(old.dtype)
                 new[index] = rounded - param.astype(jnp.float32)
         return unflatten(new), CompensateState(unflatten(corrections), inner_state)
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        exact = exact_params(params, state._replace(inner_state=()))
+        return of_inner(self.inner, exact, state.inner_state)
 
     def kept_in(self, dtype: Any) -> Any:
         """The dtype of the correction of a parameter; None for one without."""
