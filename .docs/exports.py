@@ -24,8 +24,8 @@ PAGES = {
         [
             "_core.hyper",
             "_core.mask",
-            "_core.context",
             "_core.rule",
+            "_core.context",
             "_core.views",
             "_core.transform",
             "transforms.chain",
@@ -41,6 +41,7 @@ PAGES = {
             "schedules.decays",
             "schedules.pieces",
             "schedules.cycles",
+            "transforms.layers",
         ],
     ),
     "storage": (

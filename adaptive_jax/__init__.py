@@ -81,6 +81,7 @@ from .transforms.describe import Description as Description
 from .transforms.describe import describe as describe
 from .transforms.diagnose import diagnose as diagnose
 from .transforms.evaluate import eval_params as eval_params
+from .transforms.layers import layerwise_decay as layerwise_decay
 from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params
 from .transforms.memory import state_bytes as state_bytes

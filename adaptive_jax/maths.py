@@ -270,18 +270,25 @@ def global_norm(tree: Any) -> jax.Array:
     return norm(jnp.stack(norms)) if norms else jnp.zeros((), dtype)
 
 
+def places(shape: tuple[int, ...]) -> jax.Array:
+    """The place of each element among all of an array, as a uint32 that wraps around."""
+    place = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % 2**32
+        place = place + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return place
+
+
 def random_bits(shape: tuple[int, ...], key: Any) -> jax.Array:
     """A uint32 for each element, the upper 16 bits of which are random.
 
     A hash of a key, a uint32 of shape (), and of the element's place. It is a few integer operations
     that fuse with what uses them, and the same however an array is sharded. Not for cryptography, nor
     for initial values.
+
+    key: or, for a part of an array, key + place for each of its elements.
     """
-    place = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = math.prod(shape[axis + 1 :]) % 2**32
-        place = place + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-    bits = (place + key) * jnp.uint32(0x9E3779B9)
+    bits = (key if jnp.shape(key) else places(shape) + key) * jnp.uint32(0x9E3779B9)
     return (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
 
 

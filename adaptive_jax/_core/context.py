@@ -27,13 +27,10 @@ class Context:
       where there is none around it. For rules with `needs_gradient`.
     learning_rate: the product of the learning rates of the rules before this one in its row; 1 if
       there are none. A rule that is to see a learning rate comes after it.
-    key: a uint32 of shape (), another one for each step, array and kind of rule, for
-      `aj.maths.random_bits(shape, ctx.key)`, which gives a uint32 with 16 random upper bits for each
-      element, the same however an array is sharded. For a second draw,
-      `aj.maths.random_key(ctx.key, 0, salt)` makes another key of it.
-    refresh: what is computed every so many steps.
 
-    `advance` sees numbers alone: it has step, extra (the numbers), learning_rate and key.
+    Its property `key` is a key for random bits, and its method `refresh` computes every so many steps.
+
+    In `advance`, which sees no array, there are step, extra with the numbers, learning_rate and key.
     """
 
     step: Any
@@ -50,7 +47,25 @@ class Context:
 
     @property
     def key(self) -> jax.Array:
-        """A key for random bits."""
+        """A key for random bits, a uint32 of shape (): another one for each step, array and kind of rule.
+
+        `aj.maths.random_bits(shape, ctx.key)` makes a uint32 of each element's place, the upper 16 bits of
+        which are random, the same however an array is sharded. For a second draw,
+        `aj.maths.random_key(ctx.key, 0, salt)` makes another key of it.
+
+        Example:
+          >>> import adaptive_jax as aj, jax.numpy as jnp
+          >>> from dataclasses import dataclass
+          >>> @dataclass(frozen=True)
+          ... class Flipped(aj.Rule):
+          ...     counts_steps = True
+          ...     def update(self, grad, slots, param, ctx):
+          ...         bits = aj.maths.random_bits(grad.shape, ctx.key)
+          ...         return jnp.where(bits >> 31, grad, -grad), {}
+          >>> tx = aj.transform(Flipped())
+          >>> print(jnp.abs(tx.update(jnp.ones(3), tx.init(jnp.ones(3)))[0]))
+          [1. 1. 1.]
+        """
         rule, _, method = self._of.partition(".")
         if self.step is None:
             raise ValueError(
@@ -101,7 +116,10 @@ class Context:
                 "into the class, so that it is handed on"
             )
         elif name == "learning_rate" and method in ("measure", "advance", "update"):
-            why = "a rule before it does not count its steps, and cannot tell its learning rate"
+            why = (
+                "a rule before it does not count its steps, and cannot tell its learning rate, or, where "
+                "`advance` makes numbers for all arrays, has one for each of them"
+            )
         elif name in Context.__annotations__:
             why = (
                 "it sees the numbers of all arrays, and no array" if method == "advance" else

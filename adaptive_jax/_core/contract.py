@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,8 +39,11 @@ def check_matrices(rule: Any, name: str, value: Any, shape: tuple[int, ...]) -> 
         )
 
 
-def check_rule(rule: Any) -> None:
-    """Raises a TypeError unless a rule's methods take what the lift gives them."""
+def check_rule(rule: Any, fields: Collection[str]) -> None:
+    """Raises a TypeError unless a rule's methods take what the lift gives them.
+
+    fields: the names of its hyperparameters.
+    """
     name = type(rule).__name__
     _check_methods(type(rule))
     if rule.scalars and rule.advance is None:
@@ -53,6 +56,12 @@ def check_rule(rule: Any) -> None:
             raise TypeError(
                 f"{name}.extra_args[{argument!r}]={kind!r} must be 'number', or 'array' for a tree like "
                 "the parameters."
+            )
+    for field in rule.per_array:
+        if field not in fields:
+            raise TypeError(
+                f"{name}.per_array names {field!r}, which is no hyperparameter of it: these are "
+                f"{', '.join(fields) or 'none'}."
             )
     if both := set(rule.scalars) & set(rule.slots):
         raise TypeError(

@@ -49,8 +49,7 @@ def evaluate_array(
         return param
     rule: Any = stage.rule
     wide = maths.compute_dtype(jnp.result_type(param), plan.dtype)
-    param, of_rule = cast(param, wide), view(stage.axes, param.shape)
-    seen = of_rule.to_matrices(param)
+    param, seen = cast(param, wide), view(stage.axes, param.shape)
     scalars = stage.scalars
     if rule.layerwise:
         scalars = in_precision({name: entries[name] for name in rule.scalars}, plan.dtype)
@@ -64,7 +63,9 @@ def evaluate_array(
         **product_of_rates(stage.learning_rate, plan.dtype),
     )
     with contract.of_method(rule, "evaluate", scalars, complex_of=plan.dtype):
-        found = rule.evaluate(seen, decoded(stage, entries, plan.dtype, param.shape), context)
-    found = of_rule.back(cast(contract.checked_parameter(rule, seen, found), wide))
+        slots = decoded(stage, entries, plan.dtype, param.shape)
+        found = rule.evaluate(seen.to_matrices(param), slots, context)
+    found = contract.checked_parameter(rule, seen.to_matrices(param), found)
+    found = cast(seen.back(found), wide)
     # Before the first update there is nothing else to evaluate with.
     return found if stage.step is None else jnp.where(stage.step == 0, param, found)

@@ -1,8 +1,9 @@
-"""What the slots of a rule hold before the first update."""
+"""What the state of a rule holds before the first update."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +19,34 @@ from .storage import base
 from .storage.sharding import explicit_sharding, with_axes
 from .views import View, views_of_arrays
 
+Own = Mapping[str, Sequence[Any]]
+"""Of each hyperparameter that is a tree, what it is for each array, None among them."""
 
-def first_values(rule: Rule, name: str, storage: base.Storage, params: Any) -> Any:
+
+def first_numbers(rule: Rule, name: str, dtype: Any, params: Any, own: Own) -> Any:
+    """What the state holds at first of one of a rule's scalars; for a layerwise rule a tree of them."""
+    first = rule.scalars[name]
+    if isinstance(first, str) and first in own:
+        if not rule.layerwise:
+            raise ValueError(
+                f"{first} is a tree in {type(rule).__name__}, and the first value of {name}, which is one "
+                "number for all arrays: it must be one number, or an array of shape ()."
+            )
+        numbers = [None if each is None else jnp.asarray(each, dtype) for each in own[first]]
+        return pytrees.Arrays("params", params).treedef.unflatten(numbers)
+    value = getattr(rule, first) if isinstance(first, str) else first
+    if isinstance(value, tuple):
+        number = jnp.stack([jnp.asarray(each, dtype) for each in value])
+    else:
+        number = jnp.asarray(value, dtype)
+    # For a placeholder of all parameters, the one number.
+    if not rule.layerwise or pytrees.is_placeholder(params):
+        return number
+    # A donated state holds no buffer twice.
+    return jax.tree.map(lambda _: jnp.array(number), params)
+
+
+def first_values(rule: Rule, name: str, storage: base.Storage, params: Any, own: Own) -> Any:
     """What the state holds at first of one of a rule's slots, a tree like the parameters."""
     slot = rule.slots[name]
     initial: Any = slot.initial
@@ -27,23 +54,51 @@ def first_values(rule: Rule, name: str, storage: base.Storage, params: Any) -> A
         initial = getattr(rule, initial)
     is_number = not (isinstance(initial, str) or callable(initial))
     leaves, treedef = jax.tree.flatten(params)
-    views = [each for each in views_of_arrays(rule, "params", params) if each is not None]
-    like = {}
-    if slot.shape is not None:
-        if pytrees.is_placeholder(params):
-            return jnp.zeros(())  # Of other shapes than the parameters: one array stands for all.
-        in_order = iter(views)  # As `init_tree` goes through the parameters.
-        like = {"like": lambda param: _like(slot, param, next(in_order))}
+    views = views_of_arrays(rule, "params", params)
+    if slot.shape is not None and pytrees.is_placeholder(params):
+        return jnp.zeros(())  # Of other shapes than the parameters: one array stands for all.
+
+    def init_tree(value: Any, tree: Any) -> Any:
+        """The slot of the arrays of a tree, which has None where it leaves one out."""
+        if slot.shape is None:
+            return storage.init_tree(value, tree, real=slot.nonnegative)
+        arrays = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
+        in_order = iter(  # As `init_tree` goes through the arrays.
+            [seen for seen, x in zip(views, arrays, strict=True) if x is not None]
+        )
+        return storage.init_tree(
+            value,
+            tree,
+            real=slot.nonnegative,
+            like=lambda param: _like(slot, param, next(in_order)),
+        )
+
+    if isinstance(slot.initial, str) and slot.initial in own:
+        return _of_each(init_tree, own[slot.initial], params)
     number: Any = initial if is_number else 0.0
-    stored = storage.init_tree(number, params, real=slot.nonnegative, **like)
+    stored = init_tree(number, params)
     if is_number:
         return stored
-    found = zip(leaves, views, treedef.flatten_up_to(stored), strict=True)
+    of_arrays = [seen for seen in views if seen is not None]
+    found = zip(leaves, of_arrays, treedef.flatten_up_to(stored), strict=True)
     new = [
         None if like is None else _first_value(rule, name, storage, param, seen, like, index)
         for index, (param, seen, like) in enumerate(found)
     ]
     return treedef.unflatten(new)
+
+
+def _of_each(init_tree: Callable[..., Any], firsts: Sequence[Any], params: Any) -> Any:
+    """A slot of each array, where the hyperparameter that is its first value is a tree."""
+    arrays = pytrees.Arrays("params", params)
+    made: list[Any] = [None] * len(firsts)
+    for value in {id(first): first for first in firsts if first is not None}.values():
+        places = [place for place, first in enumerate(firsts) if first is value]
+        part = [x if place in places else None for place, x in enumerate(arrays.leaves)]
+        found = arrays.treedef.flatten_up_to(init_tree(value, arrays.treedef.unflatten(part)))
+        for place in places:
+            made[place] = found[place]
+    return arrays.treedef.unflatten(made)
 
 
 def _like(slot: Slot, param: Any, seen: View) -> Any:

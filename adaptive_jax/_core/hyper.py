@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import jax
@@ -14,7 +15,7 @@ from .. import maths
 from . import closures
 from .arguments import is_number
 from .errors import of_function
-from .pytrees import describe
+from .pytrees import Arrays, children, describe
 from .schedule import Schedule, numbers_of
 from .values import Interval as Interval
 
@@ -36,6 +37,89 @@ def as_data(value: Any) -> Any:
     return closures.as_partial(value) if is_function else value
 
 
+def is_one(value: Any) -> bool:
+    """Whether it is one hyperparameter, or None: a number, a decay rate or a schedule, and no tree."""
+    if value is None or isinstance(value, (float, jax.Array, maths.DecayRate)):
+        return True
+    return is_schedule(value) or jax.tree_util.all_leaves([value])
+
+
+def each_of(value: Any) -> list[Any]:
+    """The hyperparameters in a tree, None among them; of one, that one."""
+    return jax.tree.leaves(value, is_leaf=is_one)
+
+
+def rebuilt(value: Any, ones: list[Any]) -> Any:
+    """Something for each hyperparameter in a tree, in the structure of the tree; of one, that one."""
+    return jax.tree.structure(value, is_leaf=is_one).unflatten(ones)
+
+
+def matching(name: str, value: Any, correction: Any) -> list[Any]:
+    """What the state holds of the bias correction of each decay rate in a tree."""
+    try:
+        return jax.tree.structure(value, is_leaf=is_one).flatten_up_to(correction)
+    except ValueError:
+        raise ValueError(
+            f"the state's {name}_correction was made for another {name}, whose tree had other branches: "
+            f"{jax.tree.structure(correction)}. Make the state with this optimizer's init(params)."
+        ) from None
+
+
+def has_schedules(value: Any) -> bool:
+    """Whether it is a schedule, or a tree with one in it."""
+    return any(map(is_schedule, each_of(value)))
+
+
+def mapped(function: Callable[..., Any], *values: Any) -> Any:
+    """A function of hyperparameters, each a tree or one for all: a tree as deep as the deepest.
+
+    Trees of the same parameters go together, whatever part of the structure each has.
+    """
+    trees = [value for value in values if not is_one(value)]
+    if not trees:
+        return function(*values)
+    below, kind = children(trees[0])
+    columns = [[each] * len(below) if is_one(each) else children(each)[0] for each in values]
+    return kind.unflatten([mapped(function, *row) for row in zip(*columns, strict=True)])
+
+
+def places(rule: str, name: str, value: Any, optional: bool, arrays: Arrays) -> list[Any]:
+    """Which hyperparameter of a tree is that of each array, None where the array is None.
+
+    Raises:
+      ValueError: if the tree is no prefix of the arrays', or has None for one of them, by paths.
+    """
+    ones, treedef = jax.tree.flatten(value, is_leaf=is_one)
+    found = arrays.broadcast(
+        f"{name} in {rule}",
+        treedef.unflatten(range(len(ones))),
+        " A tree of hyperparameters has the structure of the parameters, or a prefix of it: a number for "
+        "each array, or for all arrays of a branch.",
+    )
+    missing = [index for index, at in enumerate(found) if at is not None and ones[at] is None]
+    if missing and not optional:
+        raise ValueError(
+            f"{name} in {rule} has None for {arrays.paths()[missing[0]]}: it must be a number there."
+        )
+    return found
+
+
+def named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The hyperparameters in a tree, each with what it is called in an error: learning_rate['w']."""
+    for path, each in jax.tree_util.tree_leaves_with_path(value, is_leaf=is_one):
+        yield f"{name}{jax.tree_util.keystr(path)}", each
+
+
+def checked(rule: str, name: str, value: Any, interval: Interval) -> Any:
+    """A hyperparameter, or a tree of them: a prefix of the parameters, with a number for each array or
+    for all arrays of a branch. Which branches there are is checked where there are parameters.
+    """
+    if is_one(value):
+        return as_data(hyperparameter(rule, name, value, interval))
+    new = [as_data(hyperparameter(rule, *each, interval)) for each in named(name, value)]
+    return rebuilt(value, new)
+
+
 def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
     """The value, checked: numbers as floats, arrays of shape (), schedules and None as they are.
 
@@ -51,7 +135,7 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
     if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
         if float(value) not in interval:
             climb = ""
-            if name in ("learning_rate", "lr") and value < 0:
+            if name.partition("[")[0] in ("learning_rate", "lr") and value < 0:
                 climb = (
                     " To maximise, turn the sign round at the end of a chain: "
                     f"aj.scale_by_learning_rate({-value!r}, flip_sign=False) alone climbs as sgd "
@@ -64,7 +148,8 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
         if value.shape != ():
             raise ValueError(
                 f"{name} has shape {value.shape} in {rule}: {allowed}. For many values at once, map "
-                "over the function that makes the optimizer: jax.vmap(aj.adam)(learning_rates)."
+                "over the function that makes the optimizer: jax.vmap(aj.adam)(learning_rates). A number "
+                "for each array is a tree: {'w': 0.1, 'b': 0.01}."
             )
         if not jnp.issubdtype(value.dtype, jnp.floating) and not jnp.issubdtype(
             value.dtype, jnp.integer
@@ -84,11 +169,12 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
 
 def check_first_value(rule: str, name: str, value: Any) -> None:
     """Raises a TypeError if the first value of a slot is a schedule."""
-    if is_schedule(value):
-        raise TypeError(
-            f"{name}={_name(value)} is a schedule in {rule}: it is the value of the state before the "
-            "first step, so it must be a number, or an array of shape ()."
-        )
+    for where, each in named(name, value):
+        if is_schedule(each):
+            raise TypeError(
+                f"{where}={_name(each)} is a schedule in {rule}: it is the value of the state before the "
+                "first step, so it must be a number, or an array of shape ()."
+            )
 
 
 def _name(function: Any) -> str:
@@ -122,7 +208,8 @@ def scheduled(rule: str, name: str, schedule: Any, count: Any) -> jax.Array:
 
 
 Hyper = Annotated[Any, Interval()]
-"""A hyperparameter: a float, an array of shape (), a schedule `count -> value`, or None (absent)."""
+"""A hyperparameter: a float, an array of shape (), a schedule `count -> value`, a tree of these that is a
+prefix of the parameters, or None (absent)."""
 
 
 NonNegative = Annotated[Any, Interval(0.0)]
@@ -160,9 +247,12 @@ def none_if_zero(value: Any) -> Any:
 
 
 def show(value: Any) -> str:
-    """A hyperparameter as a person would write it."""
-    if type(value) is tuple:
-        return f"({', '.join(map(show, value))})"
+    """A hyperparameter, or a tree of them, as a person would write it."""
+    if not is_one(value):
+        leaves, treedef = jax.tree.flatten(value, is_leaf=is_one)
+        if len(leaves) > _MOST_SHOWN:
+            return f"<a {type(value).__name__} of {len(leaves)}: {_outline(leaves)}>"
+        return repr(treedef.unflatten([_Shown(show(each)) for each in leaves]))
     if isinstance(value, jax.tree_util.Partial):
         return getattr(value.func, "__name__", repr(value.func))
     if isinstance(value, maths.DecayRate):
@@ -171,3 +261,22 @@ def show(value: Any) -> str:
         concrete = value.ndim == 0 and not isinstance(value, Tracer)
         return f"{value.item():.6g}" if concrete else jax.typeof(value).str_short()
     return repr(value)
+
+
+_MOST_SHOWN = 24
+"""The most hyperparameters of a tree that are shown one by one."""
+
+
+class _Shown(str):
+    """What is shown without quotes, in whatever tree it is."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _outline(leaves: list[Any]) -> str:
+    """The smallest and the largest of many hyperparameters, as far as they are numbers of Python."""
+    known = [each for each in leaves if is_number(each)]
+    if len(known) < len(leaves):
+        return f"{show(leaves[0])}, …"
+    return f"{min(known):.6g} to {max(known):.6g}"

@@ -13,7 +13,7 @@ import numpy as np
 from . import pytrees
 from .extra import Extra
 from .lifted import Lifted
-from .rule import Rule, mask_of
+from .rule import Rule, mask_of, places
 from .views import MatrixAxes, axes_of_arrays, view
 
 
@@ -28,6 +28,7 @@ class Leaf:
     extra: from names to what the extra arguments that are trees have for it.
     first: the gradient as it came to what stands around the rules, where one of them asks for it.
     selected: of each rule, whether its mask selects the array.
+    own: of each rule, which of the hyperparameters in its trees are those of the array.
     axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree.
     direction: the gradient, then what the last rule that saw it made of it.
@@ -39,6 +40,7 @@ class Leaf:
     extra: dict[str, Any]
     first: Any
     selected: tuple[bool, ...]
+    own: tuple[tuple[int, ...], ...]
     axes: tuple[MatrixAxes | None, ...]
     index: Any
     direction: Any = field(init=False)
@@ -133,6 +135,7 @@ def matched(
         selected = list(zip(*by_rule, strict=True))
     else:
         indices, selected = piece.indices, [piece.selected] * len(gradients.leaves)
+    own = list(zip(*(places(rule, gradients) for rule in rules), strict=True))
     leaves = [
         Leaf(
             gradients.leaves[i],
@@ -141,6 +144,7 @@ def matched(
             {name: values[i] for name, values in extras.items()},
             first[i],
             selected[i],
+            own[i],
             axes[i],
             indices[i],
         )

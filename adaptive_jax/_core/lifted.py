@@ -109,11 +109,16 @@ def with_complements(tree: Any) -> Any:
             return rule
         values = {name: getattr(rule, name) for name in decay_names(type(rule))}
         decays = {
-            name: maths.DecayRate(value, 1.0 - value)  # type: ignore[arg-type]
-            for name, value in values.items()
+            name: with_complement(value)
             if isinstance(value, float)
+            else hyper.mapped(with_complement, value)
+            for name, value in values.items()
+            if isinstance(value, float) or not hyper.is_one(value)
         }
         return replace(rule, **decays) if decays else rule
+
+    def with_complement(b: Any) -> Any:
+        return maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
 
     return jax.tree.map(of_rule, tree, is_leaf=lambda x: isinstance(x, Rule))
 
@@ -127,6 +132,6 @@ def are_decays(tree: Any) -> list[bool]:
             continue
         decays = decay_names(type(node))
         for name in fields(type(node)).data:
-            leaves = jax.tree.leaves(value := getattr(node, name))
-            found += [name in decays and leaf is value for leaf in leaves]
+            for value in hyper.each_of(getattr(node, name)):
+                found += [name in decays and leaf is value for leaf in jax.tree.leaves(value)]
     return found

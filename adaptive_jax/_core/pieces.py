@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.core import Tracer
 
+from . import hyper, states
 from .leaves import Piece, matched, per_array
 from .lifted import Lifted
 from .plan import sees_all
+from .rule import Rule, replace, trees_of
 from .update import update_tree
 
 _MOST_ARRAYS = 256
@@ -28,10 +31,15 @@ def is_cut(lifted: Lifted, trees: Any) -> bool:
         return False
     arrays, numbers = jax.tree.leaves(trees), jax.tree.leaves(lifted)
     return (
-        not any(sees_all(rule) for rule in lifted.rules)
+        not any(sees_all(rule) or _corrects_by_tree(rule) for rule in lifted.rules)
         and all(isinstance(x, jax.Array) for x in arrays)
         and not any(isinstance(x, Tracer) for x in (*numbers, *arrays))
     )
+
+
+def _corrects_by_tree(rule: Rule) -> bool:
+    """Whether the state has a tree of bias corrections, which is moved on as a whole."""
+    return not trees_of(rule).keys().isdisjoint(states.scheduled_decays(rule))
 
 
 def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
@@ -46,11 +54,36 @@ def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
     if pieces is None:
         return update_tree(lifted, *trees)
     new_leaves = list(leaves)
-    for places, piece in pieces:
-        new = update_tree(lifted, *jax.tree.map(leaves.__getitem__, places), piece=piece)
+    numbers = [
+        {name: hyper.each_of(value) for name, value in trees_of(rule).items()}
+        for rule in lifted.rules
+    ]
+    for places, own, piece in pieces:
+        of_piece = _with_own(lifted, numbers, own)
+        new = update_tree(of_piece, *jax.tree.map(leaves.__getitem__, places), piece=piece)
         for place, leaf in zip(jax.tree.leaves(places[:2]), jax.tree.leaves(new), strict=True):
             new_leaves[place] = leaf
     return jax.tree.unflatten(structure, new_leaves)[:2]
+
+
+def _with_own(
+    lifted: Lifted,
+    numbers: Sequence[Mapping[str, Sequence[Any]]],
+    own: Sequence[Sequence[Sequence[int]]],
+) -> Lifted:
+    """The rules with a list of hyperparameters for the arrays of a piece, in the place of each tree.
+
+    numbers: of each rule, what is in its trees.
+    own: of each array, which of them are its own, for each rule.
+    """
+    if not any(numbers):
+        return lifted
+    rules = []
+    for rule, values, rows in zip(lifted.rules, numbers, zip(*own, strict=True), strict=True):
+        columns = zip(values.items(), zip(*rows, strict=True), strict=True)
+        lists = {name: [all_of[at] for at in column] for (name, all_of), column in columns}
+        rules.append(replace(rule, **lists))
+    return dataclasses.replace(lifted, rules=tuple(rules))
 
 
 _MOST_CUTS = 16
@@ -63,10 +96,11 @@ _cuts: dict[Any, Any] = {}
 def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
     """How trees are cut: gradients, state and parameters of each piece, as places among all leaves.
 
-    Beside them, what the piece is of the whole. None where so few arrays are equal that it does not
-    pay. All checks run in here, as they do where a program is traced.
+    Beside them, which hyperparameters of trees are those of its arrays, and what it is of the whole.
+    None where so few arrays are equal that it does not pay. All checks run in here, as they do where a
+    program is traced.
     """
-    treedef, choices = _choices(lifted, updates, state, params)
+    treedef, kept = _kept(lifted, updates, state, params)
     leaves, structure = jax.tree.flatten((updates, state, params))
     of_updates, of_state, of_params = jax.tree.unflatten(structure, range(len(leaves)))
     gradient_at = treedef.flatten_up_to(of_updates)
@@ -87,31 +121,45 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
         gradients, of_params = ([at[i] for i in indices] for at in (gradient_at, param_at))
         return gradients, lifted.join(of_rules), of_params
 
-    equal: dict[tuple[Any, Any, Any], list[int]] = {}
-    for i, choice in enumerate(choices):
-        if choice is not None:
+    numbers = [[hyper.each_of(value) for value in trees_of(rule).values()] for rule in lifted.rules]
+    equal: dict[tuple[Any, Any, Any, Any], list[int]] = {}
+    for i, leaf in enumerate(kept):
+        if leaf is not None:
             found, tree = jax.tree.flatten(places([i]))
             kinds = tuple([(x.shape, x.dtype, x.sharding) for x in map(leaves.__getitem__, found)])
-            equal.setdefault((choice, tree, kinds), []).append(i)
+            own = [
+                [each[at] for each, at in zip(*of_rule, strict=True)]
+                for of_rule in zip(numbers, leaf.own, strict=True)
+            ]
+            key = leaf.choices, tree, kinds, jax.tree.structure(own)
+            equal.setdefault(key, []).append(i)
     pieces, total, compiled = [], 0, 0
-    for (choice, _, _), group in equal.items():
+    for (choices, *_), group in equal.items():
         size = -(-len(group) // -(-len(group) // _PIECE))  # Pieces of one size, where that goes.
         cuts = [group[start : start + size] for start in range(0, len(group), size)]
         total += len(group)
         compiled += sum({len(indices) for indices in cuts})
         for indices in cuts:
-            pieces.append((places(indices), Piece([np.uint32(i) for i in indices], *choice)))
+            piece = Piece([np.uint32(i) for i in indices], *choices)
+            pieces.append((places(indices), [kept[i].own for i in indices], piece))
     return pieces if compiled <= total / 2 else None
 
 
-def _choices(lifted: Lifted, *trees: Any) -> tuple[Any, list[tuple[Any, ...] | None]]:
-    """The structure of the gradients; of each a leaf's selected and axes, or None without a gradient."""
+class _Kept(NamedTuple):
+    """Of an array with a gradient: its selected and axes, and its hyperparameters in trees."""
+
+    choices: tuple[Any, ...]
+    own: tuple[tuple[int, ...], ...]
+
+
+def _kept(lifted: Lifted, *trees: Any) -> tuple[Any, list[Any]]:
+    """The structure of the gradients, and what to know of each; None of one that is None."""
     found: list[Any] = []
 
     def look(*trees: Any) -> None:
         gradients, _, leaves = matched(lifted, *trees)
-        choices = [None if leaf.gradient is None else (leaf.selected, leaf.axes) for leaf in leaves]
-        found.append((gradients.treedef, choices))
+        each = [None if x.gradient is None else _Kept((x.selected, x.axes), x.own) for x in leaves]
+        found.append((gradients.treedef, each))
 
     jax.eval_shape(look, *trees)  # A mask may not look at values, here as elsewhere.
     return found[0]

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -50,8 +50,27 @@ class Stage:
     axes: MatrixAxes | None
 
 
+class Adding(Protocol):
+    """How an update is added to a parameter: a pytree."""
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the sum may be rounded at random."""
+        ...
+
+    def key(self, param: jax.Array, index: Any) -> jax.Array | None:
+        """A key for `maths.random_bits`; None where this parameter is not rounded at random."""
+        ...
+
+    def added(self, param: jax.Array, update: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The parameter after the update, in its own dtype."""
+        ...
+
+
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["stages"], meta_fields=["dtype", "out_dtype"]
+    jax.tree_util.register_dataclass,
+    data_fields=["stages", "adding"],
+    meta_fields=["dtype", "out_dtype"],
 )
 @dataclass(frozen=True)
 class Plan:
@@ -60,11 +79,13 @@ class Plan:
     stages: of each rule; None for one that leaves these arrays alone.
     dtype: in which they compute.
     out_dtype: that of what the last one returns.
+    adding: how that is added to the parameter, which then is what comes out; None to leave it apart.
     """
 
     stages: tuple[Stage | None, ...]
     dtype: Any
     out_dtype: Any
+    adding: Adding | None = None
 
     @property
     def stochastic(self) -> bool:
@@ -88,7 +109,8 @@ def plans(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) ->
             leaf.direction, [of[name] for rule, of in kept for name in rule.rule.slots]
         )
         out_dtype = leaf.gradient.dtype if is_last else dtype
-        choices = leaf.selected[places], leaf.axes[places]
+        own = leaf.own[: places.stop]
+        choices = leaf.selected[places], own, leaf.axes[places]
         kind = dtype, out_dtype, *choices, leaf.direction.size == 0
         if kind not in known:
             known[kind] = _plan(rules, places, *kind)
@@ -103,6 +125,7 @@ def _plan(
     dtype: Any,
     out_dtype: Any,
     selected: Sequence[bool],
+    own: Sequence[tuple[int, ...]],
     axes: Sequence[MatrixAxes | None],
     is_empty: bool,
 ) -> Plan:
@@ -111,13 +134,15 @@ def _plan(
         None
         if is_empty and (rule.rule.measure is not None or rule.rule.layerwise or rule.rule.matrix)
         else Stage(
-            rule=rule.in_dtype(dtype),
-            advancing=rule.in_dtype(rule.numbers_dtype(dtype)) if rule.rule.layerwise else None,
+            rule=rule.in_dtype(dtype, own[place]),
+            advancing=rule.in_dtype(rule.numbers_dtype(dtype), own[place])
+            if rule.rule.layerwise
+            else None,
             step=rule.step,
             count=rule.count if rule.stochastic else None,
             scalars=in_precision(rule.scalars, dtype),
             extra=in_precision(rule.extra, dtype),
-            learning_rate=learning_rate(rules[:place], dtype),
+            learning_rate=learning_rate(rules[:place], dtype, own[:place]),
             storages=rule.storages,
             selected=select,
             axes=of_rule,

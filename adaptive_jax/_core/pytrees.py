@@ -193,6 +193,11 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
+def children(node: Any) -> tuple[list[Any], Any]:
+    """What is directly in a node of a tree, and the structure that it gives them."""
+    return jax.tree_util.tree_flatten(node, is_leaf=lambda x: x is not node)
+
+
 class Arrays:
     """A tree of arrays as a flat list, None among them, against which every other tree is matched."""
 
@@ -289,16 +294,29 @@ class Arrays:
             raise ValueError(
                 f"mask={mask!r} needs the parameters: call update(gradients, state, params)."
             )
-        tree = _without_others(mask.tree(params), self._tree)
-        try:
-            full = jax.tree.map(
-                lambda select, part: jax.tree.map(lambda _: bool(select), part, is_leaf=_is_none),
-                tree,
-                self._tree,
-            )
-        except ValueError:
-            raise ValueError(self._difference("the mask", tree)) from None
-        return self.treedef.flatten_up_to(full)
+        return list(map(bool, self.broadcast("the mask", mask.tree(params))))
+
+    def broadcast(self, what: str, tree: Any, advice: str = "") -> list[Any]:
+        """What a tree that is a prefix of this one has for each array; None where that is None."""
+        found: list[Any] = []
+
+        def spread(value: Any, part: Any) -> None:
+            if jax.tree_util.all_leaves([value]):  # It is for all arrays that are there.
+                here = jax.tree_util.tree_leaves(part, is_leaf=_is_none)
+                found.extend(None if array is None else value for array in here)
+            elif part is None:  # A branch without gradients.
+                found.append(None)
+            elif isinstance(part, optax.MaskedNode):  # One that another optimizer has.
+                pass
+            else:
+                (values, kind), (parts, wanted) = children(value), children(part)
+                if kind != wanted:
+                    raise ValueError(self._difference(what, tree, is_prefix=True) + advice)
+                for each in zip(values, parts, strict=True):
+                    spread(*each)
+
+        spread(tree, self._tree)
+        return found
 
     def match(self, what: str, tree: Any) -> list[Any]:
         """What another tree, described as what, has for each array."""
@@ -353,18 +371,24 @@ class Arrays:
 
     def paths(self) -> list[str]:
         """The path of each array."""
-        with_path = jax.tree_util.tree_flatten_with_path(self._tree, is_leaf=_is_none)[0]
-        return [keystr(path) for path, _ in with_path]
+        return list(map(keystr, _paths(self._tree)))
 
     def _outline(self, index: int) -> str:
         return f"{self._what}{self.paths()[index]} is {describe(self.leaves[index])}"
 
-    def _difference(self, what: str, tree: Any) -> str:
-        other = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)[0]
-        here, there = set(self.paths()), {keystr(path) for path, _ in other}
+    def _difference(self, what: str, tree: Any, is_prefix: bool = False) -> str:
+        """How another tree differs, which may be a prefix."""
+        here, there = _paths(self._tree), _paths(tree)
+        only_here, only_there = set(here) - set(there), set(there) - set(here)
+        if is_prefix:  # What is for a branch is for all arrays in it.
+            branches = {path[:n] for path in here for n in range(len(path) + 1)}
+            only_there -= branches
+            only_here = {
+                path for path in only_here if not any(path[:n] in there for n in range(len(path)))
+            }
         found = [
-            f"only {owner} have {', '.join(path or 'a bare leaf' for path in sorted(paths)[:4])}"
-            for owner, paths in ((f"the {self._what}", here - there), (what, there - here))
+            f"only {owner} have {', '.join(sorted(keystr(path) or 'a bare leaf' for path in paths)[:4])}"
+            for owner, paths in ((f"the {self._what}", only_here), (what, only_there))
             if paths
         ]
         if not found:  # Equal paths, different containers.
@@ -374,18 +398,9 @@ class Arrays:
         return f"the {self._what} and {what} differ in structure: {'; '.join(found)}.{advice}"
 
 
-def _without_others(mask: Any, tree: Any) -> Any:
-    """A mask of more than the tree, but for what is in other groups: an `optax.MaskedNode` in the tree."""
-    if isinstance(tree, optax.MaskedNode):
-        return tree
-    children, treedef = jax.tree_util.tree_flatten(tree, is_leaf=lambda x: x is not tree)
-    if jax.tree_util.treedef_is_leaf(treedef):
-        return mask
-    try:
-        parts = treedef.flatten_up_to(mask)
-    except ValueError:
-        return mask  # One bool for all of it, or another tree.
-    return treedef.unflatten(list(map(_without_others, parts, children)))
+def _paths(tree: Any) -> list[Any]:
+    """The path of each leaf, None among them."""
+    return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)]
 
 
 def _in_the_form_of(old: Any, new: Any) -> Any:

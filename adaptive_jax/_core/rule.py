@@ -16,6 +16,7 @@ from . import hyper, nodes, views
 from .context import Context
 from .hyper import show
 from .mask import Mask, Selection
+from .pytrees import Arrays
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ class Rule:
     compiles nothing again. Every other field is static, an option that chooses code. One annotated
     `Mask` says which arrays the rule is for: what it says of each is in `ctx.selected`. A rule knows
     nothing of pytrees, dtypes, schedules or storage: it sees arrays of float32 at least, and
-    hyperparameters as arrays of shape () in the same precision.
+    hyperparameters as arrays of shape () in the same precision. Of one that is a tree, a prefix of the
+    parameters, each array sees its own number.
 
     Never branch in Python on a hyperparameter's value: it may be a tracer. `x is None` is fine.
 
@@ -111,6 +113,9 @@ class Rule:
         property, that is one of these. `advance` moves it on. As stable a format as slots.
       extra_args: from the names of extra arguments that `update` must get to "number", or "array" for
         a tree like the parameters: `ctx.extra["value"]` of `update(gradients, state, params, value=…)`.
+      per_array: of a rule whose `advance` runs once for all arrays, the hyperparameters that may be trees
+        for all that. `advance` sees each of them as a vector, with an entry for each array that has
+        elements, as in `measured`. Others that are trees are refused.
       layerwise: whether `advance` runs for each array, of what was measured of it alone. Each array
         then has `scalars` of its own, and in the state they are trees like the parameters.
       counts_steps: whether the rule needs `ctx.step`, `ctx.key` or a bias correction. If None, it counts
@@ -137,6 +142,7 @@ class Rule:
     slots: ClassVar[Mapping[str, Slot]] = {}
     scalars: ClassVar[Mapping[str, float | str | tuple[float, ...]]] = {}
     extra_args: ClassVar[Mapping[str, str]] = {}
+    per_array: ClassVar[tuple[str, ...]] = ()
     layerwise: ClassVar[bool] = False
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
@@ -158,7 +164,7 @@ class Rule:
         """The learning rate at a step; None for a rule that has none.
 
         step: 1 for the first update, as in `ctx.step`. A schedule is asked for its value after the
-          updates before it.
+          updates before it. Of a tree it is the tree of what they are at the step.
 
         Example:
           >>> import adaptive_jax as aj
@@ -168,9 +174,13 @@ class Rule:
         name = self.learning_rate_field
         if name is None:
             return None
-        rate = getattr(self, name, None)
-        is_scheduled = hyper.is_schedule(rate)
-        return hyper.scheduled(type(self).__name__, name, rate, step - 1) if is_scheduled else rate
+
+        def at_step(rate: Any) -> Any:
+            if not hyper.is_schedule(rate):
+                return rate
+            return hyper.scheduled(type(self).__name__, name, rate, step - 1)
+
+        return hyper.mapped(at_step, getattr(self, name, None))
 
     measure: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
     """`measure(self, grad, slots, param, ctx)`: numbers about one array before its update, by name."""
@@ -206,8 +216,8 @@ class Rule:
                     f"{name}=None is out of place in {type(self).__name__}: it must be {interval}, an "
                     "array of shape (), or a schedule."
                 )
-            value = hyper.hyperparameter(type(self).__name__, name, value, interval)
-            object.__setattr__(self, name, hyper.as_data(value))
+            value = hyper.checked(type(self).__name__, name, value, interval)
+            object.__setattr__(self, name, value)
         firsts = [*self.scalars.values(), *(slot.initial for slot in self.slots.values())]
         for first in filter(_is_name, firsts):
             hyper.check_first_value(type(self).__name__, first, getattr(self, first))
@@ -313,6 +323,43 @@ def decay_names(cls: type[Rule]) -> tuple[str, ...]:
 @functools.cache
 def _data_and_static(cls: type[Rule]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return fields(cls).data, fields(cls).static
+
+
+def trees_of(rule: Rule) -> dict[str, Any]:
+    """The hyperparameters that are trees, by their names."""
+    values = {name: getattr(rule, name) for name in fields(type(rule)).data}
+    return {name: value for name, value in values.items() if not hyper.is_one(value)}
+
+
+def places(rule: Rule, arrays: Arrays) -> list[tuple[int, ...]]:
+    """Of each array, which hyperparameter it has of each tree in the rule.
+
+    Raises:
+      ValueError: for a tree where there can be but one number, for one that is no prefix of the arrays',
+        and for None where there must be a number; by names and paths.
+    """
+    what = type(rule).__name__
+    for name in trees_of(rule) if rule.advance is not None and not rule.layerwise else ():
+        if name not in rule.per_array:
+            raise ValueError(
+                f"{name} is a tree in {what}, whose `advance` makes numbers for all arrays together: it "
+                "must be one number, an array of shape (), or a schedule. (A rule of your own that can do "
+                f'there with a vector of them, one for each array, says so: per_array = ("{name}",).)'
+            )
+    columns = [
+        hyper.places(what, name, value, name in _optional(type(rule)), arrays)
+        for name, value in trees_of(rule).items()
+    ]
+    return list(zip(*columns, strict=True)) if columns else [()] * len(arrays.leaves)
+
+
+def values_of_arrays(rule: Rule, arrays: Arrays) -> dict[str, list[Any]]:
+    """Of each hyperparameter that is a tree, what it is for each array; checked, by name."""
+    rows = places(rule, arrays)
+    return {
+        name: [None if row[i] is None else hyper.each_of(value)[row[i]] for row in rows]
+        for i, (name, value) in enumerate(trees_of(rule).items())
+    }
 
 
 def replace(rule: Rule, **values: Any) -> Rule:

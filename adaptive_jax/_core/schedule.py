@@ -124,16 +124,16 @@ class Schedule:
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Any) -> Schedule:
         return _combined(sum_of_schedules, self, other)
 
-    def __radd__(self, other: Any) -> Any:
+    def __radd__(self, other: Any) -> Schedule:
         return _combined(sum_of_schedules, other, self)
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: Any) -> Schedule:
         return _combined(product_of_schedules, self, other)
 
-    def __rmul__(self, other: Any) -> Any:
+    def __rmul__(self, other: Any) -> Schedule:
         return _combined(product_of_schedules, other, self)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,28 @@ from .storage.sharding import explicit_sharding
 from .views import view
 
 
-@jax.jit
-def update_array(
+class Part(NamedTuple):
+    """A part of an array, where the rules see no more of it at a time.
+
+    place: of each of its numbers in the whole array, as `maths.places` counts them.
+    inside: whether there is a number at all; None where there is one everywhere.
+    """
+
+    place: jax.Array
+    inside: jax.Array | None
+
+    def key(self, key: jax.Array) -> jax.Array:
+        """A key of the whole array for `maths.random_bits` of this part."""
+        return self.place + key
+
+    def filled(self, value: jax.Array) -> jax.Array:
+        """A value that is 0 where there is no number: a block's scale must not depend on it."""
+        if self.inside is None:
+            return value
+        return lax.select(self.inside, value, jnp.zeros_like(value))
+
+
+def rules_in_a_row(
     plan: Plan,
     gradient: jax.Array,
     entries: Sequence[dict[str, Any]],
@@ -30,8 +51,9 @@ def update_array(
     index: Any,
     extra: Mapping[str, Any],
     first: jax.Array | None,
+    part: Part | None = None,
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
-    """Rules in a row on one array. Jitted so that arrays of one shape and dtype are traced once.
+    """Rules in a row on one array: the update, or the new parameter, and the new entries.
 
     gradient: or what the rules before these made of it.
     entries: of each rule, what the state holds for the array.
@@ -39,16 +61,23 @@ def update_array(
     index: the place of the array in the tree.
     extra: what extra arguments that are trees have for it.
     first: the gradient that came at first, where a rule asks for it.
+    part: which part of the array all these are, if they are not the whole.
     """
     arguments = plan, gradient, entries, param, index, extra, first
-    return _on_explicit_mesh(_updated, arguments, like=(gradient, entries))
+    function = functools.partial(_updated, part)
+    return _on_explicit_mesh(function, arguments, like=(gradient, entries))
 
 
 def _updated(
-    plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
+    part: Part | None,
+    plan: Plan,
+    gradient: jax.Array,
+    entries: Sequence[dict[str, Any]],
+    param: jax.Array | None,
+    index: Any,
+    *rest: Any,
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
-    array = _Array(plan, gradient, *rest)
-    index, new = array.index, []
+    array, new = _Array(plan, gradient, param, index, *rest), []
     for stage, stored in zip(plan.stages, entries, strict=True):
         if stage is None:
             new.append(dict(stored))
@@ -58,11 +87,11 @@ def _updated(
         if stage.advancing is not None:
             after = _advanced(array, stage, stored)
             scalars = in_precision(after, plan.dtype)
-        kept = _Slots(stage, stored, plan.dtype, index, gradient.shape)
-        grad, slots, param = kept.seen(array.direction), kept.read(), kept.seen(array.param)
+        kept = _Slots(stage, stored, plan.dtype, index, gradient.shape, part)
+        grad, slots, seen = kept.seen(array.direction), kept.read(), kept.seen(array.param)
         with contract.of_method(rule, "update", scalars, rule.extra_args, complex_of=plan.dtype):
             context = array.context(stage, "update", scalars, kept)
-            result = rule.update(grad, slots, param, context)
+            result = rule.update(grad, slots, seen, context)
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
         direction, values = contract.checked_result(rule, grad, result, shapes)
         if stage.axes is not None:
@@ -70,7 +99,19 @@ def _updated(
         array.direction = direction
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
-    return maths.saturating_cast(array.direction, plan.out_dtype), new
+    direction = maths.saturating_cast(array.direction, plan.out_dtype)
+    if plan.adding is not None and param is not None:
+        key = plan.adding.key(param, index)
+        if key is not None and part is not None:
+            key = part.key(key)
+        direction = plan.adding.added(param, direction, key)
+    return direction, new
+
+
+@jax.jit
+def update_array(*arguments: Any) -> tuple[jax.Array, list[dict[str, Any]]]:
+    """`rules_in_a_row`. Jitted so that arrays of one shape and dtype are traced once."""
+    return rules_in_a_row(*arguments)
 
 
 @jax.jit
@@ -205,10 +246,11 @@ class _Slots:
         dtype: Any,
         index: Any,
         shape: tuple[int, ...],
+        part: Part | None = None,
     ) -> None:
         self.view, self._rule = view(stage.axes, shape), stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
-        self._count, self._index = stage.count, index
+        self._count, self._index, self._part = stage.count, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -246,7 +288,11 @@ class _Slots:
         if self._rule.matrix and self._rule.slots[name].shape is None:
             contract.check_matrices(self._rule, name, value, self.view.shape)
             value = self.view.back(value)
-        code = storage.encode(value, self._stored[name], key)
+        filled = value
+        if self._part is not None:
+            filled = self._part.filled(value)
+            key = None if key is None else self._part.key(key)
+        code = storage.encode(filled, self._stored[name], key)
         decoded = self._decode(name, code)
         if storage.stochastic:
             decoded = maths.read_back(value, decoded)

@@ -80,12 +80,14 @@ def _outline(state: Any) -> str:
 def counts_steps(rule: Rule) -> bool:
     """Whether the rule's state holds the number of updates so far."""
     counts = rule.counts_steps if rule.counts_steps is not None else bool(rule.slots)
-    return counts or any(hyper.is_schedule(getattr(rule, name)) for name in fields(type(rule)).data)
+    return counts or any(
+        hyper.has_schedules(getattr(rule, name)) for name in fields(type(rule)).data
+    )
 
 
 def scheduled_decays(rule: Rule) -> list[str]:
     """The decay rates under a schedule, whose bias correction must be carried in the state."""
-    return [name for name in decay_names(type(rule)) if hyper.is_schedule(getattr(rule, name))]
+    return [name for name in decay_names(type(rule)) if hyper.has_schedules(getattr(rule, name))]
 
 
 class Layout(NamedTuple):

@@ -6,7 +6,6 @@ import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from .. import maths
 from . import contract, hyper, states
 from .context import Context
-from .rule import Rule, decay_names, fields, replace
+from .rule import Rule, decay_names, fields, replace, trees_of
 from .storage import base
 
 
@@ -45,7 +44,6 @@ class RuleAtStep:
         self.extra = {name: numbers[name] for name in rule.extra_args if name in numbers}
         self.stochastic = any(storage.stochastic for storage in storages)
         self._layout = states.layout_of(rule, self.stochastic)
-        self._in_dtype: dict[Any, Rule] = {}
         count = old.count if "count" in self._layout.fields else None
         if is_past:
             self.count, self.step = count, reached(count)
@@ -56,20 +54,20 @@ class RuleAtStep:
         else:
             self.step: Any = None if count is None else maths.incremented(count)
             self.count = self.step
-        self._values = {}
+        self._trees = trees_of(rule)
+        self._known: dict[Any, Any] = {}
+        self._values: dict[str, list[Any]] = {}
         for name in fields(type(rule)).data:
-            value = getattr(rule, name)
-            hyper.check_one_number(type(rule).__name__, name, value)
-            if hyper.is_schedule(value):
-                value = hyper.scheduled(type(rule).__name__, name, value, count)
-            self._values[name] = value
-        # For a constant b, the bias correction follows from the step.
-        self._corrections = {
-            f"{name}_correction": getattr(old, f"{name}_correction")
-            if is_past
-            else self._advance(name, getattr(old, f"{name}_correction"))
-            for name in states.scheduled_decays(rule)
-        }
+            self._values[name] = []
+            for where, value in hyper.named(name, getattr(rule, name)):
+                hyper.check_one_number(type(rule).__name__, where, value)
+                if hyper.is_schedule(value):
+                    value = hyper.scheduled(type(rule).__name__, where, value, count)
+                self._values[name].append(value)
+        self._corrections: dict[str, list[Any]] = {}
+        for name in states.scheduled_decays(rule):
+            entry = f"{name}_correction"
+            self._corrections[entry] = self._corrected(name, getattr(old, entry), is_past)
         self.scalars = {} if rule.layerwise else {name: getattr(old, name) for name in rule.scalars}
 
     def advance(
@@ -77,12 +75,14 @@ class RuleAtStep:
         measured: Sequence[Mapping[str, Any]],
         before: Sequence[RuleAtStep],
         dtypes: Sequence[Any],
+        own: Sequence[Sequence[int]],
     ) -> None:
         """Moves the rule's scalars on, those of all arrays.
 
         measured: what `measure` returned for each array.
         before: the rules before it.
         dtypes: those in which the arrays are computed.
+        own: of each array, which of the hyperparameters in the rule's trees are its own.
         """
         names = contract.same_names(self.rule, measured)
         dtype = self.numbers_dtype(*dtypes)
@@ -90,7 +90,7 @@ class RuleAtStep:
             name: jnp.stack([cast(each[name], dtype) for each in measured]) for name in names
         }
         self.scalars = advanced(
-            self.in_dtype(dtype),
+            self._of_all(dtype, own),
             self.scalars,
             vectors,
             self.step,
@@ -99,47 +99,86 @@ class RuleAtStep:
             dtype,
         )
 
-    def _advance(self, name: str, correction: jax.Array) -> jax.Array:
-        """1 - b(1)···b(t): the moving average, with these b, of the number one."""
-        decay = self._decay(name, correction.dtype)
-        return maths.ema(jnp.ones_like(correction), correction, decay)
+    def _corrected(self, name: str, old: Any, is_past: bool) -> list[Any]:
+        """1 - b(1)···b(t) of each b: the moving average, with these b, of the number one."""
+        given = hyper.each_of(value := getattr(self.rule, name))
+        corrections = []
+        for place, correction in enumerate(hyper.matching(name, value, old)):
+            if given[place] is not None:
+                decay = self._decay(name, place, correction.dtype)
+                if hyper.is_schedule(given[place]) and is_past:
+                    pass  # The state has it, of the step that was the last one.
+                elif hyper.is_schedule(given[place]):
+                    correction = maths.ema(jnp.ones_like(correction), correction, decay)
+                else:  # For a constant b, it follows from the step.
+                    correction = cast(maths.power_complement(decay, self.step), correction.dtype)
+            corrections.append(correction)
+        return corrections
 
-    def _decay(self, name: str, dtype: Any) -> maths.DecayRate:
-        value = self._values[name]
+    def _decay(self, name: str, place: int, dtype: Any) -> maths.DecayRate:
+        value = self._values[name][place]
         if isinstance(value, maths.DecayRate):
             return maths.DecayRate(cast(value.value, dtype), cast(value.complement, dtype))
         value = cast(value, dtype)
         return maths.DecayRate(value, maths.complement(value))
 
-    def in_dtype(self, dtype: Any) -> Rule:
-        """The rule with its hyperparameters in the precision of dtype, made once per dtype."""
-        dtype = jnp.finfo(dtype).dtype
-        if dtype not in self._in_dtype:
-            values: dict[str, Any] = {
-                name: value
-                if isinstance(value, (NoneType, maths.DecayRate))
-                else cast(value, dtype)
-                for name, value in self._values.items()
-            }
-            for name in decay_names(type(self.rule)):
-                if values[name] is None:
-                    continue
-                decay = self._decay(name, dtype)
-                if f"{name}_correction" in self._corrections:
-                    correction = cast(self._corrections[f"{name}_correction"], dtype)
-                    decay = decay._replace(correction=correction)
-                elif self.step is not None:
-                    decay = decay._replace(correction=maths.power_complement(decay, self.step))
-                values[name] = decay
-            self._in_dtype[dtype] = replace(self.rule, **values)
-        return self._in_dtype[dtype]
+    def in_dtype(self, dtype: Any, own: Sequence[int] = ()) -> Rule:
+        """The rule with its hyperparameters in the precision of dtype, made once per dtype.
 
-    def learning_rate(self, dtype: Any) -> Any:
-        """The rule's learning rate at this step, in the precision of dtype; None for a rule without."""
+        own: of each hyperparameter that is a tree, the place of the one to take.
+        """
+        dtype, own = jnp.finfo(dtype).dtype, tuple(own)
+        if (dtype, own) not in self._known:
+            places = dict(zip(self._trees, own, strict=True))
+            values = {name: self._value(name, places.get(name, 0), dtype) for name in self._values}
+            self._known[dtype, own] = replace(self.rule, **values)
+        return self._known[dtype, own]
+
+    def _value(self, name: str, place: int, dtype: Any) -> Any:
+        """A hyperparameter in the precision of dtype, made once however many arrays have it."""
+        key = name, place, dtype
+        if key not in self._known:
+            value = self._values[name][place]
+            if value is not None and name not in decay_names(type(self.rule)):
+                value = cast(value, dtype)
+            elif value is not None:
+                value = self._decay(name, place, dtype)
+                if f"{name}_correction" in self._corrections:
+                    correction = cast(self._corrections[f"{name}_correction"][place], dtype)
+                    value = value._replace(correction=correction)
+                elif self.step is not None:
+                    value = value._replace(correction=maths.power_complement(value, self.step))
+            self._known[key] = value
+        return self._known[key]
+
+    def _of_all(self, dtype: Any, own: Sequence[Sequence[int]]) -> Rule:
+        """The rule as `advance` sees it: what is its `per_array`, as vectors.
+
+        own: of each array, the places of its hyperparameters in those that are trees.
+        """
+        columns = dict(zip(self._trees, zip(*own, strict=True), strict=False))
+        values = {}
+        for name in self._values:
+            if name not in self.rule.per_array:
+                values[name] = self._value(name, 0, dtype)
+                continue
+            each = [self._value(name, at, dtype) for at in columns.get(name, [0] * len(own))]
+            if any(one is not None for one in each):
+                values[name] = jax.tree.map(lambda *numbers: jnp.stack(numbers), *each)
+        return replace(self.rule, **values)
+
+    def learning_rate(self, dtype: Any, own: Sequence[int] | None) -> Any:
+        """The rule's learning rate at this step, in the precision of dtype; None for a rule without.
+
+        own: as in `in_dtype`; None for the rate of all arrays, which is not known where each has its own.
+        """
+        if own is None and self._trees:
+            rate = self.learning_rate(dtype, [0] * len(self._trees))
+            return None if rate is None else Unknown()
         if self.rule.learning_rate_field is None:
             return None
         try:
-            return self.in_dtype(dtype).learning_rate_at(self.step)
+            return self.in_dtype(dtype, own or ()).learning_rate_at(self.step)
         except TypeError:
             if self.step is None:  # A rule of the user's own that does not count its steps.
                 return Unknown()
@@ -160,7 +199,10 @@ class RuleAtStep:
             return self._old
         return self._layout.make(
             **({"count": self.count} if "count" in self._layout.fields else {}),
-            **self._corrections,
+            **{
+                name: hyper.rebuilt(getattr(self.rule, name.removesuffix("_correction")), each)
+                for name, each in self._corrections.items()
+            },
             **{name: value for name, value in self.scalars.items() if name in self.rule.scalars},
             **entries,
         )
@@ -219,9 +261,15 @@ def advanced(
     return {name: jnp.asarray(value) for name, value in new.items()} | kept
 
 
-def learning_rate(before: Sequence[RuleAtStep], dtype: Any) -> Any:
-    """The product of the learning rates of the rules before one; None if they have none."""
-    rates = [rate for rule in before if (rate := rule.learning_rate(dtype)) is not None]
+def learning_rate(
+    before: Sequence[RuleAtStep], dtype: Any, own: Sequence[Sequence[int] | None] | None = None
+) -> Any:
+    """The product of the learning rates of the rules before one; None if they have none.
+
+    own: of each of them, which of the hyperparameters in its trees to take; None for a rate of all arrays.
+    """
+    each = zip(before, own or [None] * len(before), strict=True)
+    rates = [rate for rule, of in each if (rate := rule.learning_rate(dtype, of)) is not None]
     if any(isinstance(rate, Unknown) for rate in rates):
         return Unknown()
     return functools.reduce(operator.mul, rates) if rates else None
@@ -230,7 +278,7 @@ def learning_rate(before: Sequence[RuleAtStep], dtype: Any) -> Any:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Unknown:
-    """The learning rate of a rule that cannot tell it."""
+    """The learning rate of a rule that cannot tell it, or has one for each array."""
 
 
 def product_of_rates(learning_rate: Any, dtype: Any) -> dict[str, Any]:

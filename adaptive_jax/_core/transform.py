@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from .. import maths
-from . import contract, export, pytrees, states
+from . import contract, export, hyper, pytrees, states
 from .extra import asked
-from .first import first_values
+from .first import first_numbers, first_values
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
-from .rule import Rule, fields
+from .plan import Adding
+from .rule import Rule, fields, values_of_arrays
 from .storage import named
+from .tiles.row import update_and_add
 from .transformation import Transformation
 from .update import update_tree
 from .views import axes_of_arrays, check_all_found
@@ -83,7 +85,7 @@ def build(
                 "such as aj.adam(1e-3) and those of optax, are put together by aj.chain."
             )
         fields(type(rule))  # Raises for a rule that is not a frozen dataclass.
-        contract.check_rule(rule)
+        contract.check_rule(rule, fields(type(rule)).data)
     contract.check_rates(rules)
     named.check_slot_names(storage, {name for rule in rules for name in rule.slots})
     storages = tuple(tuple(named.per_slot(storage, rule.slots).values()) for rule in rules)
@@ -116,17 +118,20 @@ class Optimizer(Lifted):
         dtypes = map(jnp.result_type, jax.tree.leaves(params))
         scalar_dtype = maths.compute_dtype(jnp.float32, *dtypes)
         rule_states = []
+        arrays = None if pytrees.is_placeholder(params) else pytrees.Arrays("params", params)
         for rule, storages, layout in zip(self.rules, self.storages, self.layout(), strict=True):
             entries: dict[str, Any] = (
                 {"count": jnp.zeros((), jnp.int32)} if "count" in layout.fields else {}
             )
             for name in states.scheduled_decays(rule):
-                entries[f"{name}_correction"] = jnp.zeros((), scalar_dtype)
-            for name, first in rule.scalars.items():
-                number = _first_number(rule, first, scalar_dtype)
-                entries[name] = _for_each(number, params) if rule.layerwise else number
+                decays = hyper.each_of(getattr(rule, name))
+                zeros = [None if b is None else jnp.zeros((), scalar_dtype) for b in decays]
+                entries[f"{name}_correction"] = hyper.rebuilt(getattr(rule, name), zeros)
+            own = {} if arrays is None else values_of_arrays(rule, arrays)
+            for name in rule.scalars:
+                entries[name] = first_numbers(rule, name, scalar_dtype, params, own)
             for name, storage in zip(rule.slots, storages, strict=True):
-                entries[name] = first_values(rule, name, storage, params)
+                entries[name] = first_values(rule, name, storage, params, own)
             rule_states.append(layout.make(**entries))
         return self.join(rule_states)
 
@@ -148,19 +153,12 @@ class Optimizer(Lifted):
                 raise
         return self.update(updates, state, arrays, **extra_args)
 
+    def update_and_add(
+        self, updates: Any, state: Any, params: Any, adding: Adding, backend: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """The parameters after an update, and the new state.
 
-def _first_number(rule: Rule, first: Any, dtype: Any) -> jax.Array:
-    """The first value of one of a rule's scalars: a number, or a vector of some."""
-    value = getattr(rule, first) if isinstance(first, str) else first
-    if isinstance(value, tuple):
-        return jnp.stack([jnp.asarray(each, dtype) for each in value])
-    return jnp.asarray(value, dtype)
-
-
-def _for_each(number: jax.Array, params: Any) -> Any:
-    """A number for each array; alone where there is nothing but a placeholder of them all."""
-    if pytrees.is_placeholder(params):
-        return number
-    return jax.tree.map(
-        lambda _: jnp.array(number), params
-    )  # A donated state holds no buffer twice.
+        adding: how updates are added.
+        backend: of tiles; None for whole arrays.
+        """
+        return update_and_add(self, updates, state, params, adding, backend, extra_args)

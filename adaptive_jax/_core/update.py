@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +12,12 @@ import jax
 from .extra import Extra
 from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
-from .plan import plans, sees_all, stretches
+from .plan import Adding, plans, sees_all, stretches
 from .slots import measure_array, update_array
 from .step import RuleAtStep
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="backend")
 def update_tree(
     lifted: Lifted,
     updates: Any,
@@ -23,6 +25,8 @@ def update_tree(
     params: Any,
     extra: Extra | None = None,
     piece: Piece | None = None,
+    adding: Adding | None = None,
+    backend: Any = None,
 ) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
@@ -30,6 +34,8 @@ def update_tree(
 
     extra: the extra arguments that the rules ask for.
     piece: what there is to know of the larger tree whose arrays these are.
+    adding: how updates are added to the parameters, which then come out in their place.
+    backend: what compiles kernels for tiles; None for whole arrays.
     """
     trees = matched(lifted, updates, state, params, extra, piece)
     numbers = {} if extra is None else extra.numbers
@@ -37,17 +43,32 @@ def update_tree(
         RuleAtStep(*each, numbers)
         for each in zip(lifted.rules, lifted.storages, trees.states, strict=True)
     ]
+    tiling = None
+    if backend is not None:  # Pallas is imported where it is used.
+        from .tiles.lift import Tiling
+
+        tiling = Tiling(backend)
     for places in stretches(lifted.rules):
         _advance(rules, places, trees.leaves)
+        is_last = places.stop == len(rules)
+        # What is not added to the parameters in the kernel would have to be written out.
+        run = tiling.update_array if tiling is not None and is_last else update_array
         for leaf, plan in zip(trees.leaves, plans(rules, places, trees.leaves), strict=True):
-            if plan is not None:
-                leaf.direction, leaf.entries[places] = update_array(plan, *_of(leaf, places, rules))
+            if plan is None:
+                continue
+            if is_last and adding is not None:
+                plan = dataclasses.replace(plan, adding=adding)
+            leaf.direction, leaf.entries[places] = run(plan, *_of(leaf, places, rules))
+    if tiling is not None:
+        tiling.tell(lifted)
     new_states = [
         rule.new_state(trees.state_entries(place, per_array(rule.rule)))
         for place, rule in enumerate(rules)
     ]
-    treedef = trees.gradients.treedef
-    return treedef.unflatten([leaf.direction for leaf in trees.leaves]), lifted.join(new_states)
+    results = [leaf.direction for leaf in trees.leaves]
+    if adding is not None:
+        results = [leaf.param if leaf.gradient is None else leaf.direction for leaf in trees.leaves]
+    return trees.gradients.treedef.unflatten(results), lifted.join(new_states)
 
 
 def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf]) -> None:
@@ -56,18 +77,16 @@ def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf])
         rule, own = rules[place], slice(place, place + 1)
         if rule.rule.advance is None or rule.rule.layerwise:
             continue
-        of_each = plans(rules, own, leaves)
-        dtypes = [plan.dtype for plan in of_each if plan is not None]
+        of_each = zip(leaves, plans(rules, own, leaves), strict=True)
+        planned = [(leaf, plan) for leaf, plan in of_each if plan is not None]
+        counted = [(leaf, plan) for leaf, plan in planned if leaf.direction.size]
         measured = []
         if sees_all(rule.rule):
-            measured = [
-                measure_array(plan, *_of(leaf, own, rules))
-                for leaf, plan in zip(leaves, of_each, strict=True)
-                if plan is not None and leaf.direction.size
-            ]
+            measured = [measure_array(plan, *_of(leaf, own, rules)) for leaf, plan in counted]
             if not measured:
                 continue
-        rule.advance(measured, rules[:place], dtypes)
+        dtypes, rows = [plan.dtype for _, plan in planned], [leaf.own[place] for leaf, _ in counted]
+        rule.advance(measured, rules[:place], dtypes, rows)
 
 
 def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:

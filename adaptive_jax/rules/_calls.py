@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .._core import hyper
 from .._core.arguments import is_number
 
 _ELSEWHERE = {
@@ -45,26 +46,29 @@ def refuse_unknown(name: str, names: Sequence[str], given: Mapping[str, Any]) ->
 
 def warn_of_large(name: str, given: Mapping[str, Any], takes_any_rate: bool) -> None:
     """Warns of a learning rate or a weight decay above 1, for the caller of an optimizer."""
-    rate, decay = given.get("learning_rate"), given.get("weight_decay")
-    if not takes_any_rate and _is_above_one(rate):
+    for where, rate in [] if takes_any_rate else _above_one("learning_rate", given):
         warnings.warn(
-            f"learning_rate={rate!r} in {name}: whatever the size of the gradients, each step moves "
+            f"{where}={rate!r} in {name}: whatever the size of the gradients, each step moves "
             "each parameter by about so much. 1e-4 to 1e-1 are usual. If it is meant, give it as an "
             f"array, jnp.float32({rate!r}), and nothing is said.",
             stacklevel=3,
         )
-    if _is_above_one(decay):
+    for where, decay in _above_one("weight_decay", given):
         warnings.warn(
-            f"weight_decay={decay!r} in {name}: each step takes the learning rate times so much of "
+            f"{where}={decay!r} in {name}: each step takes the learning rate times so much of "
             "every parameter away. 1e-4 to 1e-1 are usual. If it is meant, give it as an array, "
             f"jnp.float32({decay!r}), and nothing is said.",
             stacklevel=3,
         )
 
 
-def _is_above_one(value: Any) -> bool:
-    """Whether it is a number above 1. Arrays are not looked at: they may be tracers."""
-    return is_number(value) and 1 < value < math.inf
+def _above_one(name: str, given: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The first number above 1 of a hyperparameter. Arrays are not looked at: they may be tracers."""
+    value: Any = given.get(name)
+    ones: Iterable[tuple[str, Any]] = (
+        [(name, value)] if is_number(value) else hyper.named(name, value)
+    )
+    return [each for each in ones if is_number(each[1]) and 1 < each[1] < math.inf][:1]
 
 
 def _unknown(name: str, names: Sequence[str], argument: str) -> str:

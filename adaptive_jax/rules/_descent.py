@@ -102,7 +102,7 @@ def _decay(
     """The rule that decays weights, if one is needed."""
     weight_decay = none_if_zero(weight_decay)
     # The rule alone takes negative numbers too, as optax's does.
-    hyper.hyperparameter(factory.__name__, "weight_decay", weight_decay, hyper.Interval(0.0))
+    hyper.checked(factory.__name__, "weight_decay", weight_decay, hyper.Interval(0.0))
     if weight_decay is None and mask is None and not always:
         return ()
     return (WeightDecay(weight_decay, mask, learning_rate),)

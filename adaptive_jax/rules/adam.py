@@ -115,6 +115,7 @@ class NAdam(Rule):
     momentum_decay: NonNegative = 1 / 250
     eps_hat: bool = False
     scalars = {"mu_product": 1.0}
+    per_array = ("b2", "eps", "eps_root")
     slots = {"mu": Slot(), "nu": Slot(nonnegative=True)}
 
     def momentum(self, step):

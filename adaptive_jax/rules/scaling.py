@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from .._core.hyper import Hyper, NonNegative
+from .._core.hyper import Hyper, NonNegative, mapped
 from .._core.mask import Mask
 from .._core.rule import Rule
 from .._core.transformation import Transformation
@@ -27,7 +27,8 @@ class LearningRate(Rule):
 
     Without a weight decay it is the step of gradient descent, and needs no parameters.
 
-    learning_rate: the step size η, >= 0: a number, an array of shape (), or a schedule.
+    learning_rate: the step size η, >= 0: a number, an array of shape (), a schedule, or, as of every
+      hyperparameter, a tree of these that is a prefix of the parameters.
     weight_decay: the decoupled weight decay λ, >= 0; None for none.
     mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
     flip_sign: False to multiply by +η, for a chain that flips the sign elsewhere.
@@ -58,7 +59,11 @@ class LearningRate(Rule):
         rate = super().learning_rate_at(step)
         if self.learning_rate_decay is None:
             return rate
-        return rate / (1 + self.learning_rate_decay * jnp.asarray(step - 1, jnp.result_type(rate)))
+
+        def decayed(rate, decay):
+            return rate / (1 + decay * jnp.asarray(step - 1, jnp.result_type(rate)))
+
+        return mapped(decayed, rate, self.learning_rate_decay)
 
     def update(self, grad, slots, param, ctx):
         rate = self.learning_rate_at(ctx.step)

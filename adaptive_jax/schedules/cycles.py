@@ -74,11 +74,10 @@ class linear_onecycle_schedule(Schedule):
 class cosine_onecycle_schedule(Schedule):
     """One cycle along half waves of the cosine: up, and down to almost nothing.
 
-        P/d at t = 0; P at ⌊a T⌋; P/(d² f) at T and from there on; half waves between them
+        P/d at t = 0; P at ⌊a T⌋; P/(d f) at T and from there on; half waves between them
 
-    The last value is optax's, which divides twice by d. Where the boundaries are whole numbers that
-    follow from T, they are computed when the schedule is made. (In a tree mapped over all of its leaves
-    they are mapped as well.)
+    Where the boundaries are whole numbers that follow from T, they are computed when the schedule is
+    made. (In a tree mapped over all of its leaves they are mapped as well.)
 
     Smith & Topin 2017, https://arxiv.org/abs/1708.07120
 
@@ -87,15 +86,15 @@ class cosine_onecycle_schedule(Schedule):
       peak_value: the value P at the top.
       pct_start: the share a of the steps on the way up.
       div_factor: the ratio d of the peak to the first value, > 0.
-      final_div_factor: the ratio f, > 0.
+      final_div_factor: the ratio f of the first value to the last one, > 0.
 
     Raises:
       TypeError, ValueError: for an argument of the wrong type or out of range, by name.
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.schedules.cosine_onecycle_schedule(8, 1.0, 0.5, 4.0, 2.0)([0, 2, 4, 8])
-      Array([0.25   , 0.625  , 1.     , 0.03125], dtype=float32)
+      >>> aj.schedules.cosine_onecycle_schedule(8, 1.0, 0.5, 4.0, 2.0)([0, 4, 8]).round(3)
+      Array([0.25 , 1.   , 0.125], dtype=float32)
     """
 
     transition_steps: PositiveLength

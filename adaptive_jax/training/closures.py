@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from .._core.mask import Selection
+from .._core.schedule import Schedule
 from .._core.transformation import Foreign, data_behind
 from ..transforms.labels import Labels
 
@@ -102,6 +103,10 @@ def add_value(values: dict[str, Any], inner: list[Any], key: str, value: Any, pa
     elif isinstance(value, (tuple, list)):
         for index, each in enumerate(value):
             add_value(values, inner, f"{key}[{index}]", each, params)
+    elif isinstance(value, Schedule):
+        values[key] = {"function": type(value).__name__}
+        for name, each in value.arguments().items():
+            add_value(values, [], f"{name}{IN}{key}", each, params)
     elif callable(value) and not isinstance(value, type):
         values[key] = {"function": _name_of(value)}
         if key.count(IN) < 8:  # A function may close over itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import maths
-from .._core import pytrees
+from .._core import hyper, pytrees
 from .._core.lifted import Lifted
 from .._core.rule import Rule
 from .._core.step import reached
@@ -128,7 +129,7 @@ def _convert_rules(params: Any, before: Lifted, after: Lifted, template: Any, st
         if "count" in had:
             had["count"] = reached(had["count"])
         entries = {
-            name: had[name] if name in had else _first(name, entry, old_rule, had.get("count"))
+            name: _entry(name, entry, had, old_rule)
             for name, entry in like._asdict().items()
             if name not in rule.slots
         }
@@ -149,15 +150,33 @@ def _convert_rules(params: Any, before: Lifted, after: Lifted, template: Any, st
     return after.join(new_parts)
 
 
-def _first(name: str, entry: Any, old: Any, count: Any) -> jax.Array:
-    """An entry that the old state has not: a count from 0, a correction as that of the number so far."""
+def _entry(name: str, like: Any, had: Mapping[str, Any], old: Any) -> Any:
+    """An entry that is no slot: as it was, a count from 0, or a correction as that of the number so far.
+
+    A tree of corrections is made of one for all of them, or for a branch.
+    """
+    if name in had and jax.tree.structure(had[name]) == jax.tree.structure(like):
+        return had[name]
     field = name.removesuffix("_correction")
-    if field == name or count is None:
-        return jnp.zeros(entry.shape, entry.dtype)
-    b = getattr(old, field)
-    decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
-    decay = jax.tree.map(lambda x: jnp.asarray(x, entry.dtype), decay)
-    return maths.power_complement(decay, count).astype(entry.dtype)
+    if field == name or "count" not in had:
+        return jax.tree.map(lambda entry: jnp.zeros(entry.shape, entry.dtype), like)
+
+    def corrected(entry: Any, b: Any) -> Any:
+        decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
+        decay = jax.tree.map(lambda x: jnp.asarray(x, entry.dtype), decay)
+        return maths.power_complement(decay, had["count"]).astype(entry.dtype)
+
+    def copied(entry: Any, correction: Any) -> Any:
+        return jnp.array(correction, entry.dtype)
+
+    before, function = (had[name], copied) if name in had else (getattr(old, field), corrected)
+    made = hyper.mapped(function, like, before)
+    if jax.tree.structure(made) != jax.tree.structure(like):
+        raise ValueError(
+            f"{field} of {type(old).__name__} is a tree in tx_old with more branches than in tx_new: what "
+            "each of them had so far is not one number."
+        )
+    return made
 
 
 @functools.partial(jax.jit, static_argnames=("target", "old", "new"))

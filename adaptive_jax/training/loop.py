@@ -49,9 +49,10 @@ def fit(
       batches: one batch per step, as long as they last.
       steps: after how many steps to stop; None for as many as there are batches.
       callback: called after each step with the new state and the metrics, both on the device: to
-        evaluate, to save, to print. It stops the loop by returning True, one of NumPy or JAX as well
-        (which is waited for); it goes on with False or None. It must not keep the state, which the next
-        step writes over, and cannot change it: that is done by a step around the step.
+        evaluate, at `state.eval_params()`, to save, to print. It stops the loop by returning True, one
+        of NumPy or JAX as well (which is waited for); it goes on with False or None. It must not keep
+        the state, which the next step writes over, and cannot change it: that is done by a step around
+        the step.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
 

@@ -45,7 +45,7 @@ def rules(state: Any) -> list[dict[str, Any]]:
     """Every rule of this library in a state: which it is, where it is, and where its state is.
 
     fields: each hyperparameter as None, as "number", or as what `add_value` tells of a function; of a
-      schedule that is data, its outline.
+      schedule that is data, its outline; of a tree each one in it, under "learning_rate['w']".
     storage: how each of its slots is kept.
     keeps: whether it has a state of its own, beside a count.
     mask: which arrays it selects, by their paths; None for all.
@@ -66,7 +66,11 @@ def rules(state: Any) -> list[dict[str, Any]]:
                 "state": place,
                 "storage": dict(zip(rule.slots, storages, strict=False)),
                 "keeps": bool(rule.slots or rule.scalars),
-                "fields": {name: _field(getattr(rule, name)) for name in fields(type(rule))[0]},
+                "fields": {
+                    where: _field(each)
+                    for name in fields(type(rule)).data
+                    for where, each in hyper.named(name, getattr(rule, name))
+                },
                 "mask": None if mask is None else selected(mask.tree, params, repr(mask)),
             }
         )

@@ -19,13 +19,21 @@ from .metrics import measured_metrics
 from .outline import Outline
 from .settings import Settings
 from .state import TrainState
+from .tiles import backend_of
 
 
 def one_step(
-    settings: Settings, outline: Outline, numbers: Any, written: Any, rng: Any, batch: Any
+    settings: Settings,
+    platform: str,
+    outline: Outline,
+    numbers: Any,
+    written: Any,
+    rng: Any,
+    batch: Any,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The step itself: what of the state is written over, as it is afterwards, and the metrics.
 
+    platform: on which it is to run.
     written: the same before the step.
     """
     tx = outline.optimizer(numbers)
@@ -46,26 +54,22 @@ def one_step(
     def value_fn(params: Any) -> Any:
         return loss_of_batch(settings, params, state.model_state, batch, rng)
 
+    given = {"value": loss, "grad": gradients, "value_fn": value_fn, **extra_args}
+    adding = precision.Rounding(
+        settings.rounding, state.step if settings.rounding == "stochastic" else None
+    )
+    trees = gradients, state.opt_state, state.params
+    updates, backend = None, backend_of(settings, platform, state)
     try:
-        updates, updated = tx.update(
-            gradients,
-            state.opt_state,
-            state.params,
-            value=loss,
-            grad=gradients,
-            value_fn=value_fn,
-            **extra_args,
-        )
+        if backend is not None:
+            params, updated = precision.update_and_add(tx, *trees, adding, backend, **given)
+        else:
+            updates, updated = tx.update(*trees, **given)
+            params = adding.apply(state.params, updates)
     except ValueError as error:
         if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
             _explain_promotion(error, state)
         raise
-    params = precision.apply_updates(
-        state.params,
-        updates,
-        rounding=settings.rounding,
-        step=state.step if settings.rounding == "stochastic" else None,
-    )
     new = dataclasses.replace(
         state,
         # It wraps round: where it stopped instead, all further steps would have the same random bits.

@@ -22,6 +22,7 @@ class Settings:
     metrics: tuple[str, ...]
     by_name: bool
     gradient: Callable[..., Any] | None
+    tiles: Any
     told: list[str] = field(default_factory=list)  # What was warned about.
 
     def skips(self, state: TrainState) -> bool:

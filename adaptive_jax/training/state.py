@@ -16,6 +16,7 @@ from .._core import export, pytrees
 from .._core.lifted import Unquoted
 from .._core.transformation import member
 from ..transforms import precision
+from ..transforms.evaluate import eval_params
 from .arrays import is_key, own_copies
 from .loss_scale import LossScale, started
 
@@ -126,8 +127,10 @@ class TrainState:
         return precision.exact_params(self.params, self.opt_state)
 
     def eval_params(self) -> Any:
-        """The parameters to evaluate with: see `aj.eval_params`."""
-        return self.exact_params()
+        """The parameters to evaluate with, which an optimizer may tell from those that it trains: see
+        `eval_params`.
+        """
+        return eval_params(self.tx, self.params, self.opt_state)
 
     def replace(self, **changes: Any) -> TrainState:
         """The state with other values for some of its fields."""

@@ -23,6 +23,7 @@ from .outline import Outline
 from .program import one_step
 from .settings import Settings
 from .state import TrainState
+from .tiles import RUN_ON, check_tiles, platform_of
 
 
 def train_step(
@@ -36,6 +37,7 @@ def train_step(
     rounding: str = "stochastic",
     metrics: Sequence[str] | None = None,
     gradient: Callable[..., Any] | None = None,
+    tiles: bool | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, compiled whole: loss, gradients, update, new parameters.
 
@@ -88,6 +90,12 @@ def train_step(
         far; key one for this step, None where the state has no `rng`. Gradients are here what
         `jax.value_and_grad` gives, also where they are complex: `aj.maths.ascent(gradients)` is the
         direction. None for the gradients of the loss themselves.
+      tiles: True to update each array of two axes or more in one kernel on a GPU or TPU, tile by tile:
+        each number is read once and written once, also where slots have 8 or 16 bits, and the update is
+        added to the parameter in it. It is for element-wise rules, in float32, and a last axis of 256 or
+        more; smaller arrays and all other rules are left to XLA. The numbers are the same but for the
+        rounding of the compiler. Where it can have no effect, a warning says once why. None for True on
+        devices on which it has been run: so far, on none.
 
     Returns:
       A function of a `TrainState` and a batch that returns the new state and a dict of metrics.
@@ -126,6 +134,7 @@ def train_step(
         one_of("metrics", name, METRICS)
     accumulate = whole("accumulate", accumulate, 1)
     check_scale("loss_scale", loss_scale)
+    check_tiles(tiles)
     if not callable(loss_fn):
         raise TypeError(f"loss_fn={loss_fn!r} must be a function of the parameters and a batch.")
     if compute_dtype is not None:
@@ -146,6 +155,7 @@ def train_step(
         metrics=METRICS[:3] if metrics is None else tuple(metrics),
         by_name=metrics is not None,
         gradient=gradient,
+        tiles=tiles,
     )
     return functools.wraps(loss_fn, assigned=("__name__", "__module__"), updated=())(
         TrainStep(settings)
@@ -161,22 +171,25 @@ class TrainStep:
         self._measures_skipped = "skipped" in settings.metrics
         # Not donated: the optimizer's numbers, and what a step leaves as it is.
         self._jitted = jax.jit(
-            functools.partial(one_step, settings), static_argnums=0, donate_argnums=2
+            functools.partial(one_step, settings), static_argnums=(0, 1), donate_argnums=3
         )
+        self._uses_tiles = bool(settings.tiles if settings.tiles is not None else RUN_ON)
         self._sent: tuple[Any, Any, Any, Any] = None, None, None, None
         self._outlines: dict[Any, Outline] = {}
         self._skipped: tuple[Any, Any] = None, None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         """The new state, and the metrics."""
-        return self._run(self._jitted, self._arguments(state), state, batch)
+        arguments = self._platform(state), *self._arguments(state)
+        return self._run(self._jitted, arguments, state, batch)
 
     def lower(self, state: TrainState, batch: Any) -> _Lowered:
         """The step lowered for these arguments, as `jax.jit` lowers. `.compile()` gives a step for
         arguments like these, called in the same way, that also tells its memory.
         """
         arguments = self._arguments(state)
-        return _Lowered(self, arguments[0], self._jitted.lower(*arguments, batch))
+        lowered = self._jitted.lower(self._platform(state), *arguments, batch)
+        return _Lowered(self, arguments[0], lowered)
 
     def __reduce__(self) -> Any:
         if _pickled_by_value():
@@ -194,6 +207,10 @@ class TrainStep:
         return self
 
     # What follows runs in every step, and is written to be quick.
+
+    def _platform(self, state: TrainState) -> str:
+        """The platform of the step, where it makes a difference."""
+        return platform_of(state.step) if self._uses_tiles else ""
 
     def _arguments(self, state: TrainState) -> tuple[Any, ...]:
         """What the jitted function takes, but for the batch."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import optax
 
-from .._core import states
+from .._core import pytrees, states
 from .._core.extra import FIRST_GRADIENT, first_gradient, hands_on
 from .._core.lifted import Lifted
 from .._core.rule import Rule
-from .._core.transformation import Transformation
+from .._core.tiles.row import Row, length_of_row
+from .._core.tiles.row import update_and_add as update_and_add_in_a_row
+from .._core.transformation import Transformation, data_of
 from .._core.wrapper import Wrapper, check_one_evaluates, walk
+from .precision import update_and_add
 
 
 def chain(*transformations: optax.GradientTransformation) -> Transformation:
@@ -54,19 +57,59 @@ class Chained(Wrapper):
     def init(self, params: Any) -> Any:
         return tuple(member.init(params) for member in self.members)
 
-    @hands_on
     def step(
         self, updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, Any]:
+        def finish(updates: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
+            return updates, state
+
+        return self._in_a_row(len(self.members), finish, updates, state, params, **extra_args)
+
+    def update_and_add(
+        self, updates: Any, state: Any, params: Any, adding: Any, backend: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        """The parameters after an update, and the new state.
+
+        adding: how updates are added.
+        backend: of tiles; None for whole arrays.
+        """
+        self.check(state)
+        updates = pytrees.gradients(updates)
+        members = [data_of(member) for member in self.members]
+        start = len(members) - length_of_row(members, updates)
+
+        def finish(updates: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
+            trees = params, adding, backend
+            if start < len(members) - 1:
+                row = Row(tuple(members[start:]))
+                return update_and_add_in_a_row(row, updates, state, *trees, extra_args)
+            last = self.members[-1]
+            params, new = update_and_add(last, updates, state[0], *trees, **extra_args)
+            return params, (new,)
+
+        return self._in_a_row(start, finish, updates, state, params, **extra_args)
+
+    @hands_on
+    def _in_a_row(
+        self,
+        count: int,
+        finish: Callable[..., tuple[Any, Any]],
+        updates: Any,
+        state: Any,
+        params: Any,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        """The updates of so many members, and what is made of them, with the states of the others."""
         asking = [rule for rule in _rules(self) if rule.needs_gradient]
         if asking:
             first = first_gradient(asking[0], extra_args)
             extra_args[FIRST_GRADIENT] = updates if first is None else first
-        new_state = []
-        for each, old in zip(self.members, state, strict=True):
+        new_state, rest = [], tuple(state[count:])
+        for each, old in zip(self.members[:count], state[:count], strict=True):
             updates, new = each.update(updates, old, params, **extra_args)
             new_state.append(new)
-        return updates, tuple(new_state)
+        result, rest = finish(updates, rest, params, **extra_args)
+        return result, (*new_state, *rest)
 
     def check(self, state: Any) -> None:
         states.check_chain(state, len(self.members))

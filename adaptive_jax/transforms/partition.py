@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ from .._core import pytrees, states
 from .._core.extra import FIRST_GRADIENT
 from .._core.mask import Selection
 from .._core.paths import some
+from .._core.rule import Rule
 from .._core.transformation import Foreign, Transformation, member
-from .._core.wrapper import Wrapper, walk
+from .._core.wrapper import Wrapper, evaluating, walk
 from .finite import no_update
 from .labels import Cut, Labels, refuse_unused
 
@@ -40,6 +41,14 @@ class Frozen(Wrapper):
 
     def __repr__(self) -> str:
         return "None"
+
+
+def evaluated_apart(
+    wrapper: Wrapper, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]
+) -> Any:
+    """`Wrapper.evaluate` where each transformation has arrays of its own."""
+    parts = zip(wrapper.wrapped(), wrapper.params_in(params), wrapper.states_in(state), strict=True)
+    return wrapper.with_params(params, [of_inner(*part) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,10 @@ class Partition(Wrapper):
         params = None if params is None else pytrees.with_gradient(updates, params)
         cut = self._cut(updates if params is None else params)
         split = _Split(cut, updates, params, extra_args, self.mask_compatible_extra_args)
-        new_parts, new_states = {}, []
-        for (label, tx), old in zip(self.transforms.items(), self.states_in(state), strict=True):
-            new, new_state = split.updated(tx, label, old)
-            new_parts[label] = cut.parts("updates", new)
-            new_states.append(new_state)
-        parts = [new_parts[label][place] for place, label in enumerate(cut.labels)]
-        return cut.joined(parts), self._state(new_states)
+        every = zip(self.transforms.items(), self.states_in(state), strict=True)
+        new = [split.updated(tx, label, old) for (label, tx), old in every]
+        joined = self._joined(cut, "updates", [each for each, _ in new])
+        return joined, self._state(each for _, each in new)
 
     def check(self, state: Any) -> None:
         states.check_wrapper(state, optax.PartitionState)
@@ -101,6 +107,21 @@ class Partition(Wrapper):
         cut = self._cut(params)
         parts = cut.parts("parameters", params)
         return tuple(cut.only(parts, label) for label in self.transforms)
+
+    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
+        return self._joined(self._cut(params), "parameters", new)
+
+    def evaluating(self) -> list[Rule]:
+        return max(map(evaluating, self.wrapped()), key=len, default=[])
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        return evaluated_apart(self, params, state, of_inner)
+
+    def _joined(self, cut: Cut, what: str, trees: Iterable[Any]) -> Any:
+        """One tree of the trees of all groups."""
+        pairs = zip(self.transforms, trees, strict=True)
+        parts = {label: cut.parts(what, tree) for label, tree in pairs}
+        return cut.joined([parts[label][place] for place, label in enumerate(cut.labels)])
 
     def _state(self, inner: Iterable[Any]) -> optax.PartitionState:
         pairs = zip(self.transforms, map(optax.MaskedState, inner), strict=True)
@@ -241,13 +262,24 @@ class MaskedTransform(Wrapper):
         cut = self._cut(updates if params is None else params)
         split = _Split(cut, updates, params, extra_args, self.mask_compatible_extra_args)
         new, new_state = split.updated(self.inner, True, state.inner_state)
-        every = zip(cut.labels, cut.parts("updates", new), split.updates, strict=True)
-        parts = [part if select else old for select, part, old in every]
-        return cut.joined(parts), optax.MaskedState(new_state)
+        return self._joined(cut, "updates", new, split.updates), optax.MaskedState(new_state)
 
     def params_in(self, params: Any) -> tuple[Any, ...]:
         cut = self._cut(params)
         return (cut.only(cut.parts("parameters", params), True),)
+
+    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
+        (only,) = new
+        cut = self._cut(params)
+        return self._joined(cut, "parameters", only, cut.parts("parameters", params))
+
+    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
+        return evaluated_apart(self, params, state, of_inner)
+
+    def _joined(self, cut: Cut, what: str, new: Any, old: Sequence[Any]) -> Any:
+        """A tree of what is new, and of the old parts that the mask does not select."""
+        every = zip(cut.labels, cut.parts(what, new), old, strict=True)
+        return cut.joined([part if select else other for select, part, other in every])
 
     def _cut(self, params: Any) -> Cut:
         return Cut("mask", self.mask.tree(params))

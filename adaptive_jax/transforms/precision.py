@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -60,22 +61,78 @@ def apply_updates(params: Any, updates: Any, *, rounding: str = "nearest", step:
             f"rounding={rounding!r} and step={step!r}: the step is for stochastic rounding, which "
             "needs it."
         )
-    gradients = pytrees.Arrays("gradients", updates)
-    if params is None:
-        raise ValueError("params is None: there is nothing to add the updates to.")
-    leaves = gradients.params(params, ())
-    new = []
-    for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
-        if update is None or param is None:
-            new.append(param)
-            continue
-        dtype = jnp.result_type(param)
-        total = added(param, update)
-        if rounding == "stochastic" and _is_low(dtype):
-            _check_fine(gradients, index, dtype, update)
-            total = _round_stochastically(total, dtype, jnp.asarray(step), index)
-        new.append(maths.saturating_cast(total, dtype))
-    return gradients.treedef.unflatten(new)
+    return Rounding(rounding, step).apply(params, updates)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["step"], meta_fields=["rounding"])
+@dataclass(frozen=True)
+class Rounding:
+    """How updates are added to parameters: what `apply_updates` does to one array, and to a tree.
+
+    Its arguments are those of `apply_updates`.
+    """
+
+    rounding: str
+    step: Any
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether parameters below 32 bits are rounded at random."""
+        return self.rounding == "stochastic"
+
+    def key(self, param: jax.Array, index: Any) -> jax.Array | None:
+        """A key for `maths.random_bits`; None for a parameter that is rounded to nearest.
+
+        index: the place of the array in the tree.
+        """
+        if not self.stochastic or not _is_low(jnp.result_type(param)):
+            return None
+        return maths.random_key(jnp.asarray(self.step), index, salt=0)
+
+    def added(self, param: jax.Array, update: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The parameter after the update, in its own dtype."""
+        total, dtype = added(param, update), jnp.result_type(param)
+        if key is not None:
+            total = _round_stochastically(total, dtype, maths.random_bits(total.shape, key))
+        return maths.saturating_cast(total, dtype)
+
+    def apply(self, params: Any, updates: Any) -> Any:
+        """All parameters after their updates."""
+        gradients = pytrees.Arrays("gradients", updates)
+        if params is None:
+            raise ValueError("params is None: there is nothing to add the updates to.")
+        leaves = gradients.params(params, ())
+        new = []
+        for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+            if update is None or param is None:
+                new.append(param)
+                continue
+            key = self.key(param, index)
+            if key is not None:
+                _check_fine(gradients, index, jnp.result_type(param), update)
+            new.append(self.added(param, update, key))
+        return gradients.treedef.unflatten(new)
+
+
+def update_and_add(
+    transformation: Any,
+    updates: Any,
+    state: Any,
+    params: Any,
+    adding: Rounding,
+    backend: Any,
+    **extra_args: Any,
+) -> tuple[Any, Any]:
+    """The parameters after an update, and the new state: both in one, where a transformation can.
+
+    adding: how updates are added.
+    backend: of tiles; None for whole arrays.
+    """
+    data = data_of(transformation)
+    if hasattr(data, "update_and_add"):
+        return data.update_and_add(updates, state, params, adding, backend, **extra_args)
+    updates, state = transformation.update(updates, state, params, **extra_args)
+    return adding.apply(params, updates), state
 
 
 @export.state
@@ -390,9 +447,8 @@ def added(param: jax.Array, update: jax.Array) -> jax.Array:
     return lax.convert_element_type(param, dtype) + lax.convert_element_type(update, dtype)
 
 
-def _round_stochastically(x: jax.Array, dtype: Any, step: jax.Array, index: int) -> jax.Array:
-    """x on the grid of dtype, above or below it, so that the mean over all steps is x."""
-    bits = maths.random_bits(x.shape, maths.random_key(step, index, salt=0))
+def _round_stochastically(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
+    """x on the grid of dtype, above or below it, so that the mean over all bits is x."""
     x = maths.saturating_cast(x, jnp.dtype(jnp.float32))
     if dtype == jnp.bfloat16:
         return maths.rounded_to_bfloat16(x, bits)

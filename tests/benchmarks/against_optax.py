@@ -265,8 +265,8 @@ def collector_paused() -> Iterator[None]:
 def empty_caches() -> None:
     """Forget every trace and compilation, and pay for throwing them away now."""
     jax.clear_caches()
-    if "adaptive_jax" in sys.modules:
-        sys.modules["adaptive_jax"]._transform._cuts.clear()
+    if "adaptive_jax._core.pieces" in sys.modules:
+        sys.modules["adaptive_jax._core.pieces"]._cuts.clear()
     gc.collect()
 
 

@@ -74,10 +74,6 @@ def test_values_out_of_range(make, message):
         (lambda: aj.scale_by_adam(learning_rate=1.0), r"it takes b1, b2, eps, eps_root"),
         (lambda: aj.chain([aj.clip(1.0), aj.sgd(0.1)]), r"type list. .*aj.chain\(\*members\)"),
         (
-            lambda: aj.scale_by_learning_rate({"w": 0.1, "b": jnp.ones(3)}),
-            r"learning_rate is a dict with 2 leaves in LearningRate: [^\[]*, the same for all arrays",
-        ),
-        (
             lambda: aj.adagrad(0.1, initial_accumulator_value=optax.constant_schedule(0.1)),
             r"initial_accumulator_value=\S+ is a schedule in AdaGrad: .* before the first step",
         ),

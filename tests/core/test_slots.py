@@ -74,8 +74,15 @@ def test_distance_over_gradients(layerwise):
         np.testing.assert_array_equal(state.start[name], param)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("storage", [None, "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("storage", "dtype"),
+    [
+        (None, jnp.bfloat16),
+        ("int8", jnp.float16),
+        pytest.param("bfloat16", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("int8", jnp.float32, marks=pytest.mark.slow),
+    ],
+)
 def test_constant_slots_keep_every_bit_whatever_the_storage(storage, dtype):
     params = jax.tree.map(lambda x: x.astype(dtype), LARGE)
     tx = aj.transform(Prodigy(), storage=storage)
@@ -92,7 +99,17 @@ def test_constant_slots_keep_every_bit_whatever_the_storage(storage, dtype):
     assert size.total == sum(x.nbytes for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("storage", [None, "bfloat16", "int8", "int16", aj.Float(jnp.float16)])
+@pytest.mark.parametrize(
+    "storage",
+    [
+        None,
+        "int8",
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ("bfloat16", "int16", aj.Float(jnp.float16))
+        ),
+    ],
+)
 def test_a_copy_of_the_parameter_is_kept_in_its_storage(storage):
     tx = aj.transform(ScheduleFree(0.1), storage=storage)
     z = tx.init(LARGE).z
@@ -383,6 +400,7 @@ def test_mistakes_are_named():
         aj.Slot(shape=list).shape_for((3,))
 
 
+@pytest.mark.slow
 def test_derivatives_through_such_a_state():
     def loss(rate):
         tx = aj.transform(ScheduleFree(rate))

@@ -132,3 +132,14 @@ def test_shapes_in_the_place_of_arrays():
     state = jax.eval_shape(lambda params: aj.TrainState.create(params, aj.adam(0.1)), shapes)
     assert repr(state.opt_state) == repr(jax.eval_shape(lambda: create().opt_state))
     FIT_STEP.lower(state.replace(tx=aj.adam(0.1)), BATCH)
+
+
+def test_parameters_to_evaluate_with():
+    """They cost nothing where they are those that are trained."""
+    state = create()
+    assert not jax.make_jaxpr(lambda state: state.eval_params())(state).eqns
+    jax.tree.map(np.testing.assert_array_equal, state.eval_params(), PARAMS)
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    step = aj.train_step(lambda params, batch: sum(map(jnp.sum, jax.tree.leaves(params))))
+    state, _ = step(aj.TrainState.create(low, aj.compensate(aj.sgd(1e-3))), None)
+    jax.tree.map(np.testing.assert_array_equal, state.eval_params(), state.exact_params())

@@ -6,6 +6,7 @@ import functools
 import inspect
 import pickle
 import re
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -415,6 +416,11 @@ def test_the_walk_sees_what_each_group_sees():
     assert [len(jax.tree.leaves(params)) for _, _, params in found] == [1, 1, 2]
     assert [params["embed"] is PARAMS["embed"] for _, _, params in found] == [True, True, False]
     assert not any(isinstance(data, Foreign) for data, *_ in found)
+    for each in tx.data.members:
+        same = each.data.with_params(PARAMS, each.data.params_in(PARAMS))
+        assert jax.tree.map(lambda x, y: x is y, same, PARAMS) == jax.tree.map(
+            lambda _: True, PARAMS
+        )
     sizes = aj.state_bytes(tx, PARAMS)
     assert (sizes.by_slot["mu"], sizes.by_slot["other"]) == (2 * 12 * 4, 2 * 4)
     assert sizes.by_array["['embed']"] == 4 * 12 * 4
@@ -584,3 +590,36 @@ def test_checkpoints_of_optax_s_partition_load_and_ours_load_there(tmp_path):
         aj.restore_checkpoint(tmp_path / "run", ours)
     moved = aj.restore_checkpoint(tmp_path / "run", theirs).replace(tx=both[0])
     assert jax.tree.structure(moved) == jax.tree.structure(ours)
+
+
+@dataclass(frozen=True)
+class Anchored(aj.Rule):
+    """Slots of every kind: a copy of the parameter, one that is constant, and one of another shape."""
+
+    pull: aj.Hyper = 0.1
+    slots = {
+        "slow": aj.Slot("param"),
+        "start": aj.Slot("param", constant=True),
+        "rows": aj.Slot(shape=lambda shape: shape[:1] if len(shape) > 1 else None),
+    }
+
+    def update(self, grad, slots, param, ctx):
+        rows = slots["rows"]
+        rows = None if rows is None else ctx.store("rows", rows + grad.sum(1))
+        slow = ctx.store("slow", 0.5 * (slots["slow"] + param))
+        return grad + self.pull * (param - slots["start"]), {"slow": slow, "rows": rows}
+
+
+@pytest.mark.parametrize("labels", [LABELS, PREFIX], ids=["tree", "prefix"])
+def test_slots_of_every_kind_in_a_group(labels):
+    own = aj.chain(aj.transform(Anchored()), aj.scale_by_learning_rate(0.1))
+    tx = aj.partition({"embed": aj.sgd(0.1), "matrix": own, "rest": None}, labels)
+    (params, state), (alone, expected) = run(tx, 2), run(own, 2)
+    np.testing.assert_array_equal(params["dense"][0]["kernel"], alone["dense"][0]["kernel"])
+    found = state.inner_states["matrix"].inner_state[0]
+    np.testing.assert_array_equal(
+        found.rows["dense"][0]["kernel"], expected[0].rows["dense"][0]["kernel"]
+    )
+    assert aj.state_bytes(tx, PARAMS).by_slot["rows"] == (4 * 4 if labels is PREFIX else 2 * 4 * 4)
+    same = aj.convert_storage(tx, tx, PARAMS, state)
+    assert_close(same, state, 0)

@@ -273,9 +273,7 @@ def _scale(largest: jax.Array, code: _Code) -> jax.Array:
     return _float(rounded & ~np.uint32(7))
 
 
-def _spread(
-    scales: jax.Array, shape: tuple[int, ...], block: int | tuple[int, int]
-) -> jax.Array:
+def _spread(scales: jax.Array, shape: tuple[int, ...], block: int | tuple[int, int]) -> jax.Array:
     """Each block's number at each of its places."""
     counts, lengths = _grid(shape, block)
     wide, outer, _ = _split(counts, lengths)

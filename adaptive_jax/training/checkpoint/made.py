@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ def maker(name: str, both: Both, sources: Mapping[str, str]) -> Maker | None:
         return lambda values, restored: leaf
     rules = [rule for rule in both.origin["rules"] if rule["state"] is not None]
     rule = next((rule for rule in rules if under(name, rule["state"])), None)
-    if name.endswith("_correction"):
+    if _is_correction(name):
         return _correction(name, both, rule)
     others = [
         each for each in _other_counts(name, both, rule) if sources.get(each) in both.saved.entries
@@ -42,21 +43,40 @@ def maker(name: str, both: Both, sources: Mapping[str, str]) -> Maker | None:
 
 def needs_others(name: str) -> bool:
     """Whether an entry that is made is no hyperparameter, which is as the state has it."""
-    return name.endswith((".count", "_correction"))
+    return name.endswith(".count") or _is_correction(name)
 
 
-def _correction(name: str, both: Both, rule: Any) -> Maker:
-    """A bias correction, as if the number that was saved had been a schedule all along."""
-    leaf, field = both.entries[name], name.rpartition(".")[2].removesuffix("_correction")
-    old = next(pair.old for pair in both.pairs or () if pair.new is rule)
-    source = f"{old['path']}.{field}"
-    count = f"{rule['state'] if rule is not None else ''}.count"
+def _is_correction(name: str) -> bool:
+    """Whether an entry is a bias correction, or one in a tree of them."""
+    return re.search(r"^\.opt_state\b.*\.\w+_correction\b", name) is not None
+
+
+def _correction(name: str, both: Both, rule: Any) -> Maker | None:
+    """A bias correction, as if the number that was saved had been a schedule all along.
+
+    Where there is a tree now, what was saved may have been one number, or one correction, for all of it
+    or for a branch.
+    """
+    old = next((pair.old for pair in both.pairs or () if pair.new is rule), None)
+    if rule is None or old is None:
+        return None
+    leaf, entries = both.entries[name], both.saved.entries
+    own = name.removeprefix(f"{rule['state']}.")
+    field = own.replace("_correction", "", 1)
+    known = next(
+        (x for x in entries if under(f"{old['state']}.{own}", x) and x != old["state"]), None
+    )
+    if known is not None:
+        return lambda values, restored: fresh(both.saved.value(known, restored), leaf)
+    source = next((each for each in entries if under(f"{old['path']}.{field}", each)), None)
+    if source is None:
+        return None
 
     def make(values: Mapping[str, Any], restored: Mapping[str, Any]) -> Any:
         b = both.saved.value(source, restored)
         decay = maths.DecayRate(b, 1.0 - b) if isinstance(b, float) else b  # type: ignore[arg-type]
         decay = jax.tree.map(lambda x: jnp.asarray(x, leaf.dtype), decay)
-        return fresh(maths.power_complement(decay, values[count]), leaf)
+        return fresh(maths.power_complement(decay, values[f"{rule['state']}.count"]), leaf)
 
     return make
 

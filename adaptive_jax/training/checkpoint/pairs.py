@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -122,16 +123,27 @@ def kind_of_rule(rule: Mapping[str, Any]) -> str:
 def _compared(
     saved: Saved, old: Any, new: Any, entries: Mapping[str, Any]
 ) -> Iterator[Hyperparameter]:
-    for name in (new or old)["fields"]:
+    names = list((new or old)["fields"])
+    if new is not None and old is not None:
+        # A tree has other names than a number, or another tree.
+        known = {base_of(name) for name in names}
+        before = (name for name in old["fields"] or () if name not in names)
+        names += [name for name in before if base_of(name) in known]
+    for name in names:
         here: Any = None
         leaves: dict[str, Any] = {}
         if new is not None:
-            here = new["fields"][name]
+            here = new["fields"].get(name)
             leaves = {
                 each: entries[each] for each in entries if under(each, f"{new['path']}.{name}")
             }
         there, number = _saved_field(saved, old, name, here)
         yield Hyperparameter(name, there, here, number, leaves)
+
+
+def base_of(name: str) -> str:
+    """The name of a hyperparameter, for one in a tree that of the tree."""
+    return re.split(r"[.[]", name, maxsplit=1)[0]
 
 
 def _saved_field(saved: Saved, old: Any, name: str, here: Any) -> tuple[Any, str]:

@@ -10,7 +10,7 @@ from ..origin import of, under
 from .differences import Both, Difference, differences
 from .entries import Saved
 from .made import Maker, maker, needs_others
-from .pairs import Pair, pairs_of
+from .pairs import Pair, base_of, pairs_of
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def _moved(entries: Iterable[str], rule: Any, pair: Pair) -> set[str]:
     places = [f"{rule['path']}.{name}" for name in pair.changed]
     if rule["state"] is not None:
         places += [f"{rule['state']}{each}.count" for each in ("", ".inner_state")]
-        places += [f"{rule['state']}.{name}_correction" for name in pair.changed]
+        # Of a tree all corrections come and go together.
+        places += [f"{rule['state']}.{base_of(name)}_correction" for name in pair.changed]
     return {name for name in entries if any(under(name, place) for place in places)}
 
 

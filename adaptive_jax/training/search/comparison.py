@@ -17,6 +17,7 @@ import optax
 from ... import maths
 from ..._core import arguments, pytrees
 from ...problems import Problem
+from ...transforms.evaluate import eval_params
 from ..progress import progress_bar
 from .distributions import Distribution, draw
 from .result import Sweep
@@ -179,7 +180,8 @@ def compare(
       steps: how long to train; None for the problem's own number.
       target: the value that counts as reached; None for the problem's own or, where it has none, the
         median final value of the first optimizer that does not diverge.
-      evaluations: how often to evaluate, evenly: steps to the target are counted to one of these.
+      evaluations: how often to evaluate, evenly: steps to the target are counted to one of these. What
+        is evaluated are the parameters of `aj.eval_params`.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
 
@@ -368,11 +370,12 @@ def _train(
 
     def stretch(carry: Any, ends: Any) -> Any:
         carry = jax.lax.fori_loop(ends[0], ends[1], step, carry)
-        return carry, problem.evaluate(carry[0])
+        return carry, problem.evaluate(eval_params(tx, *carry))
 
     ends = jnp.stack([jnp.asarray(marks[:-1]), jnp.asarray(marks[1:])], axis=1)
-    _, curve = jax.lax.scan(stretch, (params, tx.init(params)), ends)
-    return jnp.concatenate([problem.evaluate(params)[None], curve])
+    first = params, tx.init(params)
+    _, curve = jax.lax.scan(stretch, first, ends)
+    return jnp.concatenate([problem.evaluate(eval_params(tx, *first))[None], curve])
 
 
 def _tuned(

@@ -291,3 +291,39 @@ def test_rules_get_the_value_that_they_ask_for():
             w = w - (value - lowest) / np.sum(gradient**2) * gradient
         np.testing.assert_allclose(curve[-1], np.sum(CURVATURE * w**2) / 2, rtol=1e-3)
     assert np.isfinite(result.finalists["bowl"]["optax"].curves).all()
+
+
+@dataclass(frozen=True)
+class MeanOfTheRun(aj.Rule):
+    """Goes the way that it is told to, and is judged at the mean of all parameters on it."""
+
+    needs_params = True
+    counts_steps = True
+    slots = {"mean": aj.Slot("param")}
+
+    def update(self, grad, slots, param, ctx):
+        share = 1 / (ctx.step + 1).astype(param.dtype)
+        return grad, {"mean": slots["mean"] + share * (param + grad - slots["mean"])}
+
+    def evaluate(self, param, slots, ctx):
+        return slots["mean"]
+
+
+def test_optimizers_are_judged_at_their_parameters_to_evaluate_with():
+    def averaged(learning_rate):
+        return aj.transform(aj.LearningRate(learning_rate), MeanOfTheRun())
+
+    result = aj.compare(
+        {"averaged": (averaged, {"learning_rate": 0.1})}, make(), 1, seeds=1, tuning_seeds=1
+    )
+    first, key = jax.random.split(jax.random.key(1))
+    w = np.asarray(jax.random.normal(first, (2,)), np.float64)
+    way, expected = [w], []
+    for count in range(10):
+        expected.append(np.sum(CURVATURE * np.mean(way, 0) ** 2) / 2)
+        noise = np.asarray(jax.random.normal(jax.random.fold_in(key, count), (2,)))
+        w = w - 0.1 * CURVATURE * (w - 0.1 * noise)
+        way.append(w)
+    expected.append(np.sum(CURVATURE * np.mean(way, 0) ** 2) / 2)
+    curve = result.finalists["bowl"]["averaged"].curves[0]
+    np.testing.assert_allclose(curve, expected, rtol=1e-4)

@@ -1,0 +1,219 @@
+"""The tile lift: in one kernel, rules and storages give the bits that they give for whole arrays."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import CASES
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adaptive_jax as aj
+from adaptive_jax._core.tiles.backends import Interpreted
+
+RAGGED = {"w": (3, 7, 300)}  # Neither its rows nor its columns fill tiles.
+SHAPES = [RAGGED, {"w": (2, 2, 8, 512)}, {"w": (1, 5000)}]
+# One array at a time: of two, XLA itself divides by a number that they share in another way.
+STORAGES = {
+    "float32": None,
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+    "int16": "int16",
+    "block=128": aj.Blocks(block=128),
+}
+NOT_ELEMENTWISE = ("clip_by_norm",)
+MIXED = {"mu": "int8", "nu": "int16"}
+
+
+def tree(shapes=RAGGED, dtype=jnp.float32, seed=0):
+    """Normal numbers of all sizes."""
+    numbers = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(
+            numbers.normal(size=shape) * np.exp(2 * numbers.normal(size=shape)), dtype
+        )
+        for name, shape in shapes.items()
+    }
+
+
+def loss(params, batch):
+    """Its gradients are the batch."""
+    products = jax.tree.map(lambda p, g: jnp.sum(p * g).astype(jnp.float32), params, batch)
+    return sum(jax.tree.leaves(products))
+
+
+def trained(tx, tiles, dtype=jnp.float32, shapes=RAGGED, steps=2, place=lambda x: x, **options):
+    """The state after some steps."""
+    step = aj.train_step(loss, tiles=tiles, metrics=["loss"], **options)
+    state = aj.TrainState.create(place(tree(shapes, dtype)), tx)
+    for seed in range(1, steps + 1):
+        state, _ = step(state, place(tree(shapes, dtype, seed)))
+    return state
+
+
+def assert_same_bits(a, b):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path((a.params, a.opt_state)),
+        jax.tree.leaves((b.params, b.opt_state)),
+        strict=True,
+    ):
+        assert x.dtype == y.dtype
+        differ = np.sum(
+            np.asarray(x).reshape(-1).view("u1") != np.asarray(y).reshape(-1).view("u1")
+        )
+        assert not differ, f"{differ} bytes of {x.nbytes} at {jax.tree_util.keystr(path)}"
+
+
+@pytest.mark.parametrize(
+    ("tx", "dtype"),
+    [
+        (aj.adam(0.1), jnp.float32),
+        (aj.adamw(0.1, weight_decay=0.1, storage="int8"), jnp.bfloat16),
+        (aj.adam(0.1, storage=MIXED), jnp.float32),
+        (aj.rmsprop(0.1, storage="bfloat16"), jnp.float32),
+        (aj.sgd(0.1, momentum=0.9, storage="int8"), jnp.float32),
+        (aj.lion(0.1, storage="int8"), jnp.float32),
+    ],
+    ids=lambda x: re.sub(r"=[\d.e-]+", "", str(x)),
+)
+def test_tiles_give_the_bits_of_whole_arrays(tx, dtype):
+    assert_same_bits(trained(tx, Interpreted(), dtype), trained(tx, False, dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("case", CASES)
+def test_each_rule_with_each_storage(case, storage):
+    factory, settings = CASES[case]
+    try:
+        tx = factory(**settings, storage=STORAGES[storage])
+    except TypeError:  # It has no slots.
+        if storage != "float32":
+            return
+        tx = factory(**settings)
+    if case.partition("(")[0] in NOT_ELEMENTWISE:
+        with pytest.warns(UserWarning, match=r"not one of them is for tiles.*`reduce_max`"):
+            trained(tx, Interpreted())
+        return
+    for dtype, shapes in zip((jnp.float32, jnp.bfloat16, jnp.float32), SHAPES, strict=True):
+        assert_same_bits(
+            trained(tx, Interpreted(), dtype, shapes), trained(tx, False, dtype, shapes)
+        )
+
+
+def test_what_is_told_where_tiles_can_have_no_effect():
+    params = {"w": jnp.ones((8, 256))}
+
+    def told(tx=None, tiles=True, params=params, **options):
+        def total(params, batch):
+            return jnp.sum(params["w"].astype(jnp.float32))
+
+        step = aj.train_step(total, tiles=tiles, **options)
+        state = aj.TrainState.create(jax.tree.map(jnp.copy, params), tx or aj.sgd(0.1))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            state, _ = step(state, jnp.ones(1))
+            step(state, jnp.ones(2))  # Traced again.
+        return [str(each.message) for each in caught]
+
+    on_tiles = Interpreted()
+    assert told(tiles=None) == told(tiles=False) == told(tiles=on_tiles) == []
+    [message] = told()
+    assert message == (
+        "tiles=True has no effect, whole arrays are updated: there are no kernels for the platform "
+        "'cpu', only for GPUs and TPUs."
+    )
+    for expected, message in {
+        "skip_nonfinite=True": told(tiles=on_tiles, skip_nonfinite=True),
+        "the metric 'update_norm'": told(tiles=on_tiles, metrics=["update_norm"]),
+        "multi_steps(": told(aj.multi_steps(aj.sgd(0.1), 2), on_tiles),
+        "8 bits": told(tiles=on_tiles, params={"w": jnp.ones((8, 256), jnp.float8_e4m3fn)}),
+    }.items():
+        assert len(message) == 1
+        assert expected in message[0]
+    with pytest.raises(TypeError, match="tiles='yes' must be True, False, or None"):
+        aj.train_step(loss, tiles="yes")
+
+
+@dataclass(frozen=True)
+class Scaled(aj.Rule):
+    """Element-wise, but for another factor in arrays of another shape."""
+
+    def update(self, grad, slots, param, ctx):
+        return grad / len(grad), {}
+
+
+@dataclass(frozen=True)
+class Reversed(aj.Rule):
+    def update(self, grad, slots, param, ctx):
+        return grad[::-1], {}
+
+
+@pytest.mark.parametrize(
+    ("tx", "params", "reason"),
+    [
+        (aj.transform(Scaled()), (8, 256), "depends on the shape of the array"),
+        (aj.transform(Reversed()), (8, 256), "`rev` is not element-wise"),
+        (aj.clip_by_norm(1.0), (8, 256), "is not element-wise"),
+        (aj.sgd(0.1), (2048,), "two axes or more, the last one 256 long or longer"),
+        (aj.sgd(0.1), (256, 8), "two axes or more, the last one 256 long or longer"),
+        (aj.rmsprop(0.1, storage="factored"), (256, 256), "the slot .nu. is no array of its shape"),
+        (aj.adam(0.1, storage=aj.Blocks(block=100)), (64, 256), "no blocks that fill a tile"),
+    ],
+    ids=str,
+)
+def test_what_goes_on_as_whole_arrays(tx, params, reason):
+    shapes = {"w": params}
+    with pytest.warns(UserWarning, match=f"not one of them is for tiles.*{reason}"):
+        state = trained(tx, Interpreted(), shapes=shapes, steps=1)
+    assert_same_bits(state, trained(tx, False, shapes=shapes, steps=1))
+
+
+def split(mesh, *spec):
+    """Puts arrays of a tree onto a mesh."""
+    return lambda tree: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+@pytest.mark.parametrize("spec", [("x",), (None, "x"), (("x", "y"),), ("y", "x")], ids=str)
+@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2], ids=lambda kind: kind.name)
+def test_sharded_arrays_stay_so(kind, spec):
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
+    shapes, tx = {"w": (16, 1024)}, aj.adam(0.1, storage=MIXED)
+    place = split(mesh, *spec)
+    state = trained(tx, Interpreted(), shapes=shapes, place=place)
+    assert_same_bits(state, trained(tx, False, shapes=shapes))
+    expected = NamedSharding(mesh, PartitionSpec(*spec))
+    for x in jax.tree.leaves((state.params, state.opt_state)):
+        if x.ndim:
+            assert x.sharding.is_equivalent_to(expected, x.ndim)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda x: x.__name__)
+def test_a_chain_is_one_row_of_rules(dtype):
+    tx = aj.chain(aj.clip_by_global_norm(1.0), aj.scale_by_adam(), aj.scale_by_learning_rate(0.1))
+    assert_same_bits(trained(tx, Interpreted(), dtype), trained(tx, False, dtype))
+
+
+@dataclass(frozen=True)
+class Anchored(aj.Rule):
+    """Weight decay to where the parameters were at first."""
+
+    slots = {"start": aj.Slot("param", constant=True), "mu": aj.Slot()}
+
+    def update(self, grad, slots, param, ctx):
+        mu = ctx.store("mu", 0.5 * slots["mu"] + grad)
+        return mu + 0.25 * (param - slots["start"]), {"mu": mu}
+
+
+def test_a_slot_that_is_constant_stays_where_it_is():
+    tx = aj.transform(Anchored(), aj.LearningRate(0.1))
+    state = trained(tx, Interpreted())
+    assert_same_bits(state, trained(tx, False))
+    text = str(jax.make_jaxpr(aj.train_step(loss, tiles=Interpreted(), metrics=[]))(state, tree()))
+    [outputs] = re.findall(r"out_avals=\((.*?)\)\n", text)
+    assert outputs.count("float32") == 2, outputs
