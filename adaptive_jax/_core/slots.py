@@ -139,8 +139,8 @@ def measure_array(
 def _measured_alone(
     plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
 ) -> dict[str, jax.Array]:
-    *rest, (of_slots,) = rest
-    array, (stage,), (stored,) = _Array(plan, gradient, *rest), plan.stages, entries
+    *of_array, (of_slots,) = rest
+    array, (stage,), (stored,) = _Array(plan, gradient, *of_array), plan.stages, entries
     assert stage is not None  # An array without elements is not measured.
     return _measured(array, stage, stored, of_slots, stage.scalars)
 
