@@ -145,8 +145,8 @@ def _block_of(storage: base.Storage, stored: Any) -> int | None:
     if not isinstance(stored, Quantized):
         return None
     inner: Any = storage.storage if isinstance(storage, Masked) else storage
-    is_row = type(inner) is Blocks and isinstance(inner.block, int)
-    return inner.block if is_row else 0
+    block = inner.block if type(inner) is Blocks else 0
+    return block if isinstance(block, int) else 0
 
 
 def _width(plan: Plan, entries: Any) -> int:
