@@ -180,6 +180,7 @@ class Reversed(aj.Rule):
         (aj.sgd(0.1), (256, 8), "two axes or more, the last one 256 long or longer"),
         (aj.rmsprop(0.1, storage="factored"), (256, 256), "the slot .nu. is no array of its shape"),
         (aj.adam(0.1, storage=aj.Blocks(block=100)), (64, 256), "no blocks that fill a tile"),
+        (aj.sgd(0.1, 0.9, storage=aj.Blocks(block=(8, 128))), (64, 256), "no blocks that fill"),
     ],
     ids=str,
 )

@@ -142,11 +142,12 @@ def _without_blocks(plan: Plan, entries: Any) -> Plan:
 
 
 def _block_of(storage: base.Storage, stored: Any) -> int | None:
-    """How many numbers of a row share one in what is stored; None where none do, 0 for other blocks."""
+    """How many numbers of a row share one in what is stored; 0 for other blocks, None for none."""
     if not isinstance(stored, Quantized):
         return None
     inner: Any = storage.storage if isinstance(storage, Masked) else storage
-    return inner.block if type(inner) is Blocks and isinstance(inner.block, int) else 0
+    block = inner.block if type(inner) is Blocks else 0
+    return block if isinstance(block, int) else 0
 
 
 def _width(plan: Plan, entries: Any) -> int:
