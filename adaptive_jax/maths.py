@@ -292,8 +292,11 @@ def random_bits(shape: tuple[int, ...], key: Any) -> jax.Array:
     return (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
 
 
-def random_key(step: jax.Array, index: Any, salt: int) -> jax.Array:
-    """A key for `random_bits`: another one for each step, array, and salt."""
+def random_key(step: jax.Array, index: Any, salt: Any) -> jax.Array:
+    """A key for `random_bits`: another one for each step, array, and salt.
+
+    Of many arrays and salts, many keys.
+    """
     bits = step.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
     bits = bits + jnp.asarray(index, jnp.uint32) * jnp.uint32(0xC2B2AE35) + jnp.uint32(salt)
     # The last steps of MurmurHash3: every bit of the result depends on every bit.

@@ -31,6 +31,7 @@ class Leaf:
     own: of each rule, which of the hyperparameters in its trees are those of the array.
     axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree.
+    keys: of each rule, those with which slots of the array are rounded at random.
     direction: the gradient, then what the last rule that saw it made of it.
     """
 
@@ -43,6 +44,7 @@ class Leaf:
     own: tuple[tuple[int, ...], ...]
     axes: tuple[MatrixAxes | None, ...]
     index: Any
+    keys: Sequence[Any] = field(init=False)
     direction: Any = field(init=False)
 
     def __post_init__(self) -> None:

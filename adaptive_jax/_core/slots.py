@@ -51,6 +51,7 @@ def rules_in_a_row(
     index: Any,
     extra: Mapping[str, Any],
     first: jax.Array | None,
+    keys: Sequence[jax.Array | None] | None = None,
     part: Part | None = None,
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
     """Rules in a row on one array: the update, or the new parameter, and the new entries.
@@ -61,9 +62,11 @@ def rules_in_a_row(
     index: the place of the array in the tree.
     extra: what extra arguments that are trees have for it.
     first: the gradient that came at first, where a rule asks for it.
+    keys: of each rule, one for each slot; None where none is rounded at random, and for all to make
+      them here.
     part: which part of the array all these are, if they are not the whole.
     """
-    arguments = plan, gradient, entries, param, index, extra, first
+    arguments = plan, gradient, entries, param, index, extra, first, keys
     function = functools.partial(_updated, part)
     return _on_explicit_mesh(function, arguments, like=(gradient, entries))
 
@@ -75,19 +78,22 @@ def _updated(
     entries: Sequence[dict[str, Any]],
     param: jax.Array | None,
     index: Any,
-    *rest: Any,
+    extra: Mapping[str, Any],
+    first: jax.Array | None,
+    keys: Sequence[jax.Array | None] | None,
 ) -> tuple[jax.Array, list[dict[str, Any]]]:
-    array, new = _Array(plan, gradient, param, index, *rest), []
-    for stage, stored in zip(plan.stages, entries, strict=True):
+    array, new = _Array(plan, gradient, param, index, extra, first), []
+    keys = [None] * len(plan.stages) if keys is None else keys
+    for stage, stored, of_slots in zip(plan.stages, entries, keys, strict=True):
         if stage is None:
             new.append(dict(stored))
             continue
         rule, after = stage.rule, {}
         scalars = stage.scalars
         if stage.advancing is not None:
-            after = _advanced(array, stage, stored)
+            after = _advanced(array, stage, stored, of_slots)
             scalars = in_precision(after, plan.dtype)
-        kept = _Slots(stage, stored, plan.dtype, index, gradient.shape, part)
+        kept = _Slots(stage, stored, plan.dtype, gradient.shape, index, of_slots, part)
         grad, slots, seen = kept.seen(array.direction), kept.read(), kept.seen(array.param)
         with contract.of_method(rule, "update", scalars, rule.extra_args, complex_of=plan.dtype):
             context = array.context(stage, "update", scalars, kept)
@@ -123,17 +129,20 @@ def measure_array(
     index: Any,
     extra: Mapping[str, Any],
     first: jax.Array | None,
+    keys: Sequence[jax.Array | None],
 ) -> dict[str, jax.Array]:
     """What the one rule of a plan measures of one array, of what `update_array` would get."""
-    return _on_explicit_mesh(_measured_alone, (plan, gradient, entries, param, index, extra, first))
+    arguments = plan, gradient, entries, param, index, extra, first, keys
+    return _on_explicit_mesh(_measured_alone, arguments)
 
 
 def _measured_alone(
     plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
 ) -> dict[str, jax.Array]:
+    *rest, (of_slots,) = rest
     array, (stage,), (stored,) = _Array(plan, gradient, *rest), plan.stages, entries
     assert stage is not None  # An array without elements is not measured.
-    return _measured(array, stage, stored, stage.scalars)
+    return _measured(array, stage, stored, of_slots, stage.scalars)
 
 
 def _on_explicit_mesh(
@@ -158,9 +167,14 @@ def _on_explicit_mesh(
 
 
 def _measured(
-    array: _Array, stage: Stage, stored: dict[str, Any], scalars: dict[str, jax.Array]
+    array: _Array,
+    stage: Stage,
+    stored: dict[str, Any],
+    keys: jax.Array | None,
+    scalars: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
-    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, array.index, array.direction.shape)
+    shape = array.direction.shape
+    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, shape, array.index, keys)
     grad, param = kept.seen(array.direction), kept.seen(array.param)
     with contract.of_method(rule, "measure", scalars, rule.extra_args, complex_of=array.dtype):
         context = array.context(stage, "measure", scalars, kept)
@@ -168,7 +182,9 @@ def _measured(
     return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
 
 
-def _advanced(array: _Array, stage: Stage, stored: dict[str, Any]) -> dict[str, jax.Array]:
+def _advanced(
+    array: _Array, stage: Stage, stored: dict[str, Any], keys: jax.Array | None
+) -> dict[str, jax.Array]:
     """The scalars of one array after this step, of what is measured of it alone."""
     rule: Any = stage.advancing
     before = {name: stored[name] for name in rule.scalars}
@@ -176,7 +192,7 @@ def _advanced(array: _Array, stage: Stage, stored: dict[str, Any]) -> dict[str, 
         return before
     dtype, measured = maths.compute_dtype(jnp.float32, array.dtype, *_dtypes(before)), {}
     if rule.measure is not None:
-        found = _measured(array, stage, stored, in_precision(before, array.dtype))
+        found = _measured(array, stage, stored, keys, in_precision(before, array.dtype))
         measured = {name: lax.expand_dims(cast(x, dtype), [0]) for name, x in found.items()}
     return advanced(rule, before, measured, stage.step, stage.extra, stage.learning_rate, dtype)
 
@@ -233,7 +249,7 @@ def decoded(
     stage: Stage, entries: Mapping[str, Any], dtype: Any, shape: tuple[int, ...]
 ) -> dict[str, jax.Array]:
     """The slots of one rule for one array of a shape, as the rule sees them."""
-    return _Slots(stage, entries, dtype, None, shape).read()
+    return _Slots(stage, entries, dtype, shape).read()
 
 
 class _Slots:
@@ -244,13 +260,15 @@ class _Slots:
         stage: Stage,
         stored: Mapping[str, Any],
         dtype: Any,
-        index: Any,
         shape: tuple[int, ...],
+        index: Any = None,
+        keys: jax.Array | None = None,
         part: Part | None = None,
     ) -> None:
+        """keys: one for each slot. None to make them here of the index, or where none is needed."""
         self.view, self._rule = view(stage.axes, shape), stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
-        self._count, self._index, self._part = stage.count, index, part
+        self._keys, self._index, self._part = keys, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -284,7 +302,7 @@ class _Slots:
             return value
         storage, key = self._storages[name], None
         if storage.stochastic:
-            key = maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
+            key = self._key(name)
         if self._rule.matrix and self._rule.slots[name].shape is None:
             contract.check_matrices(self._rule, name, value, self.view.shape)
             value = self.view.back(value)
@@ -299,6 +317,12 @@ class _Slots:
         decoded = self._seen_slot(name, decoded)
         self._codes[name] = decoded, code
         return decoded
+
+    def _key(self, name: str) -> jax.Array:
+        """With what a slot is rounded at random."""
+        if self._keys is None:
+            return maths.random_key(self._stage.count, self._index, zlib.crc32(name.encode()))
+        return lax.index_in_dim(self._keys, list(self._stored).index(name), keepdims=False)
 
     def encoded(self, values: Any) -> dict[str, Any]:
         """What the state is to hold. A value that came from `store` is not encoded again."""

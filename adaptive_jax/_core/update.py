@@ -48,6 +48,9 @@ def update_tree(
         from .tiles.lift import Tiling
 
         tiling = Tiling(backend)
+    every = zip(*(rule.keys([leaf.index for leaf in trees.leaves]) for rule in rules), strict=True)
+    for leaf, keys in zip(trees.leaves, every, strict=True):
+        leaf.keys = keys
     for places in stretches(lifted.rules):
         _advance(rules, places, trees.leaves)
         is_last = places.stop == len(rules)
@@ -93,4 +96,7 @@ def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ..
     """What a stretch of the rules gets of an array."""
     needs_first = any(rule.rule.needs_gradient for rule in rules[places])
     first = leaf.first if needs_first else None
-    return leaf.direction, leaf.entries[places], leaf.param, leaf.index, leaf.extra, first
+    return (
+        leaf.direction, leaf.entries[places], leaf.param, leaf.index, leaf.extra, first,
+        leaf.keys[places],
+    )  # fmt: skip

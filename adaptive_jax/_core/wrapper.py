@@ -101,12 +101,6 @@ class Wrapper:
         """The parameters, or a tree like them, as each of the transformations in it sees them."""
         return (params,) * len(self.wrapped())
 
-    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
-        """The reverse of `params_in`: the parameters, out of what each transformation makes of its own."""
-        del params
-        (only,) = new  # Where there are several, they say themselves what is theirs.
-        return only
-
     def evaluating(self) -> list[Rule]:
         """The rules in it that evaluate with other parameters, as many as see one array.
 

@@ -89,4 +89,4 @@ def _of_others(transformation: Any, params: Any, state: Any) -> Any:
                 f"it trains, and it lies in {transformation!r}, which is not of this library, so that "
                 "nobody knows which parameters it is given. Use aj.chain, and the wrappers of this library."
             )
-    return exact_params(params, found[0]) if found else params
+    return exact_params(params, found) if found else params

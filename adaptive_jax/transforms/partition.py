@@ -43,14 +43,6 @@ class Frozen(Wrapper):
         return "None"
 
 
-def evaluated_apart(
-    wrapper: Wrapper, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]
-) -> Any:
-    """`Wrapper.evaluate` where each transformation has arrays of its own."""
-    parts = zip(wrapper.wrapped(), wrapper.params_in(params), wrapper.states_in(state), strict=True)
-    return wrapper.with_params(params, [of_inner(*part) for part in parts])
-
-
 @dataclass(frozen=True)
 class Partition(Wrapper):
     """`partition`, of its arguments."""
@@ -108,14 +100,12 @@ class Partition(Wrapper):
         parts = cut.parts("parameters", params)
         return tuple(cut.only(parts, label) for label in self.transforms)
 
-    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
-        return self._joined(self._cut(params), "parameters", new)
-
     def evaluating(self) -> list[Rule]:
-        return max(map(evaluating, self.wrapped()), key=len, default=[])
+        return max((evaluating(each) for each in self.wrapped()), key=len)
 
     def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
-        return evaluated_apart(self, params, state, of_inner)
+        every = zip(self.wrapped(), self.params_in(params), self.states_in(state), strict=True)
+        return self._joined(self._cut(params), "parameters", [of_inner(*each) for each in every])
 
     def _joined(self, cut: Cut, what: str, trees: Iterable[Any]) -> Any:
         """One tree of the trees of all groups."""
@@ -268,13 +258,10 @@ class MaskedTransform(Wrapper):
         cut = self._cut(params)
         return (cut.only(cut.parts("parameters", params), True),)
 
-    def with_params(self, params: Any, new: Iterable[Any]) -> Any:
-        (only,) = new
-        cut = self._cut(params)
-        return self._joined(cut, "parameters", only, cut.parts("parameters", params))
-
     def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
-        return evaluated_apart(self, params, state, of_inner)
+        cut, (own,) = self._cut(params), self.params_in(params)
+        new = of_inner(self.inner, own, state.inner_state)
+        return self._joined(cut, "parameters", new, cut.parts("parameters", params))
 
     def _joined(self, cut: Cut, what: str, new: Any, old: Sequence[Any]) -> Any:
         """A tree of what is new, and of the old parts that the mask does not select."""

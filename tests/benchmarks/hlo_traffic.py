@@ -14,10 +14,10 @@ _COLLECTIVES = (
     "all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter",
 )  # fmt: skip
 # These move nothing: they name, or wait for, what others do.
-_FREE = frozenset(
-    "parameter constant bitcast get-tuple-element tuple after-all partition-id replica-id "
-    "opt-barrier async-update".split()
-)
+_FREE = (
+    "after-all", "async-update", "bitcast", "constant", "get-tuple-element", "opt-barrier",
+    "parameter", "partition-id", "replica-id", "tuple",
+)  # fmt: skip
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 from adaptive_jax._core.tiles.backends import Interpreted
+from adaptive_jax.transforms.precision import Rounding, update_and_add
 
 RAGGED = {"w": (3, 7, 300)}  # Neither its rows nor its columns fill tiles.
 SHAPES = [RAGGED, {"w": (2, 2, 8, 512)}, {"w": (1, 5000)}]
@@ -27,6 +28,9 @@ STORAGES = {
     "block=128": aj.Blocks(block=128),
 }
 NOT_ELEMENTWISE = ("clip_by_norm",)
+OF_OTHER_ROUNDING = ("nadam", "nadamw", "rmsprop", "sgd")
+"""Optimizers with two products by numbers in a row, which XLA makes one of, in some programs."""
+
 MIXED = {"mu": "int8", "nu": "int16"}
 
 
@@ -69,14 +73,18 @@ def assert_same_bits(a, b):
         assert not differ, f"{differ} bytes of {x.nbytes} at {jax.tree_util.keystr(path)}"
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("tx", "dtype"),
     [
-        (aj.adam(0.1), jnp.float32),
+        slow(aj.adam(0.1), jnp.float32),
         (aj.adamw(0.1, weight_decay=0.1, storage="int8"), jnp.bfloat16),
         (aj.adam(0.1, storage=MIXED), jnp.float32),
-        (aj.rmsprop(0.1, storage="bfloat16"), jnp.float32),
-        (aj.sgd(0.1, momentum=0.9, storage="int8"), jnp.float32),
+        slow(aj.rmsprop(0.1, storage="bfloat16"), jnp.float32),
+        slow(aj.sgd(0.1, momentum=0.9, storage="int8"), jnp.float32),
         (aj.lion(0.1, storage="int8"), jnp.float32),
     ],
     ids=lambda x: re.sub(r"=[\d.e-]+", "", str(x)),
@@ -97,13 +105,21 @@ def test_each_rule_with_each_storage(case, storage):
             return
         tx = factory(**settings)
     if case.partition("(")[0] in NOT_ELEMENTWISE:
-        with pytest.warns(UserWarning, match=r"not one of them is for tiles.*`reduce_max`"):
+        with pytest.warns(UserWarning, match="not one of them is for tiles.*is not element-wise"):
             trained(tx, Interpreted())
         return
     for dtype, shapes in zip((jnp.float32, jnp.bfloat16, jnp.float32), SHAPES, strict=True):
-        assert_same_bits(
-            trained(tx, Interpreted(), dtype, shapes), trained(tx, False, dtype, shapes)
-        )
+        states = (trained(tx, each, dtype, shapes) for each in (Interpreted(), False))
+        is_exact = case.partition("(")[0] not in OF_OTHER_ROUNDING or dtype == jnp.bfloat16
+        (assert_same_bits if is_exact else assert_near)(*states)
+
+
+def assert_near(a, b):
+    """Parameters that differ in the last places of their updates, here and there."""
+    for x, y in zip(*map(jax.tree.leaves, (a.params, b.params)), strict=True):
+        x, y = (np.asarray(each, np.float32) for each in (x, y))
+        assert np.mean(x != y) < 0.25
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * np.max(np.abs(x)))
 
 
 def test_what_is_told_where_tiles_can_have_no_effect():
@@ -179,8 +195,22 @@ def split(mesh, *spec):
     return lambda tree: jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
-@pytest.mark.parametrize("spec", [("x",), (None, "x"), (("x", "y"),), ("y", "x")], ids=str)
-@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2], ids=lambda kind: kind.name)
+AUTO, EXPLICIT = list(jax.sharding.AxisType)[:2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        (AUTO, ("y", "x")),
+        (EXPLICIT, ("y", "x")),
+        *(
+            slow(kind, spec)
+            for kind in (AUTO, EXPLICIT)
+            for spec in [("x",), (None, "x"), (("x", "y"),)]
+        ),
+    ],
+    ids=str,
+)
 def test_sharded_arrays_stay_so(kind, spec):
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
     shapes, tx = {"w": (16, 1024)}, aj.adam(0.1, storage=MIXED)
@@ -193,7 +223,7 @@ def test_sharded_arrays_stay_so(kind, spec):
             assert x.sharding.is_equivalent_to(expected, x.ndim)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=lambda x: x.__name__)
+@pytest.mark.parametrize("dtype", [jnp.float32, slow(jnp.bfloat16)], ids=str)
 def test_a_chain_is_one_row_of_rules(dtype):
     tx = aj.chain(aj.clip_by_global_norm(1.0), aj.scale_by_adam(), aj.scale_by_learning_rate(0.1))
     assert_same_bits(trained(tx, Interpreted(), dtype), trained(tx, False, dtype))
@@ -217,3 +247,29 @@ def test_a_slot_that_is_constant_stays_where_it_is():
     text = str(jax.make_jaxpr(aj.train_step(loss, tiles=Interpreted(), metrics=[]))(state, tree()))
     [outputs] = re.findall(r"out_avals=\((.*?)\)\n", text)
     assert outputs.count("float32") == 2, outputs
+
+
+def test_nothing_is_sent_between_devices():
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AUTO, AUTO))
+    place, shapes = split(mesh, "y", "x"), {"w": (16, 1024)}
+    step = aj.train_step(loss, tiles=Interpreted(), metrics=[])
+    state = aj.TrainState.create(place(tree(shapes)), aj.adam(0.1, storage="int8"))
+    text = step.lower(state, place(tree(shapes))).compile().as_text()
+    assert not re.findall(r"all-gather|all-to-all|collective-permute|reduce-scatter", text)
+
+
+def test_many_optimizers_at_once_and_derivatives_are_those_of_whole_arrays():
+    params, gradients = tree({"w": (8, 256)})["w"], tree({"w": (8, 256)}, seed=1)["w"]
+
+    def after(backend):
+        def total(rate):
+            tx = aj.adam(rate)
+            adding = Rounding("nearest", None)
+            new, _ = update_and_add(tx, gradients, tx.init(params), params, adding, backend)
+            return jnp.sum(new)
+
+        rates = jnp.array([0.1, 0.2])
+        return jax.jit(jax.vmap(total))(rates), jax.jit(jax.grad(total))(rates[0])
+
+    for x, y in zip(after(Interpreted()), after(None), strict=True):
+        np.testing.assert_array_equal(x, y)

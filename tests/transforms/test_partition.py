@@ -416,11 +416,6 @@ def test_the_walk_sees_what_each_group_sees():
     assert [len(jax.tree.leaves(params)) for _, _, params in found] == [1, 1, 2]
     assert [params["embed"] is PARAMS["embed"] for _, _, params in found] == [True, True, False]
     assert not any(isinstance(data, Foreign) for data, *_ in found)
-    for each in tx.data.members:
-        same = each.data.with_params(PARAMS, each.data.params_in(PARAMS))
-        assert jax.tree.map(lambda x, y: x is y, same, PARAMS) == jax.tree.map(
-            lambda _: True, PARAMS
-        )
     sizes = aj.state_bytes(tx, PARAMS)
     assert (sizes.by_slot["mu"], sizes.by_slot["other"]) == (2 * 12 * 4, 2 * 4)
     assert sizes.by_array["['embed']"] == 4 * 12 * 4
@@ -623,3 +618,47 @@ def test_slots_of_every_kind_in_a_group(labels):
     assert aj.state_bytes(tx, PARAMS).by_slot["rows"] == (4 * 4 if labels is PREFIX else 2 * 4 * 4)
     same = aj.convert_storage(tx, tx, PARAMS, state)
     assert_close(same, state, 0)
+
+
+@dataclass(frozen=True)
+class Averaged(aj.Rule):
+    """Evaluates with the mean of the parameters so far."""
+
+    decay: aj.Hyper = 0.5
+    slots = {"mean": aj.Slot("param")}
+    needs_params = True
+
+    def update(self, grad, slots, param, ctx):
+        mean = self.decay * slots["mean"] + (1 - self.decay) * (param + grad)
+        return grad, {"mean": ctx.store("mean", mean)}
+
+    def evaluate(self, param, slots, ctx):
+        return slots["mean"]
+
+
+@pytest.mark.parametrize("labels", [LABELS, PREFIX, label], ids=["tree", "prefix", "function"])
+def test_each_group_is_evaluated_where_it_says(labels):
+    """Averages of two groups, of which one is compensated; what is frozen or passes by is as it is."""
+    mean = aj.chain(aj.scale_by_learning_rate(0.1), aj.transform(Averaged()))
+    tx = aj.partition({"embed": mean, "matrix": aj.compensate(mean), "rest": None}, labels)
+    params, state = run(tx, 2)
+    found = aj.eval_params(tx, params, state)
+    state = state.inner_states
+    slots = (
+        state["embed"].inner_state[1].mean["embed"],
+        state["matrix"].inner_state.inner_state[1].mean,
+    )
+    np.testing.assert_array_equal(found["embed"], slots[0])
+    np.testing.assert_array_equal(found["dense"][0]["kernel"], slots[1]["dense"][0]["kernel"])
+    assert found["dense"][1]["bias"] is params["dense"][1]["bias"]
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(found))
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    one = aj.chain(
+        aj.masked(aj.transform(Averaged()), {"embed": True, "dense": False}), aj.trace(0.5)
+    )
+    params, state = run(one, 1)
+    found = aj.eval_params(one, params, state)
+    np.testing.assert_array_equal(found["embed"], state[0].inner_state.mean["embed"])
+    assert found["dense"][0]["kernel"] is params["dense"][0]["kernel"]
+    with pytest.raises(ValueError, match="both evaluate with other parameters"):
+        aj.chain(tx, aj.transform(Averaged()))

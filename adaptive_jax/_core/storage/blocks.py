@@ -18,6 +18,8 @@ from .. import arguments, export
 from .base import PLAIN, Compressed
 from .sharding import explicit_sharding, resharded, sharding_of
 
+Block = int | tuple[int, int]
+
 
 @export.state
 class Quantized(NamedTuple):
@@ -47,7 +49,7 @@ class Blocks(Compressed):
     """
 
     bits: int = 8
-    block: int | tuple[int, int] = 256
+    block: Block = 256
 
     stochastic = True
 
@@ -188,25 +190,38 @@ def _rounded(relative: jax.Array, random: jax.Array, code: _Code) -> jax.Array:
     return (place - (_BITS_OF_ONE + np.uint32(2)) + noise) >> np.uint32(code.shift)
 
 
-def _grid(
-    shape: tuple[int, ...], block: int | tuple[int, int]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _grid(shape: tuple[int, ...], block: Block) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """How many blocks there are along each axis, and how long they are."""
-    total = block if isinstance(block, int) else math.prod(block)
-    # An array of one axis has the numbers of a tile in a row.
-    longest = [total] if isinstance(block, int) or len(shape) < 2 else [block[1]]
+    lengths = _tile(shape, block) if isinstance(block, tuple) else _row(shape, block)
+    return tuple(-(-size // length) for size, length in zip(shape, lengths, strict=True)), lengths
+
+
+def _row(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
+    """So many numbers along the last axis, and along those before it where it is shorter."""
     lengths = []
     for size in reversed(shape):
-        lengths.append(max(1, min(size, total, *longest)))
-        total, longest = total // lengths[-1], []
-    lengths.reverse()
-    return tuple(-(-size // length) for size, length in zip(shape, lengths, strict=True)), tuple(
-        lengths
-    )
+        lengths.append(max(1, min(size, block)))
+        block //= lengths[-1]
+    return tuple(reversed(lengths))
+
+
+def _tile(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+    """So many numbers along the last two axes."""
+    (rows, columns), size = block, math.prod(block)
+    if len(shape) < 2 or shape[-1] < columns:
+        return _row(shape, size)
+    # Where tiles do not fit, a compiler for TPUs would copy the array; not for a whole row or column.
+    lengths = min(shape[-2], rows), columns
+    if shape[-2] % lengths[0] or shape[-1] % columns:
+        if shape[-1] <= size:
+            lengths = 1, shape[-1]
+        elif columns <= shape[-2] <= size:
+            lengths = shape[-2], 1
+    return *(1 for _ in shape[:-2]), *lengths
 
 
 def _split(
-    counts: tuple[int, ...], lengths: tuple[int, ...]
+    counts: tuple[int, ...], lengths: tuple[int, ...], block: Block
 ) -> tuple[list[int], list[int], list[int]]:
     """The shape with one axis more for each axis that is blocked; the axes of the blocks, and theirs."""
     shape: list[int] = []
@@ -214,13 +229,16 @@ def _split(
     for count, length in zip(counts, lengths, strict=True):
         outer.append(len(shape))
         shape.append(count)
-        if length > 1:
-            inner.append(len(shape))
-            shape.append(length)
+        # On TPUs, an array of one axis lies in tiles as well.
+        is_row = isinstance(block, tuple) and len(counts) == 1 and length == math.prod(block)
+        for each in block if is_row else [length]:  # type: ignore[union-attr]
+            if each > 1:
+                inner.append(len(shape))
+                shape.append(each)
     return shape, outer, inner
 
 
-def _largest(magnitude: jax.Array, block: int | tuple[int, int]) -> jax.Array:
+def _largest(magnitude: jax.Array, block: Block) -> jax.Array:
     """The largest number of each block; NaN for one with NaN in it."""
     counts, lengths = _grid(magnitude.shape, block)
     bits = _bits(magnitude)  # Not negative: in the same order as the numbers, NaN above them all.
@@ -235,7 +253,7 @@ def _largest(magnitude: jax.Array, block: int | tuple[int, int]) -> jax.Array:
             bits = resharded(bits, spec)
     if any(high for _, high, _ in ragged):
         bits = lax.pad(bits, np.uint32(0), ragged)
-    shape, _, inner = _split(counts, lengths)
+    shape, _, inner = _split(counts, lengths, block)
     bits = lax.reshape(bits, shape)
     return _float(largest(bits, inner))
 
@@ -273,10 +291,10 @@ def _scale(largest: jax.Array, code: _Code) -> jax.Array:
     return _float(rounded & ~np.uint32(7))
 
 
-def _spread(scales: jax.Array, shape: tuple[int, ...], block: int | tuple[int, int]) -> jax.Array:
+def _spread(scales: jax.Array, shape: tuple[int, ...], block: Block) -> jax.Array:
     """Each block's number at each of its places."""
     counts, lengths = _grid(shape, block)
-    wide, outer, _ = _split(counts, lengths)
+    wide, outer, _ = _split(counts, lengths, block)
     full = tuple(n * b for n, b in zip(counts, lengths, strict=True))
     spread = lax.reshape(lax.broadcast_in_dim(scales, wide, outer), full)
     return spread if full == shape else lax.slice(spread, (0,) * len(shape), shape)

@@ -40,11 +40,12 @@ class Tiling:
 
     def update_array(self, *arguments: Any) -> tuple[jax.Array, list[dict[str, Any]]]:
         """`update_array` of whole arrays, in tiles where that can be."""
-        if (reason := why_not(arguments, self.backend)) is not None:
+        without_keys = arguments[:-1]  # A kernel makes its own.
+        if (reason := why_not(without_keys, self.backend)) is not None:
             self._reasons.append((arguments[1], reason))
             return whole_arrays.update_array(*arguments)
         self._uses = True
-        return update_array(arguments, self.backend)
+        return update_array(without_keys, self.backend)
 
     def tell(self, optimizer: Any) -> None:
         """Warns if not one array was for tiles."""
@@ -141,11 +142,11 @@ def _without_blocks(plan: Plan, entries: Any) -> Plan:
 
 
 def _block_of(storage: base.Storage, stored: Any) -> int | None:
-    """How many numbers of a row share one in what is stored; None where none do."""
+    """How many numbers of a row share one in what is stored; None where none do, 0 for other blocks."""
     if not isinstance(stored, Quantized):
         return None
     inner: Any = storage.storage if isinstance(storage, Masked) else storage
-    return inner.block if type(inner) is Blocks else 0
+    return inner.block if type(inner) is Blocks and isinstance(inner.block, int) else 0
 
 
 def _width(plan: Plan, entries: Any) -> int:
