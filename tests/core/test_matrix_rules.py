@@ -36,19 +36,20 @@ def gradients(shape, steps=3):
     ids=["slots", "shapes"],
 )
 def test_every_layout_of_an_array_against_numpy(rule, reference):
-    params = {name: jnp.zeros(shape) for name, (_, shape, _) in LAYOUTS.items()}
-    axes = {f"^{re.escape(name)}$": axes for name, (axes, _, _) in LAYOUTS.items()}
+    layouts = LAYOUTS if rule is Muon else dict(list(LAYOUTS.items())[::3])
+    params = {name: jnp.zeros(shape) for name, (_, shape, _) in layouts.items()}
+    axes = {f"^{re.escape(name)}$": axes for name, (axes, _, _) in layouts.items()}
     steps = {"steps": 1} if rule is Muon else {}
     tx = aj.transform(rule(axes=axes, **steps))
     references = {
         name: reference(matrices(np.zeros(shape)).shape, **steps)
-        for name, (_, shape, matrices) in LAYOUTS.items()
+        for name, (_, shape, matrices) in layouts.items()
     }
     state, update = tx.init(params), jax.jit(tx.update)
     series = {name: gradients(x.shape) for name, x in params.items()}
     for step in range(3):
         updates, state = update({name: each[step] for name, each in series.items()}, state, params)
-        for name, (_, shape, matrices) in LAYOUTS.items():
+        for name, (_, shape, matrices) in layouts.items():
             expected = references[name].update(matrices(np.float64(series[name][step])))
             found = matrices(np.asarray(updates[name]))
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
@@ -97,7 +98,16 @@ def test_matrices_on_a_mesh(make_mesh, compiled):
     assert not compiled
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", {"nu": "factored"}], ids=str)
+@pytest.mark.parametrize(
+    "storage",
+    [
+        pytest.param("float32", marks=pytest.mark.slow),
+        pytest.param("bfloat16", marks=pytest.mark.slow),
+        "int8",
+        {"nu": "factored"},
+    ],
+    ids=str,
+)
 def test_slots_are_kept_in_the_layout_of_the_parameter(storage):
     params = {"conv": jnp.zeros((3, 5, 16, 32)), "fused": jnp.zeros((2, 64, 192))}
     axes = {"conv": aj.MatrixAxes((0, 1, 2), 3), "fused": aj.MatrixAxes(-1, -2, heads=(3, 1))}
@@ -138,6 +148,7 @@ def test_a_matrix_is_not_moved_to_be_seen():
         assert each.memory_analysis().temp_size_in_bytes == 0
 
 
+@pytest.mark.slow
 def test_axes_by_path_of_more_arrays_than_one_program_has():
     params = {
         f"layer{i}": {"kernel": jnp.zeros((2, 3)), "out": jnp.zeros((3, 2))} for i in range(150)

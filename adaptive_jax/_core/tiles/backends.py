@@ -93,12 +93,20 @@ class Interpreted(Backend):
 
 @dataclass(frozen=True)
 class Triton(Backend):
-    """Pallas's Triton, for GPUs. Its lengths are powers of two."""
+    """Pallas's Triton, for GPUs. Its lengths are powers of two.
 
-    height: int = 4
-    warps: int = 4
+    One row and one warp were the fastest of sixteen sizes on an H200 (tests/benchmarks/tiles_on_gpu.py).
+    """
+
+    height: int = 1
+    warps: int = 1
 
     platform, masks_edges = "cuda", True
+
+    def why_not(self, shape: tuple[int, ...], has_blocks: bool) -> str | None:
+        if not has_blocks:
+            return "no slot has blocks, and XLA's own kernel is at the floor of traffic, and faster"
+        return super().why_not(shape, has_blocks)
 
     def do(self, operation: Operation, *inputs: Any) -> Any:
         return done_with_less(operation, *inputs)
