@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import PartitionSpec
 
 from .. import maths
@@ -18,7 +17,7 @@ from . import contract
 from .context import Context
 from .plan import Plan, Stage
 from .step import advanced, cast, in_precision, product_of_rates
-from .storage.sharding import explicit_sharding
+from .storage.sharding import divided_as, explicit_sharding
 from .views import view
 
 
@@ -101,7 +100,7 @@ def _updated(
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
         direction, values = contract.checked_result(rule, grad, result, shapes)
         if stage.axes is not None:
-            direction = _divided_as(array.direction, kept.view.back(direction))
+            direction = divided_as(array.direction, kept.view.back(direction))
         array.direction = direction
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
@@ -330,13 +329,4 @@ class _Slots:
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
         new = self._stored | {name: code for name, (_, code) in self._codes.items()}
-        return jax.tree.map(_divided_as, self._stored, new) if self._rule.matrix else new
-
-
-def _divided_as(old: jax.Array, new: jax.Array) -> jax.Array:
-    """What takes the place of an array, divided over devices as that is.
-
-    A product of matrices is divided as the compiler likes, and the next step would be another program.
-    What is computed element by element is divided as it was without this.
-    """
-    return shard_alike(old, new)[1]
+        return jax.tree.map(divided_as, self._stored, new) if self._rule.matrix else new

@@ -78,7 +78,9 @@ def figures(tx, shape, device, dtype=jnp.float32):
     return traffic(step.as_text()).hbm / floor, temporaries
 
 
-@pytest.mark.filterwarnings("ignore:tiles=True has no effect")  # XLA is at the floor without blocks.
+@pytest.mark.filterwarnings(
+    "ignore:tiles=True has no effect"
+)  # XLA is at the floor without blocks.
 @pytest.mark.parametrize("case", CASES)
 def test_traffic_is_at_the_floor(case, device):
     tx, limit = CASES[case]

@@ -10,6 +10,11 @@ import jax
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
+try:
+    from jax.experimental.shard_alike import shard_alike
+except ImportError:  # jax 0.12 has it no more.
+    shard_alike = None
+
 
 def sharding_of(param: Any, shape: tuple[int, ...]) -> Any:
     """The sharding for an array with the axes of param, split where it is if their lengths allow."""
@@ -34,6 +39,15 @@ def whole(x: jax.Array) -> jax.Array:
 def resharded(x: jax.Array, spec: PartitionSpec) -> jax.Array:
     sharding: Any = jax.typeof(x).sharding if isinstance(x, Tracer) else x.sharding
     return jax.sharding.reshard(x, sharding.update(spec=spec))
+
+
+def divided_as(old: jax.Array, new: jax.Array) -> jax.Array:
+    """What takes the place of an array, divided over devices as that is.
+
+    A product of matrices is divided as the compiler likes, and the next step would be another program.
+    What is computed element by element is divided as it was without this.
+    """
+    return new if shard_alike is None else shard_alike(old, new)[1]
 
 
 def _split_like(sharding: Any, shape: tuple[int, ...]) -> Any:
