@@ -266,7 +266,7 @@ class _Slots:
         part: Part | None = None,
     ) -> None:
         """keys: one for each slot. None to make them here of the index, or where none is needed."""
-        self.view, self._rule = view(stage.axes, shape), stage.rule
+        self.view, self._stage, self._rule = view(stage.axes, shape), stage, stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._keys, self._index, self._part = keys, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
