@@ -139,8 +139,8 @@ def measure_array(
 def _measured_alone(
     plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
 ) -> dict[str, jax.Array]:
-    *rest, (of_slots,) = rest
-    array, (stage,), (stored,) = _Array(plan, gradient, *rest), plan.stages, entries
+    *of_array, (of_slots,) = rest
+    array, (stage,), (stored,) = _Array(plan, gradient, *of_array), plan.stages, entries
     assert stage is not None  # An array without elements is not measured.
     return _measured(array, stage, stored, of_slots, stage.scalars)
 
@@ -266,7 +266,7 @@ class _Slots:
         part: Part | None = None,
     ) -> None:
         """keys: one for each slot. None to make them here of the index, or where none is needed."""
-        self.view, self._stage, self._rule = view(stage.axes, shape), stage, stage.rule
+        self.view, self._count, self._rule = view(stage.axes, shape), stage.count, stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._keys, self._index, self._part = keys, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -321,7 +321,7 @@ class _Slots:
     def _key(self, name: str) -> jax.Array:
         """With what a slot is rounded at random."""
         if self._keys is None:
-            return maths.random_key(self._stage.count, self._index, zlib.crc32(name.encode()))
+            return maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
         return lax.index_in_dim(self._keys, list(self._stored).index(name), keepdims=False)
 
     def encoded(self, values: Any) -> dict[str, Any]:
