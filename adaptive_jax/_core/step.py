@@ -86,6 +86,7 @@ class RuleAtStep:
             places: Any = np.stack(indices)
         else:
             places = jnp.stack([jnp.asarray(index, jnp.uint32) for index in indices])
+        assert self.count is not None  # What rounds at random counts its steps.
         keys = maths.random_key(self.count, places[:, None], salts)
         return [jax.lax.index_in_dim(keys, i, keepdims=False) for i in range(len(indices))]
 

@@ -133,6 +133,7 @@ def test_scan_and_vmap(name):
                 STORAGES["int16"],
                 aj.Blocks(min_size=0, bits=8),
                 aj.Blocks(min_size=0, bits=16, block=7),
+                aj.Blocks(min_size=0, bits=8, block=(2, 16)),
             )
         ),
     ],
@@ -142,6 +143,49 @@ def test_a_storage_keeps_its_promises(storage, monkeypatch):
     # The rules under every storage are the test above.
     monkeypatch.setattr("adaptive_jax.testing.storages.check_rule", lambda tx: None)
     check_storage(storage)
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales"),
+    [
+        ((64, 512), (8, 4)),
+        ((3, 64, 512), (3, 8, 4)),
+        ((65, 768), (65, 1)),  # No tiles fit: a block is a row.
+        ((768, 65), (52, 1)),
+        ((300, 1301), (1, 1301)),  # Or a column.
+        ((20, 130), (20, 1)),
+        ((1100, 1300), (138, 11)),
+        ((5000,), (5,)),
+        ((5, 1000), (5, 1)),
+        ((700, 2), (2, 1)),
+    ],
+)
+def test_blocks_of_a_tile(shape, scales):
+    """As many scales as there are tiles, and what each one's numbers are relative to."""
+    storage = aj.Blocks(min_size=0, block=(8, 128))
+    param = jax.random.normal(jax.random.key(0), shape)
+    stored = storage.init(0.0, param, real=False)
+    assert stored.scales.shape == scales
+    stored = storage.encode(param, stored, jnp.uint32(7))
+    np.testing.assert_allclose(storage.decode(stored), param, atol=0.1 * np.abs(param).max())
+    again = storage.encode(storage.decode(stored), stored, jnp.uint32(8))
+    jax.tree.map(np.testing.assert_array_equal, stored, again)
+    if shape == (64, 512):
+        largest = np.abs(param).reshape(8, 8, 4, 128).max((1, 3))
+        np.testing.assert_allclose(stored.scales, largest, rtol=1e-6)
+
+
+def test_a_state_in_rows_goes_on_in_tiles():
+    params = jax.random.normal(jax.random.key(0), (64, 256))
+    rows, tiles = aj.adam(0.1, storage="int8"), aj.adam(0.1, storage="int8_tiles")
+    _, state = rows.update(params, rows.init(params), params)
+    converted = aj.convert_storage(rows, tiles, params, state)
+    assert converted[0].mu.scales.shape == (8, 2)
+    exact = aj.Blocks().decode(state[0].mu)
+    read = aj.Blocks(block=(8, 128)).decode(converted[0].mu)
+    np.testing.assert_allclose(read, exact, atol=0.1 * np.abs(exact).max())
+    with pytest.raises(ValueError, match="convert_storage"):
+        tiles.update(params, state, params)
 
 
 @pytest.mark.slow
@@ -745,6 +789,8 @@ def test_the_size_that_decides_is_that_of_the_whole_array(make_mesh):
         (lambda: aj.adam(0.1, storage={"mu": "factored"}), ValueError, r"slot 'mu' has a sign"),
         (lambda: aj.Blocks(block=0), ValueError, r"block=0 in Blocks must be a whole number, 1 or"),
         (lambda: aj.Blocks(block=1.5), ValueError, r"block=1.5 in Blocks"),
+        (lambda: aj.Blocks(block=(8, 0)), ValueError, r"block=0 in Blocks must be a whole number"),
+        (lambda: aj.Blocks(block=(8,)), ValueError, r"block=\(8,\) in Blocks must be one number, or"),
         (lambda: aj.Blocks(bits=4), ValueError, r"bits=4 must be 8 or 16"),
         (lambda: aj.BFloat16(min_size=-1), ValueError, r"min_size=-1 in BFloat16"),
         (
