@@ -23,7 +23,7 @@ from .outline import Outline
 from .program import one_step
 from .settings import Settings
 from .state import TrainState
-from .tiles import RUN_ON, check_tiles, platform_of
+from .tiles import check_tiles, platform_of
 
 
 def train_step(
@@ -93,9 +93,10 @@ def train_step(
       tiles: True to update each array of two axes or more in one kernel on a GPU or TPU, tile by tile:
         each number is read once and written once, also where slots have 8 or 16 bits, and the update is
         added to the parameter in it. It is for element-wise rules, in float32, and a last axis of 256 or
-        more; smaller arrays and all other rules are left to XLA. The numbers are the same but for the
-        rounding of the compiler. Where it can have no effect, a warning says once why. None for True on
-        devices on which it has been run: so far, on none.
+        more; smaller arrays and all other rules are left to XLA, and so is on GPUs what has no slot in
+        8 or 16 bits with scales. The numbers are the same but for the rounding of the compiler. Where
+        it can have no effect, a warning says once why. None for True where it has been run: on one GPU
+        of NVIDIA's.
 
     Returns:
       A function of a `TrainState` and a batch that returns the new state and a dict of metrics.
@@ -173,7 +174,6 @@ class TrainStep:
         self._jitted = jax.jit(
             functools.partial(one_step, settings), static_argnums=(0, 1), donate_argnums=3
         )
-        self._uses_tiles = bool(settings.tiles if settings.tiles is not None else RUN_ON)
         self._sent: tuple[Any, Any, Any, Any] = None, None, None, None
         self._outlines: dict[Any, Outline] = {}
         self._skipped: tuple[Any, Any] = None, None
@@ -210,7 +210,7 @@ class TrainStep:
 
     def _platform(self, state: TrainState) -> str:
         """The platform of the step, where it makes a difference."""
-        return platform_of(state.step) if self._uses_tiles else ""
+        return platform_of(state.step, self._settings.tiles)
 
     def _arguments(self, state: TrainState) -> tuple[Any, ...]:
         """What the jitted function takes, but for the batch."""

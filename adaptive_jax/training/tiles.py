@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -12,9 +13,6 @@ from .._core.transformation import data_of
 from ..transforms import precision
 from .settings import Settings
 from .state import TrainState
-
-RUN_ON: frozenset[str] = frozenset()
-"""The platforms on which kernels for tiles have been run, and are used where nobody says whether to."""
 
 
 def check_tiles(tiles: Any) -> None:
@@ -27,21 +25,33 @@ def check_tiles(tiles: Any) -> None:
     )
 
 
-def platform_of(array: Any) -> str:
-    """The platform that computes with an array, as JAX names it."""
-    sharding = getattr(array, "sharding", None)
-    try:
-        return next(iter(sharding.device_set)).platform  # type: ignore[union-attr]
-    except (AttributeError, ValueError):  # A tracer, or a number of NumPy.
-        return jax.default_backend()
+def platform_of(array: Any, tiles: Any) -> str:
+    """For which platform, as JAX names it, kernels for tiles are to be; "" where there are to be none.
+
+    Where nobody says whether to use tiles, they are used where they have been run: on one GPU of NVIDIA's.
+
+    array: of the training state.
+    """
+    if tiles is False:
+        return ""
+    devices = getattr(getattr(array, "sharding", None), "device_set", None)
+    if not devices:  # Of a tracer, or a number of NumPy.
+        return "" if tiles is None else jax.default_backend()
+    device = next(iter(devices))
+    if tiles is not None:
+        return device.platform
+    have_run = len(devices) == 1 and device.platform == "gpu" and "NVIDIA" in device.device_kind
+    return device.platform if have_run else ""
 
 
 def backend_of(settings: Settings, platform: str, state: TrainState) -> Any:
     """What compiles kernels for the tiles of a step; None for whole arrays.
 
     Warns, once, where tiles are asked for and cannot be.
+
+    platform: as `platform_of` gives it.
     """
-    if settings.tiles is False or (settings.tiles is None and platform not in RUN_ON):
+    if not platform:
         return None
     if (reason := _why_not(settings, state)) is None:
         if hasattr(settings.tiles, "rows_of_a_tile"):  # For tests, and to compile ahead of time.
@@ -49,7 +59,7 @@ def backend_of(settings: Settings, platform: str, state: TrainState) -> Any:
         from .._core.tiles.backends import backend_for
 
         if (backend := backend_for(platform)) is not None:
-            return backend
+            return dataclasses.replace(backend, tells=settings.tiles is not None)
         reason = f"there are no kernels for the platform {platform!r}, only for GPUs and TPUs"
     if settings.tiles is not None and "tiles" not in settings.told:
         settings.told.append("tiles")

@@ -790,7 +790,11 @@ def test_the_size_that_decides_is_that_of_the_whole_array(make_mesh):
         (lambda: aj.Blocks(block=0), ValueError, r"block=0 in Blocks must be a whole number, 1 or"),
         (lambda: aj.Blocks(block=1.5), ValueError, r"block=1.5 in Blocks"),
         (lambda: aj.Blocks(block=(8, 0)), ValueError, r"block=0 in Blocks must be a whole number"),
-        (lambda: aj.Blocks(block=(8,)), ValueError, r"block=\(8,\) in Blocks must be one number, or"),
+        (
+            lambda: aj.Blocks(block=(8,)),
+            ValueError,
+            r"block=\(8,\) in Blocks must be one number, or",
+        ),
         (lambda: aj.Blocks(bits=4), ValueError, r"bits=4 must be 8 or 16"),
         (lambda: aj.BFloat16(min_size=-1), ValueError, r"min_size=-1 in BFloat16"),
         (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
@@ -15,9 +16,6 @@ from jax.experimental import pallas as pl
 from .equations import Operation, done
 from .legal import done_with_less
 
-RUN_ON: frozenset[str] = frozenset()
-"""The platforms on which kernels have been run, and are used where nobody says whether to."""
-
 
 @dataclass(frozen=True)
 class Backend:
@@ -26,9 +24,11 @@ class Backend:
     An operand has one number for each element of the array, or one for each block of `per` of them.
 
     height: the rows of a tile.
+    tells: whether a warning says so where no array is for tiles.
     """
 
     height: int = 8
+    tells: bool = field(default=True, kw_only=True)
 
     platform: ClassVar[str] = ""
     """Of which platform it compiles kernels."""
@@ -231,4 +231,11 @@ def backend_for(platform: str) -> Backend | None:
 
     Pallas's Mosaic for GPUs, which is to follow Triton, will be one class more and one line here.
     """
+    if platform in ("gpu", "cuda", "rocm") and not _has_triton():
+        return None
     return {"tpu": MosaicTPU(), "gpu": Triton(), "cuda": Triton(), "rocm": Triton()}.get(platform)
+
+
+def _has_triton() -> bool:
+    """Whether this version of JAX has Pallas's Triton, which is to go."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None

@@ -49,7 +49,7 @@ class Tiling:
 
     def tell(self, optimizer: Any) -> None:
         """Warns if not one array was for tiles."""
-        if self._reasons and not self._uses:
+        if self.backend.tells and self._reasons and not self._uses:
             array, reason = max(self._reasons, key=lambda each: each[0].size)
             warnings.warn(
                 f"tiles=True has no effect with {optimizer!r:.200}, which updates whole arrays: not one "
