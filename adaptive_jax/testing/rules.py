@@ -17,7 +17,7 @@ from .._core.rule import Rule, fields
 from .._core.transform import transform
 from .._core.transformation import Transformation, data_of
 from ..transforms.parts import parts
-from .promises import check_promises, is_weak, require, require_close, signature
+from .promises import check_promises, is_weak, not_finite, require, require_close, signature
 from .trials import (
     STEPS,
     Trial,
@@ -26,10 +26,10 @@ from .trials import (
     of_trial,
     one_matrix,
     random_gradients,
-    random_params,
     stacked,
     take_steps,
 )
+from .whole_tree import WHOLE_TREE_PROMISES
 
 if hasattr(jax, "enable_x64"):
     enable_x64 = jax.enable_x64
@@ -79,17 +79,15 @@ def check_rule(
 
 @of_trial
 def _check_jit(trial: Trial) -> None:
-    params = random_params()
-    jax.eval_shape(
-        jax.jit(trial.tx.update), random_gradients(params, 0), trial.plain.states[0], params
-    )
+    params = trial.params()
+    jax.eval_shape(jax.jit(trial.step), random_gradients(params, 0), trial.plain.states[0], params)
     if not trial.is_one_program:  # Its own code may look at arrays that are there.
-        updates, _ = trial.tx.update(random_gradients(params, 0), trial.plain.states[0], params)
+        updates, _ = trial.step(random_gradients(params, 0), trial.plain.states[0], params)
         require_close(updates, trial.plain.updates[0], "without jit")
     plain, params = trial.plain_matrix, one_matrix()
     require_close(trial.jitted_matrix[0], plain, "under jit")
     with jax.disable_jit():  # Each operation is a program, for each shape.
-        unjitted = take_steps(trial.tx.update, trial.tx.init(params), params)
+        unjitted = take_steps(trial.step, trial.tx.init(params), params)
     require_close(unjitted, plain, "without jit")
 
 
@@ -107,11 +105,11 @@ def _check_stable_state(trial: Trial) -> None:
 
 @of_trial
 def _check_scan(trial: Trial) -> None:
-    params = random_params()
+    params = trial.params()
     gradients = stacked(*(random_gradients(params, step) for step in range(STEPS)))
 
     def body(state: Any, updates: Any) -> Any:
-        updates, state = trial.tx.update(updates, state, params)
+        updates, state = trial.step(updates, state, params)
         return state, updates
 
     state, updates = jax.lax.scan(body, trial.plain.states[0], gradients)
@@ -121,7 +119,7 @@ def _check_scan(trial: Trial) -> None:
 
 @of_trial
 def _check_vmap(trial: Trial) -> None:
-    one = random_params()
+    one = trial.params()
     half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
 
     def run(init: Any, update: Any, params: Any) -> Any:
@@ -132,7 +130,7 @@ def _check_vmap(trial: Trial) -> None:
 
     both = stacked(one, half)
     # With a state that is not mapped yet.
-    jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.tx.update)), both)
+    jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.step)), both)
     many = run(jax.jit(jax.vmap(trial.tx.init)), jax.vmap(trial.update), both)
     each = [run(trial.tx.init, trial.update, params) for params in (one, half)]
     require_close(many, stacked(*each), "under vmap")
@@ -140,22 +138,22 @@ def _check_vmap(trial: Trial) -> None:
 
 @of_trial
 def _check_transforms(trial: Trial) -> None:
-    tx, params = trial.tx, random_params()
+    params = trial.params()
     gradients, state = random_gradients(params, 0), trial.plain.states[0]
     result = (trial.plain.updates[0], trial.plain.states[1])
     require(
-        _shapes(jax.eval_shape(tx.update, gradients, state, params)) == _shapes(result),
+        _shapes(jax.eval_shape(trial.step, gradients, state, params)) == _shapes(result),
         "eval_shape of an update differs from the update.",
     )
     require(
-        _shapes(jax.eval_shape(tx.init, params)) == _shapes(state),
+        _shapes(jax.eval_shape(trial.tx.init, params)) == _shapes(state),
         "eval_shape of init differs from init.",
     )
 
     @jax.jit
     def branch(flag: Any, gradients: Any, state: Any, params: Any) -> Any:
         return jax.lax.cond(
-            flag, lambda: tx.update(gradients, state, params), lambda: (gradients, state)
+            flag, lambda: trial.step(gradients, state, params), lambda: (gradients, state)
         )
 
     jax.eval_shape(branch, True, gradients, state, params)
@@ -172,12 +170,12 @@ def _shapes(tree: Any) -> Any:
 
 @of_trial
 def _check_grad(trial: Trial) -> None:
-    params = random_params()
+    params = trial.params()
 
     def loss(gradients: Any, params: Any) -> jax.Array:
         state, total = trial.tx.init(params), jnp.zeros(())
         for _ in range(2):
-            updates, state = trial.tx.update(gradients, state, params)
+            updates, state = trial.step(gradients, state, params)
             total = sum((jnp.sum(x) for x in jax.tree.leaves(updates)), total)
         return total
 
@@ -187,7 +185,7 @@ def _check_grad(trial: Trial) -> None:
         ("zero gradients", full_of(0.0, params)),
     ):
         require(
-            not _not_finite(slope(gradients, params)),
+            not not_finite(slope(gradients, params)),
             f"The derivative of an update is not finite, for {name}. (√x has none at 0; "
             "aj.maths.square_root(x) has.)",
         )
@@ -196,7 +194,7 @@ def _check_grad(trial: Trial) -> None:
 @of_trial
 def _check_dtypes(trial: Trial) -> None:
     for dtype in (jnp.float16, jnp.bfloat16):
-        name, low = np.dtype(dtype).name, random_params(dtype)
+        name, low = np.dtype(dtype).name, trial.params(dtype)
         high, gradients = cast(low, np.float32), random_gradients(low, 0)
         wide_gradients = cast(gradients, np.float32)
         first = trial.init(low)
@@ -207,7 +205,7 @@ def _check_dtypes(trial: Trial) -> None:
         require_close(
             updates, cast(wide_updates, dtype), f"{name} maths is not float32 maths", precision
         )
-        _, mixed = jax.eval_shape(trial.tx.update, wide_gradients, first, low)
+        _, mixed = jax.eval_shape(trial.step, wide_gradients, first, low)
         require(
             signature(mixed) == signature(state) == signature(first),
             f"With {name} parameters, the dtype of the gradients changes the state.",
@@ -217,33 +215,33 @@ def _check_dtypes(trial: Trial) -> None:
 @of_trial
 def _check_float64(trial: Trial) -> None:
     with enable_x64(True):
-        updates, state = _traced(trial.tx, params := random_params(np.float64))
+        updates, state = _traced(trial, params := trial.params(np.float64))
         _require_dtypes(updates, params, "update")
         leaves = jax.tree_util.tree_leaves_with_path(state)
         narrow = [path for path, x in leaves if x.dtype == jnp.float32 and x.ndim]
         require(not narrow, f"The state of float64 parameters is float32 at {narrow}.")
-        updates, state = _traced(trial.tx, params := random_params(np.float32))
+        updates, state = _traced(trial, params := trial.params(np.float32))
         _require_dtypes(updates, params, "update")
         wide = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float64]
         require(not wide, "With x64 enabled, the state of float32 parameters is float64.")
 
 
-def _traced(tx: Any, params: Any) -> Any:
+def _traced(trial: Trial, params: Any) -> Any:
     """What an update makes, in shapes and dtypes: they are known without a program."""
-    state = jax.eval_shape(tx.init, params)
-    return jax.eval_shape(tx.update, random_gradients(params, 0), state, params)
+    state = jax.eval_shape(trial.tx.init, params)
+    return jax.eval_shape(trial.step, random_gradients(params, 0), state, params)
 
 
 @of_trial
 def _check_complex(trial: Trial) -> None:
-    params = random_params(np.complex64)
+    params = trial.params(np.complex64)
     try:
         state = jax.eval_shape(trial.tx.init, params)
     except (TypeError, ValueError) as error:
         require("complex" in str(error), f"Complex parameters are refused without a name: {error}")
         return
     try:
-        updates, new = _traced(trial.tx, params)
+        updates, new = _traced(trial, params)
     except (TypeError, ValueError) as error:
         raise AssertionError(
             f"{error} (A rule for real arrays says takes_complex = False.)"
@@ -285,7 +283,7 @@ def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
 @of_trial
 def _check_finite(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = full_of(1.0, random_params(dtype))
+        params = full_of(1.0, trial.params(dtype))
         first = trial.init(params)
         for name, values in _extremes(dtype):
             gradients = {value: full_of(value, params) for value in values}
@@ -293,7 +291,7 @@ def _check_finite(trial: Trial) -> None:
             for value in values:
                 updates, state = trial.update(gradients[value], state, params)
                 for what, tree in (("update", updates), ("state", state)):
-                    places = _not_finite(tree)
+                    places = not_finite(tree)
                     require(
                         not places,
                         f"{np.dtype(dtype).name} gradients that are {name}, up to {max(values):.3g}, "
@@ -305,7 +303,7 @@ def _check_finite(trial: Trial) -> None:
 @of_trial
 def _check_zero(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        zeros = full_of(0.0, random_params(dtype))
+        zeros = full_of(0.0, trial.params(dtype))
         state = trial.init(zeros)
         for _ in range(STEPS):
             updates, state = trial.update(zeros, state, zeros)
@@ -318,7 +316,7 @@ def _check_zero(trial: Trial) -> None:
 @of_trial
 def _check_not_hidden(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = full_of(1.0, random_params(dtype))
+        params = full_of(1.0, trial.params(dtype))
         state = trial.init(params)
         with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
         leaves = [leaf for _, leaf in with_paths]
@@ -329,49 +327,42 @@ def _check_not_hidden(trial: Trial) -> None:
                 gradients = [*leaves[:place], jax.device_put(poisoned), *leaves[place + 1 :]]
                 updates, _ = trial.update(treedef.unflatten(gradients), state, params)
                 require(
-                    _not_finite(updates),
+                    not_finite(updates),
                     f"A gradient that is {value} at {jax.tree_util.keystr(path)} gives the update "
                     f"{jax.tree.leaves(updates)[place].tolist()} in {np.dtype(dtype).name}.",
                 )
 
 
-def _not_finite(tree: Any) -> list[str]:
-    """The paths of the arrays that hold an infinity or NaN."""
-    return [
-        jax.tree_util.keystr(path)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and not np.isfinite(np.asarray(x)).all()
-    ]
-
-
 @of_trial
 def _check_none_and_empty(trial: Trial) -> None:
-    tx, params = trial.tx, random_params()
-    state, gradients = trial.init(params), {**random_gradients(params, 0), "vector": None}
-    updates, _ = jax.eval_shape(tx.update, gradients, state, params)
-    require(updates["vector"] is None, "The update of a None gradient is not None.")
+    params, left = trial.params(), "stack" if trial.takes_only_matrices else "vector"
+    state, gradients = trial.init(params), {**random_gradients(params, 0), left: None}
+    updates, _ = jax.eval_shape(trial.step, gradients, state, params)
+    require(updates[left] is None, "The update of a None gradient is not None.")
 
     @jax.jit
-    def new_vectors(gradients: Any, state: Any, params: Any) -> list[Any]:
-        return _vectors(tx.update(gradients, state, params)[1])
+    def new_slots(gradients: Any, state: Any, params: Any) -> list[Any]:
+        return _under(left, trial.step(gradients, state, params)[1])
 
-    for before, after in zip(_vectors(state), new_vectors(gradients, state, params), strict=True):
+    for before, after in zip(_under(left, state), new_slots(gradients, state, params), strict=True):
         require(
             np.array_equal(before, after), "A None gradient changes the slots of its parameter."
         )
-    for empty in ({}, [], (), None):
-        updates, _ = _traced(tx, empty)
+    # An extra argument that is None was left out.
+    takes_trees = any("array" in rule.extra_args.values() for rule in trial.rules)
+    for empty in ({}, [], (), *([] if takes_trees else [None])):
+        updates, _ = _traced(trial, empty)
         require(updates == empty, f"The update of the empty tree {empty!r} is {updates!r}.")
 
 
-def _vectors(state: Any) -> list[Any]:
+def _under(name: str, state: Any) -> list[Any]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [leaf for path, leaf in leaves if jax.tree_util.DictKey("vector") in path]
+    return [leaf for path, leaf in leaves if jax.tree_util.DictKey(name) in path]
 
 
 @of_trial
 def _check_optax(trial: Trial) -> None:
-    tx, params = trial.tx, {**one_matrix(), "empty": random_params()["nested"][1][0]}
+    tx, params = trial.tx, {**one_matrix(), "empty": trial.params()["nested"][1][0]}
     accumulating = optax.MultiSteps(tx, 2)
     wrappers = {
         "optax.chain": optax.chain(optax.identity(), tx),
@@ -384,14 +375,16 @@ def _check_optax(trial: Trial) -> None:
     # One program: what is the same for all is there once.
     @jax.jit
     def run(gradients: Any, params: Any) -> Any:
-        updates = {"alone": _updates_of(tx, gradients, params)}
+        updates = {"alone": _updates_of(trial, tx, gradients, params)}
         for name, wrapped in wrappers.items():
             try:
-                updates[name] = _updates_of(wrapped, gradients, params)
+                updates[name] = _updates_of(trial, wrapped, gradients, params)
             except Exception as error:
                 raise AssertionError(f"inside {name}: {error}") from error
         with jax.numpy_dtype_promotion("standard"):  # MultiSteps adds integers to floats.
-            updates["optax.MultiSteps"] = _updates_of(accumulating, [gradients[0]] * 2, params)
+            updates["optax.MultiSteps"] = _updates_of(
+                trial, accumulating, [gradients[0]] * 2, params
+            )
         return updates
 
     updates = run([random_gradients(params, step) for step in range(STEPS)], params)
@@ -403,18 +396,18 @@ def _check_optax(trial: Trial) -> None:
     require_close(mapped, state, "through optax.tree.map_params")
 
 
-def _updates_of(tx: Any, gradients: list[Any], params: Any) -> list[Any]:
+def _updates_of(trial: Trial, tx: Any, gradients: list[Any], params: Any) -> list[Any]:
     state, all_updates = tx.init(params), []
     for each in gradients:
-        updates, state = tx.update(each, state, params)
+        updates, state = tx.update(each, state, params, **trial.extra_args(each))
         all_updates.append(updates)
     return all_updates
 
 
 @of_trial
 def _check_state_format(trial: Trial) -> None:
-    tx, params, state = trial.tx, random_params(), trial.plain.states[-1]
-    if isinstance(lifted := data_of(tx), Lifted):
+    params, state = trial.params(), trial.plain.states[-1]
+    if isinstance(lifted := data_of(trial.tx), Lifted):
         for layout, part in zip(lifted.layout(), lifted.split(state), strict=True):
             require(
                 part._fields == layout.fields,
@@ -426,7 +419,7 @@ def _check_state_format(trial: Trial) -> None:
     there = trial.update(gradients, restored, params)
     require(
         all(
-            np.array_equal(x, y)
+            np.array_equal(x, y, equal_nan=True)  # What is not finite is told elsewhere.
             for x, y in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True)
         ),
         "A run that continues from a saved state differs from the one that was not stopped.",
@@ -435,19 +428,20 @@ def _check_state_format(trial: Trial) -> None:
         params, state = one_matrix(), trial.plain_matrix.states[-1]
         saved, gradients = jax.tree.map(np.asarray, state), random_gradients(params, 7)
         with jax.disable_jit():
-            there = tx.update(gradients, saved, params)
+            there = trial.step(gradients, saved, params)
         here = trial.update(gradients, state, params)
         require_close(there, here, "without jit, from a saved state")
 
 
 @of_trial
 def _check_signs(trial: Trial) -> None:
-    params, state = random_params(), trial.plain.states[-1]
+    params, state = trial.params(), trial.plain.states[-1]
     for rule, storages, part, seen in parts(trial.tx, state, params):
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             if not slot.nonnegative:
                 continue
             leaves = jax.tree.structure(seen).flatten_up_to(getattr(part, name))
+            leaves = [leaf for leaf in leaves if leaf is not None]
             decode = jax.jit(lambda leaves, storage=storage: [*map(storage.decode, leaves)])
             require(
                 not any(np.any(np.asarray(leaf) < 0) for leaf in decode(leaves)),
@@ -460,7 +454,7 @@ def _check_signs(trial: Trial) -> None:
 def _check_data(trial: Trial) -> None:
     if not isinstance(tx := trial.tx, Transformation):
         return
-    params = random_params()
+    params = trial.params()
     state, gradients = jax.eval_shape(tx.init, params), random_gradients(params, 0)
     for rule, _, _ in parts(tx, state):
         static = {name: getattr(rule, name) for name in fields(type(rule)).static}
@@ -474,7 +468,7 @@ def _check_data(trial: Trial) -> None:
     @jax.jit
     def step(tx: Any, updates: Any, state: Any, params: Any) -> Any:
         traces.append(tx)
-        return tx.update(updates, state, params)
+        return tx.update(updates, state, params, **trial.extra_args(updates))
 
     leaves, treedef = jax.tree.flatten(tx)
     for each in (tx, treedef.unflatten([0.5 * leaf for leaf in leaves])):
@@ -500,4 +494,5 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "its state is a stable format that a run can continue from": _check_state_format,
     "a slot that is declared never to be negative is not": _check_signs,
     "its hyperparameters are data": _check_data,
+    **WHOLE_TREE_PROMISES,
 }
