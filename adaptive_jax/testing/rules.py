@@ -17,11 +17,11 @@ from .._core.rule import Rule, fields
 from .._core.transform import transform
 from .._core.transformation import Transformation, data_of
 from ..transforms.parts import parts
+from .precisions import PRECISION_PROMISES
 from .promises import check_promises, is_weak, not_finite, require, require_close, signature
 from .trials import (
     STEPS,
     Trial,
-    cast,
     full_of,
     of_trial,
     one_matrix,
@@ -30,11 +30,6 @@ from .trials import (
     take_steps,
 )
 from .whole_tree import WHOLE_TREE_PROMISES
-
-if hasattr(jax, "enable_x64"):
-    enable_x64 = jax.enable_x64
-else:  # Before jax 0.8.
-    from jax.experimental import enable_x64  # type: ignore[attr-defined]
 
 _PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32)
 
@@ -47,7 +42,19 @@ def check_rule(
     It takes a rule with its hyperparameters, or a whole transformation, and runs a few updates of
     small trees under jit, vmap, scan, grad and cond, in every dtype, with None, empty and zero-size
     arrays, with extreme and zero gradients, inside optax's wrappers, and after a restart. That
-    takes some seconds, most of them to compile.
+    takes some seconds, most of them to compile. `PROMISES` has the names of all that it checks, in
+    order. Some are for some rules alone:
+
+    - Extra arguments that a rule asks for are made up: a number is 0.75, an array goes from 0.5 to 1.5.
+    - What takes matrices alone is tried with matrices, and must refuse other arrays by their paths.
+    - A constant slot keeps every bit, and scalars are in float32 at least, with bfloat16 parameters too.
+    - A tree of equal numbers in the place of a hyperparameter gives the same updates, or an error that
+      names it.
+    - One array and the same numbers in three give the same updates, up to rounding: for rules that
+      measure all arrays, where `update` is element-wise, as its operations tell, slots are stored in
+      float32, and nothing is layerwise, for matrices, or masked.
+    - A rule with an `evaluate` gives the parameters before the first update, and then what is finite
+      and like them, under jit and vmap too.
 
     Args:
       rule: a `Rule`, or an optax gradient transformation. To check it with a storage, one that
@@ -191,77 +198,6 @@ def _check_grad(trial: Trial) -> None:
         )
 
 
-@of_trial
-def _check_dtypes(trial: Trial) -> None:
-    for dtype in (jnp.float16, jnp.bfloat16):
-        name, low = np.dtype(dtype).name, trial.params(dtype)
-        high, gradients = cast(low, np.float32), random_gradients(low, 0)
-        wide_gradients = cast(gradients, np.float32)
-        first = trial.init(low)
-        updates, state = trial.update(gradients, first, low)
-        wide_updates, _ = trial.update(wide_gradients, trial.init(high), high)
-        _require_dtypes(updates, gradients, "update")
-        precision = 2 * float(jnp.finfo(dtype).eps)
-        require_close(
-            updates, cast(wide_updates, dtype), f"{name} maths is not float32 maths", precision
-        )
-        _, mixed = jax.eval_shape(trial.step, wide_gradients, first, low)
-        require(
-            signature(mixed) == signature(state) == signature(first),
-            f"With {name} parameters, the dtype of the gradients changes the state.",
-        )
-
-
-@of_trial
-def _check_float64(trial: Trial) -> None:
-    with enable_x64(True):
-        updates, state = _traced(trial, params := trial.params(np.float64))
-        _require_dtypes(updates, params, "update")
-        leaves = jax.tree_util.tree_leaves_with_path(state)
-        narrow = [path for path, x in leaves if x.dtype == jnp.float32 and x.ndim]
-        require(not narrow, f"The state of float64 parameters is float32 at {narrow}.")
-        updates, state = _traced(trial, params := trial.params(np.float32))
-        _require_dtypes(updates, params, "update")
-        wide = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float64]
-        require(not wide, "With x64 enabled, the state of float32 parameters is float64.")
-
-
-def _traced(trial: Trial, params: Any) -> Any:
-    """What an update makes, in shapes and dtypes: they are known without a program."""
-    state = jax.eval_shape(trial.tx.init, params)
-    return jax.eval_shape(trial.step, random_gradients(params, 0), state, params)
-
-
-@of_trial
-def _check_complex(trial: Trial) -> None:
-    params = trial.params(np.complex64)
-    try:
-        state = jax.eval_shape(trial.tx.init, params)
-    except (TypeError, ValueError) as error:
-        require("complex" in str(error), f"Complex parameters are refused without a name: {error}")
-        return
-    try:
-        updates, new = _traced(trial, params)
-    except (TypeError, ValueError) as error:
-        raise AssertionError(
-            f"{error} (A rule for real arrays says takes_complex = False.)"
-        ) from error
-    _require_dtypes(updates, params, "update")
-    require(
-        signature(state) == signature(new), "An update changes the state of complex parameters."
-    )
-
-
-def _require_dtypes(got: Any, like: Any, what: str) -> None:
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(like), strict=True
-    ):
-        require(
-            x.dtype == y.dtype and not is_weak(x),
-            f"The {what} at {jax.tree_util.keystr(path)} is {x.dtype}, its gradient {y.dtype}.",
-        )
-
-
 def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
     """Names and sequences of gradients.
 
@@ -351,7 +287,7 @@ def _check_none_and_empty(trial: Trial) -> None:
     # An extra argument that is None was left out.
     takes_trees = any("array" in rule.extra_args.values() for rule in trial.rules)
     for empty in ({}, [], (), *([] if takes_trees else [None])):
-        updates, _ = _traced(trial, empty)
+        updates, _ = trial.traced(empty)
         require(updates == empty, f"The update of the empty tree {empty!r} is {updates!r}.")
 
 
@@ -485,9 +421,7 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "finite gradients give finite updates": _check_finite,
     "zero gradients from the start give zero updates": _check_zero,
     "a gradient that is not finite stays visible": _check_not_hidden,
-    "its maths is in float32 at least, and an update has its gradient's dtype": _check_dtypes,
-    "float64 stays float64, and float32 stays float32": _check_float64,
-    "complex parameters work, or are refused by name": _check_complex,
+    **PRECISION_PROMISES,
     "it can be differentiated, at zero too": _check_grad,
     "None, empty trees, zero-size and scalar arrays just work": _check_none_and_empty,
     "it works inside the wrappers of optax": _check_optax,

@@ -89,6 +89,11 @@ class Trial:
         """The state at first, as one program."""
         return jax.jit(self.tx.init)(params)
 
+    def traced(self, params: Any) -> Any:
+        """What an update makes, in shapes and dtypes: they are known without a program."""
+        state = jax.eval_shape(self.tx.init, params)
+        return jax.eval_shape(self.step, random_gradients(params, 0), state, params)
+
     @functools.cached_property
     def plain(self) -> Run:
         """Some steps of a tree."""

@@ -119,8 +119,8 @@ def _check_trees(trial: Trial) -> None:
             value = getattr(rule, name)
             if value is None or hyper.is_schedule(value) or not hyper.is_one(value):
                 continue
+            tree = dict.fromkeys(params, value)
             try:
-                tree = dict.fromkeys(params, value)
                 new = dataclasses.replace(lifted.rules[place], **{name: tree})  # type: ignore[type-var]
                 rules = (*lifted.rules[:place], new, *lifted.rules[place + 1 :])
                 with_trees = dataclasses.replace(lifted, rules=rules)
@@ -233,7 +233,7 @@ def _called(jaxpr: Any) -> Iterator[Any]:
     """What is in the calls of `update_array`, wherever these are."""
     for equation in jaxpr.eqns:
         closed = equation.params.get("jaxpr")
-        if equation.params.get("name") == update_array.__name__:
+        if equation.params.get("name") == update_array.__name__:  # type: ignore[attr-defined]
             yield closed
         elif hasattr(closed, "eqns"):
             yield from _called(closed)
