@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -66,8 +67,13 @@ def require(condition: Any, message: str) -> None:
         raise AssertionError(message)
 
 
-def require_close(got: Any, expected: Any, what: str, tolerance: float = 1e-5) -> None:
-    """Raises unless two trees have one structure, the same shapes, and the same numbers up to tolerance."""
+def require_close(
+    got: Any, expected: Any, what: str, tolerance: float = 1e-5, advice: str = ""
+) -> None:
+    """Raises unless two trees have one structure, the same shapes, and the same numbers up to tolerance.
+
+    advice: what to do then.
+    """
     require(
         jax.tree.structure(got) == jax.tree.structure(expected),
         f"{what}: {jax.tree.structure(got)} in place of {jax.tree.structure(expected)}.",
@@ -79,8 +85,17 @@ def require_close(got: Any, expected: Any, what: str, tolerance: float = 1e-5) -
         require(
             x.shape == y.shape
             and np.allclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True),
-            f"{what}: at {jax.tree_util.keystr(path)} it gives {x}, not {y}.",
+            f"{what}: at {jax.tree_util.keystr(path)} it gives {x}, not {y}.{advice and ' '}{advice}",
         )
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The paths of the arrays that hold an infinity or NaN."""
+    return [
+        jax.tree_util.keystr(path)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and not np.isfinite(np.asarray(x)).all()
+    ]
 
 
 def signature(tree: Any) -> Any:

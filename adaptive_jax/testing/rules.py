@@ -17,24 +17,19 @@ from .._core.rule import Rule, fields
 from .._core.transform import transform
 from .._core.transformation import Transformation, data_of
 from ..transforms.parts import parts
-from .promises import check_promises, is_weak, require, require_close, signature
+from .precisions import PRECISION_PROMISES
+from .promises import check_promises, is_weak, not_finite, require, require_close, signature
 from .trials import (
     STEPS,
     Trial,
-    cast,
     full_of,
     of_trial,
     one_matrix,
     random_gradients,
-    random_params,
     stacked,
     take_steps,
 )
-
-if hasattr(jax, "enable_x64"):
-    enable_x64 = jax.enable_x64
-else:  # Before jax 0.8.
-    from jax.experimental import enable_x64  # type: ignore[attr-defined]
+from .whole_tree import WHOLE_TREE_PROMISES
 
 _PRECISIONS = (jnp.float16, jnp.bfloat16, jnp.float32)
 
@@ -47,7 +42,19 @@ def check_rule(
     It takes a rule with its hyperparameters, or a whole transformation, and runs a few updates of
     small trees under jit, vmap, scan, grad and cond, in every dtype, with None, empty and zero-size
     arrays, with extreme and zero gradients, inside optax's wrappers, and after a restart. That
-    takes some seconds, most of them to compile.
+    takes some seconds, most of them to compile. `PROMISES` has the names of all that it checks, in
+    order. Some are for some rules alone:
+
+    - Extra arguments that a rule asks for are made up: a number is 0.75, an array goes from 0.5 to 1.5.
+    - What takes matrices alone is tried with matrices, and must refuse other arrays by their paths.
+    - A constant slot keeps every bit, and scalars are in float32 at least, with bfloat16 parameters too.
+    - A tree of equal numbers in the place of a hyperparameter gives the same updates, or an error that
+      names it.
+    - One array and the same numbers in three give the same updates, up to rounding: for rules that
+      measure all arrays, where `update` is element-wise, as its operations tell, slots are stored in
+      float32, and nothing is layerwise, for matrices, or masked.
+    - A rule with an `evaluate` gives the parameters before the first update, and then what is finite
+      and like them, under jit and vmap too.
 
     Args:
       rule: a `Rule`, or an optax gradient transformation. To check it with a storage, one that
@@ -79,17 +86,15 @@ def check_rule(
 
 @of_trial
 def _check_jit(trial: Trial) -> None:
-    params = random_params()
-    jax.eval_shape(
-        jax.jit(trial.tx.update), random_gradients(params, 0), trial.plain.states[0], params
-    )
+    params = trial.params()
+    jax.eval_shape(jax.jit(trial.step), random_gradients(params, 0), trial.plain.states[0], params)
     if not trial.is_one_program:  # Its own code may look at arrays that are there.
-        updates, _ = trial.tx.update(random_gradients(params, 0), trial.plain.states[0], params)
+        updates, _ = trial.step(random_gradients(params, 0), trial.plain.states[0], params)
         require_close(updates, trial.plain.updates[0], "without jit")
     plain, params = trial.plain_matrix, one_matrix()
     require_close(trial.jitted_matrix[0], plain, "under jit")
     with jax.disable_jit():  # Each operation is a program, for each shape.
-        unjitted = take_steps(trial.tx.update, trial.tx.init(params), params)
+        unjitted = take_steps(trial.step, trial.tx.init(params), params)
     require_close(unjitted, plain, "without jit")
 
 
@@ -107,11 +112,11 @@ def _check_stable_state(trial: Trial) -> None:
 
 @of_trial
 def _check_scan(trial: Trial) -> None:
-    params = random_params()
+    params = trial.params()
     gradients = stacked(*(random_gradients(params, step) for step in range(STEPS)))
 
     def body(state: Any, updates: Any) -> Any:
-        updates, state = trial.tx.update(updates, state, params)
+        updates, state = trial.step(updates, state, params)
         return state, updates
 
     state, updates = jax.lax.scan(body, trial.plain.states[0], gradients)
@@ -121,7 +126,7 @@ def _check_scan(trial: Trial) -> None:
 
 @of_trial
 def _check_vmap(trial: Trial) -> None:
-    one = random_params()
+    one = trial.params()
     half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
 
     def run(init: Any, update: Any, params: Any) -> Any:
@@ -132,7 +137,7 @@ def _check_vmap(trial: Trial) -> None:
 
     both = stacked(one, half)
     # With a state that is not mapped yet.
-    jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.tx.update)), both)
+    jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.step)), both)
     many = run(jax.jit(jax.vmap(trial.tx.init)), jax.vmap(trial.update), both)
     each = [run(trial.tx.init, trial.update, params) for params in (one, half)]
     require_close(many, stacked(*each), "under vmap")
@@ -140,22 +145,22 @@ def _check_vmap(trial: Trial) -> None:
 
 @of_trial
 def _check_transforms(trial: Trial) -> None:
-    tx, params = trial.tx, random_params()
+    params = trial.params()
     gradients, state = random_gradients(params, 0), trial.plain.states[0]
     result = (trial.plain.updates[0], trial.plain.states[1])
     require(
-        _shapes(jax.eval_shape(tx.update, gradients, state, params)) == _shapes(result),
+        _shapes(jax.eval_shape(trial.step, gradients, state, params)) == _shapes(result),
         "eval_shape of an update differs from the update.",
     )
     require(
-        _shapes(jax.eval_shape(tx.init, params)) == _shapes(state),
+        _shapes(jax.eval_shape(trial.tx.init, params)) == _shapes(state),
         "eval_shape of init differs from init.",
     )
 
     @jax.jit
     def branch(flag: Any, gradients: Any, state: Any, params: Any) -> Any:
         return jax.lax.cond(
-            flag, lambda: tx.update(gradients, state, params), lambda: (gradients, state)
+            flag, lambda: trial.step(gradients, state, params), lambda: (gradients, state)
         )
 
     jax.eval_shape(branch, True, gradients, state, params)
@@ -172,12 +177,12 @@ def _shapes(tree: Any) -> Any:
 
 @of_trial
 def _check_grad(trial: Trial) -> None:
-    params = random_params()
+    params = trial.params()
 
     def loss(gradients: Any, params: Any) -> jax.Array:
         state, total = trial.tx.init(params), jnp.zeros(())
         for _ in range(2):
-            updates, state = trial.tx.update(gradients, state, params)
+            updates, state = trial.step(gradients, state, params)
             total = sum((jnp.sum(x) for x in jax.tree.leaves(updates)), total)
         return total
 
@@ -187,80 +192,9 @@ def _check_grad(trial: Trial) -> None:
         ("zero gradients", full_of(0.0, params)),
     ):
         require(
-            not _not_finite(slope(gradients, params)),
+            not not_finite(slope(gradients, params)),
             f"The derivative of an update is not finite, for {name}. (√x has none at 0; "
             "aj.maths.square_root(x) has.)",
-        )
-
-
-@of_trial
-def _check_dtypes(trial: Trial) -> None:
-    for dtype in (jnp.float16, jnp.bfloat16):
-        name, low = np.dtype(dtype).name, random_params(dtype)
-        high, gradients = cast(low, np.float32), random_gradients(low, 0)
-        wide_gradients = cast(gradients, np.float32)
-        first = trial.init(low)
-        updates, state = trial.update(gradients, first, low)
-        wide_updates, _ = trial.update(wide_gradients, trial.init(high), high)
-        _require_dtypes(updates, gradients, "update")
-        precision = 2 * float(jnp.finfo(dtype).eps)
-        require_close(
-            updates, cast(wide_updates, dtype), f"{name} maths is not float32 maths", precision
-        )
-        _, mixed = jax.eval_shape(trial.tx.update, wide_gradients, first, low)
-        require(
-            signature(mixed) == signature(state) == signature(first),
-            f"With {name} parameters, the dtype of the gradients changes the state.",
-        )
-
-
-@of_trial
-def _check_float64(trial: Trial) -> None:
-    with enable_x64(True):
-        updates, state = _traced(trial.tx, params := random_params(np.float64))
-        _require_dtypes(updates, params, "update")
-        leaves = jax.tree_util.tree_leaves_with_path(state)
-        narrow = [path for path, x in leaves if x.dtype == jnp.float32 and x.ndim]
-        require(not narrow, f"The state of float64 parameters is float32 at {narrow}.")
-        updates, state = _traced(trial.tx, params := random_params(np.float32))
-        _require_dtypes(updates, params, "update")
-        wide = [leaf.dtype for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.float64]
-        require(not wide, "With x64 enabled, the state of float32 parameters is float64.")
-
-
-def _traced(tx: Any, params: Any) -> Any:
-    """What an update makes, in shapes and dtypes: they are known without a program."""
-    state = jax.eval_shape(tx.init, params)
-    return jax.eval_shape(tx.update, random_gradients(params, 0), state, params)
-
-
-@of_trial
-def _check_complex(trial: Trial) -> None:
-    params = random_params(np.complex64)
-    try:
-        state = jax.eval_shape(trial.tx.init, params)
-    except (TypeError, ValueError) as error:
-        require("complex" in str(error), f"Complex parameters are refused without a name: {error}")
-        return
-    try:
-        updates, new = _traced(trial.tx, params)
-    except (TypeError, ValueError) as error:
-        raise AssertionError(
-            f"{error} (A rule for real arrays says takes_complex = False.)"
-        ) from error
-    _require_dtypes(updates, params, "update")
-    require(
-        signature(state) == signature(new), "An update changes the state of complex parameters."
-    )
-
-
-def _require_dtypes(got: Any, like: Any, what: str) -> None:
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(like), strict=True
-    ):
-        require(
-            x.dtype == y.dtype and not is_weak(x),
-            f"The {what} at {jax.tree_util.keystr(path)} is {x.dtype}, its gradient {y.dtype}.",
         )
 
 
@@ -285,7 +219,7 @@ def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
 @of_trial
 def _check_finite(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = full_of(1.0, random_params(dtype))
+        params = full_of(1.0, trial.params(dtype))
         first = trial.init(params)
         for name, values in _extremes(dtype):
             gradients = {value: full_of(value, params) for value in values}
@@ -293,7 +227,7 @@ def _check_finite(trial: Trial) -> None:
             for value in values:
                 updates, state = trial.update(gradients[value], state, params)
                 for what, tree in (("update", updates), ("state", state)):
-                    places = _not_finite(tree)
+                    places = not_finite(tree)
                     require(
                         not places,
                         f"{np.dtype(dtype).name} gradients that are {name}, up to {max(values):.3g}, "
@@ -305,7 +239,7 @@ def _check_finite(trial: Trial) -> None:
 @of_trial
 def _check_zero(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        zeros = full_of(0.0, random_params(dtype))
+        zeros = full_of(0.0, trial.params(dtype))
         state = trial.init(zeros)
         for _ in range(STEPS):
             updates, state = trial.update(zeros, state, zeros)
@@ -318,7 +252,7 @@ def _check_zero(trial: Trial) -> None:
 @of_trial
 def _check_not_hidden(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = full_of(1.0, random_params(dtype))
+        params = full_of(1.0, trial.params(dtype))
         state = trial.init(params)
         with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
         leaves = [leaf for _, leaf in with_paths]
@@ -329,49 +263,42 @@ def _check_not_hidden(trial: Trial) -> None:
                 gradients = [*leaves[:place], jax.device_put(poisoned), *leaves[place + 1 :]]
                 updates, _ = trial.update(treedef.unflatten(gradients), state, params)
                 require(
-                    _not_finite(updates),
+                    not_finite(updates),
                     f"A gradient that is {value} at {jax.tree_util.keystr(path)} gives the update "
                     f"{jax.tree.leaves(updates)[place].tolist()} in {np.dtype(dtype).name}.",
                 )
 
 
-def _not_finite(tree: Any) -> list[str]:
-    """The paths of the arrays that hold an infinity or NaN."""
-    return [
-        jax.tree_util.keystr(path)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and not np.isfinite(np.asarray(x)).all()
-    ]
-
-
 @of_trial
 def _check_none_and_empty(trial: Trial) -> None:
-    tx, params = trial.tx, random_params()
-    state, gradients = trial.init(params), {**random_gradients(params, 0), "vector": None}
-    updates, _ = jax.eval_shape(tx.update, gradients, state, params)
-    require(updates["vector"] is None, "The update of a None gradient is not None.")
+    params, left = trial.params(), "stack" if trial.takes_only_matrices else "vector"
+    state, gradients = trial.init(params), {**random_gradients(params, 0), left: None}
+    updates, _ = jax.eval_shape(trial.step, gradients, state, params)
+    require(updates[left] is None, "The update of a None gradient is not None.")
 
     @jax.jit
-    def new_vectors(gradients: Any, state: Any, params: Any) -> list[Any]:
-        return _vectors(tx.update(gradients, state, params)[1])
+    def new_slots(gradients: Any, state: Any, params: Any) -> list[Any]:
+        return _under(left, trial.step(gradients, state, params)[1])
 
-    for before, after in zip(_vectors(state), new_vectors(gradients, state, params), strict=True):
+    for before, after in zip(_under(left, state), new_slots(gradients, state, params), strict=True):
         require(
             np.array_equal(before, after), "A None gradient changes the slots of its parameter."
         )
-    for empty in ({}, [], (), None):
-        updates, _ = _traced(tx, empty)
+    # An extra argument that is None was left out.
+    takes_trees = any("array" in rule.extra_args.values() for rule in trial.rules)
+    for empty in ({}, [], (), *([] if takes_trees else [None])):
+        updates, _ = trial.traced(empty)
         require(updates == empty, f"The update of the empty tree {empty!r} is {updates!r}.")
 
 
-def _vectors(state: Any) -> list[Any]:
+def _under(name: str, state: Any) -> list[Any]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [leaf for path, leaf in leaves if jax.tree_util.DictKey("vector") in path]
+    return [leaf for path, leaf in leaves if jax.tree_util.DictKey(name) in path]
 
 
 @of_trial
 def _check_optax(trial: Trial) -> None:
-    tx, params = trial.tx, {**one_matrix(), "empty": random_params()["nested"][1][0]}
+    tx, params = trial.tx, {**one_matrix(), "empty": trial.params()["nested"][1][0]}
     accumulating = optax.MultiSteps(tx, 2)
     wrappers = {
         "optax.chain": optax.chain(optax.identity(), tx),
@@ -384,14 +311,16 @@ def _check_optax(trial: Trial) -> None:
     # One program: what is the same for all is there once.
     @jax.jit
     def run(gradients: Any, params: Any) -> Any:
-        updates = {"alone": _updates_of(tx, gradients, params)}
+        updates = {"alone": _updates_of(trial, tx, gradients, params)}
         for name, wrapped in wrappers.items():
             try:
-                updates[name] = _updates_of(wrapped, gradients, params)
+                updates[name] = _updates_of(trial, wrapped, gradients, params)
             except Exception as error:
                 raise AssertionError(f"inside {name}: {error}") from error
         with jax.numpy_dtype_promotion("standard"):  # MultiSteps adds integers to floats.
-            updates["optax.MultiSteps"] = _updates_of(accumulating, [gradients[0]] * 2, params)
+            updates["optax.MultiSteps"] = _updates_of(
+                trial, accumulating, [gradients[0]] * 2, params
+            )
         return updates
 
     updates = run([random_gradients(params, step) for step in range(STEPS)], params)
@@ -403,18 +332,18 @@ def _check_optax(trial: Trial) -> None:
     require_close(mapped, state, "through optax.tree.map_params")
 
 
-def _updates_of(tx: Any, gradients: list[Any], params: Any) -> list[Any]:
+def _updates_of(trial: Trial, tx: Any, gradients: list[Any], params: Any) -> list[Any]:
     state, all_updates = tx.init(params), []
     for each in gradients:
-        updates, state = tx.update(each, state, params)
+        updates, state = tx.update(each, state, params, **trial.extra_args(each))
         all_updates.append(updates)
     return all_updates
 
 
 @of_trial
 def _check_state_format(trial: Trial) -> None:
-    tx, params, state = trial.tx, random_params(), trial.plain.states[-1]
-    if isinstance(lifted := data_of(tx), Lifted):
+    params, state = trial.params(), trial.plain.states[-1]
+    if isinstance(lifted := data_of(trial.tx), Lifted):
         for layout, part in zip(lifted.layout(), lifted.split(state), strict=True):
             require(
                 part._fields == layout.fields,
@@ -426,7 +355,7 @@ def _check_state_format(trial: Trial) -> None:
     there = trial.update(gradients, restored, params)
     require(
         all(
-            np.array_equal(x, y)
+            np.array_equal(x, y, equal_nan=True)  # What is not finite is told elsewhere.
             for x, y in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True)
         ),
         "A run that continues from a saved state differs from the one that was not stopped.",
@@ -435,19 +364,20 @@ def _check_state_format(trial: Trial) -> None:
         params, state = one_matrix(), trial.plain_matrix.states[-1]
         saved, gradients = jax.tree.map(np.asarray, state), random_gradients(params, 7)
         with jax.disable_jit():
-            there = tx.update(gradients, saved, params)
+            there = trial.step(gradients, saved, params)
         here = trial.update(gradients, state, params)
         require_close(there, here, "without jit, from a saved state")
 
 
 @of_trial
 def _check_signs(trial: Trial) -> None:
-    params, state = random_params(), trial.plain.states[-1]
+    params, state = trial.params(), trial.plain.states[-1]
     for rule, storages, part, seen in parts(trial.tx, state, params):
         for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
             if not slot.nonnegative:
                 continue
             leaves = jax.tree.structure(seen).flatten_up_to(getattr(part, name))
+            leaves = [leaf for leaf in leaves if leaf is not None]
             decode = jax.jit(lambda leaves, storage=storage: [*map(storage.decode, leaves)])
             require(
                 not any(np.any(np.asarray(leaf) < 0) for leaf in decode(leaves)),
@@ -460,7 +390,7 @@ def _check_signs(trial: Trial) -> None:
 def _check_data(trial: Trial) -> None:
     if not isinstance(tx := trial.tx, Transformation):
         return
-    params = random_params()
+    params = trial.params()
     state, gradients = jax.eval_shape(tx.init, params), random_gradients(params, 0)
     for rule, _, _ in parts(tx, state):
         static = {name: getattr(rule, name) for name in fields(type(rule)).static}
@@ -474,7 +404,7 @@ def _check_data(trial: Trial) -> None:
     @jax.jit
     def step(tx: Any, updates: Any, state: Any, params: Any) -> Any:
         traces.append(tx)
-        return tx.update(updates, state, params)
+        return tx.update(updates, state, params, **trial.extra_args(updates))
 
     leaves, treedef = jax.tree.flatten(tx)
     for each in (tx, treedef.unflatten([0.5 * leaf for leaf in leaves])):
@@ -491,13 +421,12 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "finite gradients give finite updates": _check_finite,
     "zero gradients from the start give zero updates": _check_zero,
     "a gradient that is not finite stays visible": _check_not_hidden,
-    "its maths is in float32 at least, and an update has its gradient's dtype": _check_dtypes,
-    "float64 stays float64, and float32 stays float32": _check_float64,
-    "complex parameters work, or are refused by name": _check_complex,
+    **PRECISION_PROMISES,
     "it can be differentiated, at zero too": _check_grad,
     "None, empty trees, zero-size and scalar arrays just work": _check_none_and_empty,
     "it works inside the wrappers of optax": _check_optax,
     "its state is a stable format that a run can continue from": _check_state_format,
     "a slot that is declared never to be negative is not": _check_signs,
     "its hyperparameters are data": _check_data,
+    **WHOLE_TREE_PROMISES,
 }

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.lifted import Lifted
-from .._core.transformation import data_of
+from .._core.rule import Rule
+from .._core.transformation import Transformation, data_of
+from .._core.wrapper import walk
 
 STEPS = 3
 
@@ -40,16 +42,62 @@ class Trial:
         self.tx = tx
         self.is_one_program = isinstance(data_of(tx), Lifted)
         # Otherwise, every operation on every shape and dtype is a program of its own.
-        self.update = tx.update if self.is_one_program else jax.jit(tx.update)
+        self.update = self.step if self.is_one_program else jax.jit(self.step)
+
+    def step(self, gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """An update, with the extra arguments that its rules ask for."""
+        return self.tx.update(gradients, state, params, **self.extra_args(gradients))
+
+    def extra_args(self, gradients: Any) -> dict[str, Any]:
+        """Those that its rules ask for, made up: the same ones for all gradients of the same shapes."""
+        kinds = {name: kind for rule in self.rules for name, kind in rule.extra_args.items()}
+        made = {
+            name: jax.tree.map(_between, gradients) if kind == "array" else np.float32(0.75)
+            for name, kind in kinds.items()
+        }
+        # For optax's chains, which do not hand on the gradient as it came.
+        is_asked = any(rule.needs_gradient for rule in self.rules)
+        return made | {"grad": gradients} if is_asked else made
+
+    @functools.cached_property
+    def rules(self) -> list[Rule]:
+        """All rules of this library in it."""
+        return [
+            rule for data, *_ in walk(self.tx) if isinstance(data, Lifted) for rule in data.rules
+        ]
+
+    @functools.cached_property
+    def takes_only_matrices(self) -> bool:
+        """Whether `init` refuses arrays that are no matrices, and no others."""
+        if isinstance(self.tx, Transformation) and not any(rule.matrix for rule in self.rules):
+            return False
+
+        def is_taken(params: Any) -> bool:
+            try:
+                jax.eval_shape(self.tx.init, params)
+            except (TypeError, ValueError):
+                return False
+            return True
+
+        return not is_taken(random_params()) and is_taken(random_matrices())
+
+    def params(self, dtype: Any = np.float32) -> dict[str, Any]:
+        """A tree of arrays that it takes."""
+        return (random_matrices if self.takes_only_matrices else random_params)(dtype)
 
     def init(self, params: Any) -> Any:
         """The state at first, as one program."""
         return jax.jit(self.tx.init)(params)
 
+    def traced(self, params: Any) -> Any:
+        """What an update makes, in shapes and dtypes: they are known without a program."""
+        state = jax.eval_shape(self.tx.init, params)
+        return jax.eval_shape(self.step, random_gradients(params, 0), state, params)
+
     @functools.cached_property
     def plain(self) -> Run:
         """Some steps of a tree."""
-        params = random_params()
+        params = self.params()
         return take_steps(self.update, self.tx.init(params), params)
 
     @functools.cached_property
@@ -62,7 +110,7 @@ class Trial:
     def jitted_matrix(self) -> tuple[Run, int]:
         """The same under jit, and the number of programs that it took."""
         # A new function, for which nothing is compiled yet.
-        step: Any = jax.jit(lambda updates, state, params: self.tx.update(updates, state, params))
+        step: Any = jax.jit(lambda updates, state, params: self.step(updates, state, params))
         params = one_matrix()
         return take_steps(step, self.tx.init(params), params), step._cache_size()
 
@@ -89,6 +137,15 @@ def random_params(dtype: Any = np.float32) -> dict[str, Any]:
     return {**tree, "nested": [None, tuple(nested)]}
 
 
+def random_matrices(dtype: Any = np.float32) -> dict[str, Any]:
+    """The same for what takes matrices alone: one, several in an array, and those of one number or none."""
+    generator = np.random.default_rng(0)
+    shapes = {"matrix": (3, 4), "stack": (2, 2, 3), "number": (1, 1)}
+    tree = {name: _normal(generator, shape, dtype) for name, shape in shapes.items()}
+    nested = [_normal(generator, shape, dtype) for shape in ((0, 2), (2, 2))]
+    return {**tree, "nested": [None, tuple(nested)]}
+
+
 def one_matrix() -> dict[str, Any]:
     """One array: for what more arrays, which cost more programs or longer ones, would say no more."""
     return {"matrix": random_params()["matrix"], "none": None}
@@ -99,6 +156,11 @@ def _normal(generator: np.random.Generator, shape: tuple[int, ...], dtype: Any) 
     if jnp.issubdtype(dtype, jnp.complexfloating):
         values = values + 1j * generator.normal(size=shape)
     return jax.device_put(np.asarray(values, dtype))
+
+
+def _between(x: Any) -> np.ndarray:
+    """Numbers from 0.5 to 1.5 in the shape and dtype of an array."""
+    return np.linspace(0.5, 1.5, x.size).reshape(x.shape).astype(x.dtype)
 
 
 def random_gradients(params: Any, seed: int) -> Any:
