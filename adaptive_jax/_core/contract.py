@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import keyword
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +52,24 @@ def check_rule(rule: Any, fields: Collection[str]) -> None:
             f"{name} has the scalars {list(rule.scalars)}, and defines no `advance(self, scalars, "
             "measured, ctx)`, which moves them on."
         )
+    for entry in (*rule.slots, *rule.scalars):
+        if (
+            not entry.isidentifier()
+            or keyword.iskeyword(entry)
+            or entry[0] == "_"
+            or entry == "count"
+        ):
+            raise TypeError(
+                f"{name} has a slot or scalar {entry!r}: each is an entry of the state, a NamedTuple with "
+                "`count` for the steps, so give it another name, a word that does not begin with _."
+            )
+    for entry, first in rule.scalars.items():
+        many = isinstance(first, (tuple, list)) and len(first) > 0
+        if not (many or isinstance(first, str) or is_real(first)):
+            raise TypeError(
+                f"{name}.scalars[{entry!r}]={first!r:.80} must be a number, a tuple of numbers, or the name "
+                "of the hyperparameter, or property, that is one of these."
+            )
     for argument, kind in rule.extra_args.items():
         if kind not in ("number", "array"):
             raise TypeError(
@@ -74,12 +93,17 @@ def check_rates(rules: Sequence[Any]) -> None:
     for place, owner in enumerate(rules):
         if not owner.owns_rate:
             continue
-        others = [*rules[place + 1 :], *(rules[:place] if _has_rate(owner) else ())]
-        if second := next(filter(_has_rate, others), None):
-            raise ValueError(
-                f"{owner!r} returns the step itself, learning rate included, and {second!r} would multiply "
-                "by a second one: leave that out."
-            )
+        check_second_rates(owner, rules[:place], rules[place + 1 :])
+
+
+def check_second_rates(owner: Any, before: Iterable[Any], after: Iterable[Any]) -> None:
+    """Raises a ValueError if a rule before or after one that returns the step itself has a second rate."""
+    others = [*after, *(before if _has_rate(owner) else ())]
+    if second := next(filter(_has_rate, others), None):
+        raise ValueError(
+            f"{owner!r} returns the step itself, learning rate included, and {second!r} would multiply "
+            "by a second one: leave that out."
+        )
 
 
 def _has_rate(rule: Any) -> bool:

@@ -28,6 +28,14 @@ many steps, does the same to it, or drops it: then the gradients that come first
 """
 
 
+ARRAYS_BEFORE = "arrays_before"
+"""The extra argument under which a partition tells a group how many arrays the groups before it have.
+
+It is a number of Python's, for members of this library alone: the random bits of an array are made of its
+place, and so arrays of two groups get others.
+"""
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["numbers", "trees", "first"], meta_fields=[]
 )

@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from .. import maths
 from . import errors, pytrees
-from .rule import Rule, Slot
+from .rule import Rule, Slot, trees_of
 from .storage import base
 from .storage.sharding import explicit_sharding, with_axes
 from .views import View, views_of_arrays
@@ -25,6 +25,8 @@ Own = Mapping[str, Sequence[Any]]
 
 def first_numbers(rule: Rule, name: str, dtype: Any, params: Any, own: Own) -> Any:
     """What the state holds at first of one of a rule's scalars; for a layerwise rule a tree of them."""
+    if pytrees.is_placeholder(params):
+        return jnp.zeros((), dtype)  # For all parameters, the one number.
     first = rule.scalars[name]
     if isinstance(first, str) and first in own:
         if not rule.layerwise:
@@ -32,17 +34,16 @@ def first_numbers(rule: Rule, name: str, dtype: Any, params: Any, own: Own) -> A
                 f"{first} is a tree in {type(rule).__name__}, and the first value of {name}, which is one "
                 "number for all arrays: it must be one number, or an array of shape ()."
             )
-        numbers = [None if each is None else jnp.asarray(each, dtype) for each in own[first]]
+        # Copies, here and below: a donated state holds no buffer twice, nor a hyperparameter's.
+        numbers = [None if each is None else jnp.array(each, dtype) for each in own[first]]
         return pytrees.Arrays("params", params).treedef.unflatten(numbers)
     value = getattr(rule, first) if isinstance(first, str) else first
     if isinstance(value, tuple):
         number = jnp.stack([jnp.asarray(each, dtype) for each in value])
     else:
-        number = jnp.asarray(value, dtype)
-    # For a placeholder of all parameters, the one number.
-    if not rule.layerwise or pytrees.is_placeholder(params):
+        number = jnp.array(value, dtype)
+    if not rule.layerwise:
         return number
-    # A donated state holds no buffer twice.
     return jax.tree.map(lambda _: jnp.array(number), params)
 
 
@@ -51,7 +52,9 @@ def first_values(rule: Rule, name: str, storage: base.Storage, params: Any, own:
     slot = rule.slots[name]
     initial: Any = slot.initial
     if isinstance(initial, str) and initial != "param":
-        initial = getattr(rule, initial)
+        # Of a tree each array has its own, below, and a placeholder of all parameters none.
+        is_tree = initial in own or (pytrees.is_placeholder(params) and trees_of(rule))
+        initial = 0.0 if is_tree else getattr(rule, initial)
     is_number = not (isinstance(initial, str) or callable(initial))
     leaves, treedef = jax.tree.flatten(params)
     views = views_of_arrays(rule, "params", params)

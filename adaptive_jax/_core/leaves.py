@@ -30,7 +30,7 @@ class Leaf:
     selected: of each rule, whether its mask selects the array.
     own: of each rule, which of the hyperparameters in its trees are those of the array.
     axes: of each rule that sees matrices, those of the array; None of any other.
-    index: the place of the array in the whole tree.
+    index: the place of the array in the whole tree, or among the arrays of all groups.
     keys: of each rule, those with which slots of the array are rounded at random.
     direction: the gradient, then what the last rule that saw it made of it.
     """
@@ -99,10 +99,12 @@ def matched(
     extra: Extra | None = None,
     piece: Piece | None = None,
     evaluates: bool = False,
+    before: int = 0,
 ) -> Matched:
     """All trees of an update, checked, in the order of the gradients.
 
     evaluates: whether nothing is updated, and updates are the parameters.
+    before: how many arrays there are before these, in other groups.
     """
     rules = lifted.rules
     what = "params" if evaluates else "gradients"
@@ -132,7 +134,7 @@ def matched(
         entries.append(trees)
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:
-        indices: Sequence[Any] = [np.uint32(i) for i in range(len(gradients.leaves))]
+        indices: Sequence[Any] = [np.uint32(before + i) for i in range(len(gradients.leaves))]
         by_rule = [gradients.selected(mask_of(rule), params) for rule in rules]
         selected = list(zip(*by_rule, strict=True))
     else:

@@ -42,17 +42,21 @@ def _corrects_by_tree(rule: Rule) -> bool:
     return not trees_of(rule).keys().isdisjoint(states.scheduled_decays(rule))
 
 
-def update_in_pieces(lifted: Lifted, trees: Any) -> tuple[Any, Any]:
-    """One update of very many arrays, outside of `jit`: in programs for some equal ones at a time."""
+def update_in_pieces(lifted: Lifted, trees: Any, before: int = 0) -> tuple[Any, Any]:
+    """One update of very many arrays, outside of `jit`: in programs for some equal ones at a time.
+
+    before: how many arrays there are before these, in other groups.
+    """
     leaves, structure = jax.tree.flatten(trees)
-    key = jax.tree.structure(lifted), structure, tuple([(x.shape, x.dtype) for x in leaves])
+    kinds = tuple([(x.shape, x.dtype) for x in leaves])
+    key = jax.tree.structure(lifted), structure, kinds, before
     pieces = _cuts.get(key, False)
     if pieces is False:
         while len(_cuts) >= _MOST_CUTS:
             _cuts.pop(next(iter(_cuts)), None)
-        pieces = _cuts[key] = _cut(lifted, *trees)
+        pieces = _cuts[key] = _cut(lifted, before, *trees)
     if pieces is None:
-        return update_tree(lifted, *trees)
+        return update_tree(lifted, *trees, before=before)
     new_leaves = list(leaves)
     numbers = [
         {name: hyper.each_of(value) for name, value in trees_of(rule).items()}
@@ -93,7 +97,7 @@ _cuts: dict[Any, Any] = {}
 """How trees are cut, by rules, structures, shapes and dtypes: found once, as a program is traced once."""
 
 
-def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
+def _cut(lifted: Lifted, before: int, updates: Any, state: Any, params: Any) -> Any:
     """How trees are cut: gradients, state and parameters of each piece, as places among all leaves.
 
     Beside them, which hyperparameters of trees are those of its arrays, and what it is of the whole.
@@ -140,7 +144,7 @@ def _cut(lifted: Lifted, updates: Any, state: Any, params: Any) -> Any:
         total += len(group)
         compiled += sum({len(indices) for indices in cuts})
         for indices in cuts:
-            piece = Piece([np.uint32(i) for i in indices], *choices)
+            piece = Piece([np.uint32(before + i) for i in indices], *choices)
             pieces.append((places(indices), [kept[i].own for i in indices], piece))
     return pieces if compiled <= total / 2 else None
 

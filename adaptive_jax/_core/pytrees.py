@@ -309,6 +309,9 @@ class Arrays:
             elif isinstance(part, optax.MaskedNode):  # One that another optimizer has.
                 pass
             else:
+                if type(value) is type(part) is dict:
+                    # Of a branch without gradients, or that another optimizer has, nothing need be said.
+                    value = {key: x for key, x in part.items() if not jax.tree.leaves(x)} | value
                 (values, kind), (parts, wanted) = children(value), children(part)
                 if kind != wanted:
                     raise ValueError(self._difference(what, tree, is_prefix=True) + advice)

@@ -218,9 +218,15 @@ class Rule:
                 )
             value = hyper.checked(type(self).__name__, name, value, interval)
             object.__setattr__(self, name, value)
-        firsts = [*self.scalars.values(), *(slot.initial for slot in self.slots.values())]
-        for first in filter(_is_name, firsts):
-            hyper.check_first_value(type(self).__name__, first, getattr(self, first))
+        for name, slot in self.slots.items():
+            if not isinstance(slot, Slot):
+                raise TypeError(
+                    f"{type(self).__name__}.slots[{name!r}]={slot!r:.80} must be a slot: aj.Slot()."
+                )
+        for first in _first_names(self):
+            # A property is of the numbers of each array: `values_of_arrays` asks for it.
+            if first in fields(type(self)).data or not trees_of(self):
+                hyper.check_first_value(type(self).__name__, first, _first_of(self, first))
         for name in fields(type(self)).switches:
             value = getattr(self, name)
             if value is None and name in _optional(type(self)):
@@ -249,9 +255,31 @@ class Rule:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _is_name(first: Any) -> bool:
-    """Whether a first value is the name of a hyperparameter."""
-    return isinstance(first, str) and first != "param"
+def _first_names(rule: Rule, scalars: bool = True) -> list[str]:
+    """The names of hyperparameters, and properties, that are first values of slots, and of scalars."""
+    firsts: list[Any] = [slot.initial for slot in rule.slots.values()]
+    firsts += rule.scalars.values() if scalars else []
+    return [first for first in firsts if isinstance(first, str) and first != "param"]
+
+
+def _first_of(rule: Rule, name: str) -> Any:
+    """A first value, by its name."""
+    if name not in nodes.field_names(type(rule)) and not hasattr(type(rule), name):
+        raise TypeError(
+            f"{name!r} is the first value of a slot or scalar of {type(rule).__name__}, which has no such "
+            'hyperparameter or property. A copy of the parameter is "param".'
+        )
+    try:
+        return getattr(rule, name)
+    except TypeError as error:
+        data = fields(type(rule)).data
+        moved = [each for each in data if hyper.has_schedules(getattr(rule, each))]
+        if not moved:
+            raise
+        raise TypeError(
+            f"{name} of {type(rule).__name__} is the value of the state before the first step, and cannot "
+            f"be made of a schedule, as {', '.join(moved)} is here: {error}."
+        ) from error
 
 
 class Fields(NamedTuple):
@@ -356,10 +384,20 @@ def places(rule: Rule, arrays: Arrays) -> list[tuple[int, ...]]:
 def values_of_arrays(rule: Rule, arrays: Arrays) -> dict[str, list[Any]]:
     """Of each hyperparameter that is a tree, what it is for each array; checked, by name."""
     rows = places(rule, arrays)
-    return {
+    own: dict[str, list[Any]] = {
         name: [None if row[i] is None else hyper.each_of(value)[row[i]] for row in rows]
         for i, (name, value) in enumerate(trees_of(rule).items())
     }
+    for name in _first_names(rule, scalars=rule.layerwise) if own else ():
+        if name not in fields(type(rule)).data:  # A property, of what each array has.
+            of_arrays = [
+                dict(zip(own, each, strict=True)) for each in zip(*own.values(), strict=True)
+            ]
+            own[name] = [
+                None if array is None else _first_of(replace(rule, **each), name)
+                for array, each in zip(arrays.leaves, of_arrays, strict=True)
+            ]
+    return own
 
 
 def replace(rule: Rule, **values: Any) -> Rule:

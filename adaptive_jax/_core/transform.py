@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .. import maths
 from . import contract, export, hyper, pytrees, states
-from .extra import asked
+from .extra import ARRAYS_BEFORE, asked
 from .first import first_numbers, first_values
 from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
@@ -140,11 +140,11 @@ class Optimizer(Lifted):
     ) -> tuple[Any, Any]:
         """optax's `update`. Extra arguments that no rule asks for are meant for others in a chain."""
         lifted = with_complements(self)
-        extra = asked(self.rules, extra_args)
+        extra, before = asked(self.rules, extra_args), extra_args.get(ARRAYS_BEFORE, 0)
         try:
             if extra is None and is_cut(lifted, (updates, state, params)):
-                return update_in_pieces(lifted, (updates, state, params))
-            return update_tree(lifted, updates, state, params, extra)
+                return update_in_pieces(lifted, (updates, state, params), before)
+            return update_tree(lifted, updates, state, params, extra, before=before)
         except TypeError:
             # What is no array at all is refused by jit, before the checks inside.
             pytrees.Arrays("gradients", updates).params(params, ())

@@ -13,7 +13,7 @@ import optax
 from jax.tree_util import Partial
 
 from . import closures, export
-from .extra import FIRST_GRADIENT
+from .extra import ARRAYS_BEFORE, FIRST_GRADIENT
 from .rule import Rule
 
 
@@ -105,7 +105,7 @@ class Foreign:
             extra_args = {
                 k: x
                 for k, x in extra_args.items()
-                if (taken is None or k in taken) and k != FIRST_GRADIENT
+                if (taken is None or k in taken) and k not in (FIRST_GRADIENT, ARRAYS_BEFORE)
             }
         return transformation.update(updates, state, params, **extra_args)
 

@@ -17,7 +17,7 @@ from .slots import measure_array, update_array
 from .step import RuleAtStep
 
 
-@functools.partial(jax.jit, static_argnames="backend")
+@functools.partial(jax.jit, static_argnames=("backend", "before"))
 def update_tree(
     lifted: Lifted,
     updates: Any,
@@ -27,6 +27,7 @@ def update_tree(
     piece: Piece | None = None,
     adding: Adding | None = None,
     backend: Any = None,
+    before: int = 0,
 ) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
@@ -36,8 +37,9 @@ def update_tree(
     piece: what there is to know of the larger tree whose arrays these are.
     adding: how updates are added to the parameters, which then come out in their place.
     backend: what compiles kernels for tiles; None for whole arrays.
+    before: how many arrays there are before these, in other groups.
     """
-    trees = matched(lifted, updates, state, params, extra, piece)
+    trees = matched(lifted, updates, state, params, extra, piece, before=before)
     numbers = {} if extra is None else extra.numbers
     rules = [
         RuleAtStep(*each, numbers)

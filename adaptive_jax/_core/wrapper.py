@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from . import hyper, nodes, pytrees, states
+from . import contract, hyper, nodes, pytrees, states
 from .lifted import Lifted
 from .rule import Rule
 from .transformation import Transformation, data_of, member
@@ -189,6 +189,33 @@ def check_one_evaluates(transformation: Any) -> None:
             f"{rules[0]!r} and {rules[1]!r} both evaluate with other parameters than are trained, and what "
             "one of them keeps is not what the other one makes: leave one of them out."
         )
+
+
+def check_rates_in_a_row(transformations: Sequence[Any]) -> None:
+    """Raises a ValueError where one of a chain returns the step itself, and another has a second rate.
+
+    Two that are each in a wrapper that divides the arrays may be for other ones.
+    """
+    row = [list(_rules_and_all(each, True)) for each in transformations]
+    for place, rules in enumerate(row):
+        for owner, sees_all in rules:
+            if owner.owns_rate:
+                before, after = (
+                    [rule for each in others for rule, has_all in each if sees_all or has_all]
+                    for others in (row[:place], row[place + 1 :])
+                )
+                contract.check_second_rates(owner, before, after)
+
+
+def _rules_and_all(transformation: Any, sees_all: bool) -> Iterator[tuple[Rule, bool]]:
+    """The rules in a transformation, each with whether it sees all arrays."""
+    data = data_of(transformation)
+    if isinstance(data, Wrapper):
+        sees_all = sees_all and type(data).params_in is Wrapper.params_in
+        for each in data.wrapped():
+            yield from _rules_and_all(each, sees_all)
+    elif isinstance(data, Lifted):
+        yield from ((rule, sees_all) for rule in data.rules)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from .._core.rule import Rule
 from .._core.tiles.row import Row, length_of_row
 from .._core.tiles.row import update_and_add as update_and_add_in_a_row
 from .._core.transformation import Transformation, data_of
-from .._core.wrapper import Wrapper, check_one_evaluates, walk
+from .._core.wrapper import Wrapper, check_one_evaluates, check_rates_in_a_row, walk
 from .precision import update_and_add
 
 
@@ -34,6 +34,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
 
     Raises:
       TypeError: for something that is not an optax gradient transformation.
+      ValueError: for a learning rate beside a rule that returns the step itself.
 
     Example:
       >>> import adaptive_jax as aj
@@ -42,6 +43,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     """
     chained = Chained(transformations)
     check_one_evaluates(chained)
+    check_rates_in_a_row(chained.members)
     return Transformation.of(chained)
 
 

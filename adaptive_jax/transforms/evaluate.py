@@ -71,6 +71,7 @@ def _evaluated(transformation: Any, params: Any, state: Any) -> Any:
         data.check(state)
         return data.evaluate(params, state, _evaluated)
     if isinstance(data, Lifted):
+        data.split(state)  # Raises for that of another optimizer.
         return evaluate_tree(with_complements(data), params, state) if evaluating(data) else params
     return _of_others(data, params, state)
 

@@ -243,7 +243,7 @@ class Cut:
             if paths
         ]
         nones = tree_flatten_with_path(self._tree, is_leaf=_is_none)[0]
-        if not found and (paths := [keystr(path) for path, leaf in nones if leaf is None]):
+        if not found and (paths := [keystr(path) or "all" for path, leaf in nones if leaf is None]):
             found = [f"it is None, which is no array, for {some(paths)}"]
         if not found:  # Equal paths, different containers.
             found = [f"{self._treedef} against {jax.tree.structure(tree)}"]

@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from .._core import pytrees, states
-from .._core.extra import FIRST_GRADIENT
+from .._core.extra import ARRAYS_BEFORE, FIRST_GRADIENT
 from .._core.mask import Selection
 from .._core.paths import some
 from .._core.rule import Rule
@@ -157,6 +157,7 @@ def partition(
     of each group, "learning_rate/<label>", and as "learning_rate" the largest of them.
 
     For groups that differ in a hyperparameter only, a tree in the place of the number compiles faster.
+    In a group, a tree of hyperparameters needs no more keys of dicts than the group has arrays in.
 
     Differs from `optax.partition`: patterns; None as a transformation; `param_labels` that are a
     function get the parameters in `update` too, where it gets them, and not the gradients; extra
@@ -325,7 +326,7 @@ class _Split:
         self.updates = cut.parts("gradients", updates)
         self._params = None if params is None else cut.parts("parameters", params)
         # Of the extra arguments that are trees like the gradients, their parts.
-        self._extra_args = extra_args
+        self._extra_args, self._before = extra_args, extra_args.get(ARRAYS_BEFORE, 0)
         self._like = {
             name: cut.parts(name, each)
             for name, each in extra_args.items()
@@ -342,7 +343,11 @@ class _Split:
             for parts in (self.updates, self._params)
         ]
         like = {name: self._cut.only(parts, label, nones) for name, parts in self._like.items()}
-        return tx.update(only[0], state, only[1], **{**self._extra_args, **like})
+        extra_args = {**self._extra_args, **like}
+        if self._before:
+            extra_args[ARRAYS_BEFORE] = self._before
+        self._before += len(jax.tree.leaves(only[0], is_leaf=lambda x: x is None))
+        return tx.update(only[0], state, only[1], **extra_args)
 
 
 def _is_like(tree: Any, updates: Any) -> bool:

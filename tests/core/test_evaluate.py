@@ -206,6 +206,8 @@ def test_mistakes_are_named():
         evaluated("store")
     with pytest.raises(ValueError, match="the state was made by another optimizer"):
         aj.eval_params(aj.transform(Averaged()), PARAMS, aj.adam(0.1).init(PARAMS))
+    with pytest.raises(ValueError, match="the state was made by another optimizer"):
+        aj.eval_params(aj.adam(0.1), PARAMS, aj.transform(Averaged()).init(PARAMS))
 
     @dataclass(frozen=True)
     class Short(Wrong):

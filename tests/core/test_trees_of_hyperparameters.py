@@ -521,6 +521,42 @@ def test_what_begins_with_a_tree_begins_with_the_number_of_the_array(storage):
         Counting({"w": falling})
 
 
+@dataclass(frozen=True)
+class CountingFromSquares(aj.Rule):
+    """What it begins with is made of a hyperparameter."""
+
+    first: aj.NonNegative = 2.0
+    slots = {"kept": aj.Slot("square")}
+    scalars = {"numbers": "pair"}
+    layerwise = True
+
+    @property
+    def square(self):
+        return self.first**2
+
+    @property
+    def pair(self):
+        return self.first, self.first + 1
+
+    def advance(self, scalars, measured, ctx):
+        return dict(scalars)
+
+    def update(self, grad, slots, param, ctx):
+        return ctx.scalars["numbers"][1] + slots["kept"], dict(slots)
+
+
+def test_what_begins_with_a_property_of_a_tree_begins_with_that_of_the_array():
+    tx = aj.transform(CountingFromSquares({"head": {"w": 1.0, "b": 2.0}, "body": 3.0}))
+    state = tx.init(PARAMS)
+    np.testing.assert_array_equal(state.numbers["head"]["b"], [2, 3])
+    updates, _ = tx.update(GRADIENTS, state)
+    np.testing.assert_array_equal(updates["body"][0], jnp.full_like(PARAMS["body"][0], 9 + 4))
+    named = optax.tree.map_params(
+        tx, lambda x: "like", state, transform_non_params=lambda x: "other"
+    )
+    assert named.kept["head"]["w"] == "like"
+
+
 def test_the_learning_rate_before_a_rule_is_that_of_the_array():
     @dataclass(frozen=True)
     class Told(aj.Rule):

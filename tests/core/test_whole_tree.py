@@ -274,6 +274,25 @@ def test_a_second_learning_rate_is_refused():
             aj.transform(*rules)
 
 
+def test_a_second_learning_rate_in_a_chain_is_refused():
+    """Through wrappers too; but two groups of arrays may have one each."""
+    own, sgd = aj.transform(Prodigy()), aj.sgd(0.5)
+    labels = {"w": "own", "b": "other"}
+    grouped = aj.partition({"own": own, "other": aj.scale_by_adam()}, labels)
+    rated = aj.partition({"own": aj.scale_by_adam(), "other": sgd}, labels)
+    for row in (
+        (own, sgd),
+        (sgd, own),
+        (aj.multi_steps(aj.chain(own), 2), sgd),
+        (grouped, aj.skip_nonfinite(sgd)),
+        (own, rated),
+    ):
+        with pytest.raises(ValueError, match=r"Prodigy\(.* would multiply by a second one"):
+            aj.chain(*row)
+    aj.chain(grouped, rated)
+    aj.chain(aj.clip_by_global_norm(1.0), aj.scale_by_adam(), own)
+
+
 def test_random_bits_of_a_rule():
     @dataclass(frozen=True)
     class Noise(aj.Rule):
@@ -454,3 +473,56 @@ def test_a_scalar_that_names_a_schedule_is_refused():
 
     with pytest.raises(TypeError, match="first=<lambda> is a schedule in Named"):
         Named(lambda count: 1.0)
+    with pytest.raises(TypeError, match=r"first of AdaGradNorm is .* made of a schedule, as b is"):
+        AdaGradNorm(b=lambda count: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("own_slots", "own_scalars", "message"),
+    [
+        ({}, {"count": 1.0}, "has a slot or scalar 'count': each is an entry of the state"),
+        ({"_mu": aj.Slot()}, {}, "has a slot or scalar '_mu'"),
+        ({}, {"d": None}, r"scalars\['d'\]=None must be a number, a tuple"),
+        ({}, {"d": ()}, r"scalars\['d'\]=\(\) must be a number"),
+        (
+            {},
+            {"d": "zero"},
+            "'zero' is the first value of a slot or scalar of Wrong, which has no such",
+        ),
+        ({"mu": aj.Slot("zero")}, {}, "'zero' is the first value"),
+        ({"mu": 0.0}, {}, r"Wrong.slots\['mu'\]=0.0 must be a slot"),
+    ],
+)
+def test_state_that_is_declared_wrongly_is_refused_by_name(own_slots, own_scalars, message):
+    @dataclass(frozen=True)
+    class Wrong(Measuring):
+        slots = own_slots
+        scalars = own_scalars
+
+    with pytest.raises(TypeError, match=message):
+        aj.transform(Wrong())
+
+
+def test_a_state_may_be_donated_whatever_its_first_values_were_made_of():
+    d0 = jnp.float32(1e-6)
+    for tx in (
+        aj.transform(Prodigy(d0=d0)),
+        aj.transform(Layerwise(jax.tree.map(lambda _: d0, PARAMS))),
+    ):
+        state = tx.init(PARAMS)
+        update = jax.jit(lambda g, s, p, tx=tx: tx.update(g, s, p), donate_argnums=1)
+        update(PARAMS, state, PARAMS)
+        assert d0 == 1e-6
+
+
+@dataclass(frozen=True)
+class Layerwise(aj.Rule):
+    first: aj.NonNegative
+    layerwise = True
+    scalars = {"number": "first"}
+
+    def advance(self, scalars, measured, ctx):
+        return {"number": scalars["number"] + 1}
+
+    def update(self, grad, slots, param, ctx):
+        return grad, {}

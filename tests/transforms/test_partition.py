@@ -514,6 +514,67 @@ def test_masks_of_rules_are_those_of_all_parameters():
             np.testing.assert_allclose(kernel, expected, rtol=1e-6)
 
 
+def test_a_tree_of_hyperparameters_of_a_group_names_what_is_in_it():
+    """Other groups have branches of their own, and what is missing in the group itself is refused."""
+    moved = aj.schedules.linear_schedule(0.9, 0.5, 10)
+    kernels = {"dense": [{"kernel": 0.1}, {"kernel": 0.2}]}
+    biases = {"dense": [{"bias": 0.9}, {"bias": moved}]}
+    tx = aj.partition(
+        {"embed": None, "matrix": aj.sgd(kernels), "rest": aj.adam(0.1, b1=biases)}, LABELS
+    )
+    zeros = {"embed": 0.0, "dense": [{"kernel": 0.0, "bias": 0.0}] * 2}
+    with_others = [
+        {
+            "embed": 0.0,
+            "dense": [zero | own for zero, own in zip(zeros["dense"], each["dense"], strict=True)],
+        }
+        for each in (kernels, biases)
+    ]
+    whole = aj.partition(
+        {"embed": None, "matrix": aj.sgd(with_others[0]), "rest": aj.adam(0.1, b1=with_others[1])},
+        LABELS,
+    )
+    for found, expected in zip(run(tx)[0]["dense"], run(whole)[0]["dense"], strict=True):
+        assert_close(found, expected, 0)
+    masked = aj.masked(aj.sgd({"embed": 0.5}), {"embed": True, "dense": False})
+    updates, _ = masked.update(gradients(0), masked.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(updates["embed"], -0.5 * gradients(0)["embed"])
+    incomplete = {"dense": [{"kernel": 0.1}, {}]}
+    tx = aj.partition({"embed": None, "matrix": aj.sgd(incomplete), "rest": None}, LABELS)
+    with pytest.raises(ValueError, match=re.escape("only the params have ['dense'][1]['kernel']")):
+        tx.init(PARAMS)
+
+
+@dataclass(frozen=True)
+class RandomBits(aj.Rule):
+    """The bits in the place of the gradient."""
+
+    counts_steps = True
+
+    def update(self, grad, slots, param, ctx):
+        return aj.maths.rounded_to_bfloat16(
+            jnp.full_like(grad, 1 + 2.0**-9), aj.maths.random_bits(grad.shape, ctx.key)
+        ).astype(grad.dtype), {}
+
+
+def test_arrays_of_two_groups_have_other_random_bits():
+    """Without groups they are what they were; those that are cut in pieces have others, too."""
+    params = {name: jnp.ones(64) for name in "abcd"}
+    rule = aj.transform(RandomBits())
+    plain, _ = rule.update(params, rule.init(params))
+    inner = aj.multi_steps(aj.partition({1: rule, 2: rule}, [("c", 1), (".*", 2)]), 1)
+    tx = aj.partition(
+        {"first": rule, "then": inner}, dict.fromkeys("ab", "first") | dict.fromkeys("cd", "then")
+    )
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert_close(updates, plain, 0)
+    assert len({x.tobytes() for x in map(np.asarray, jax.tree.leaves(updates))}) == 4
+    many = [jnp.ones(64)] * 520
+    tx = aj.partition({"a": rule, "b": rule}, ["a"] * 260 + ["b"] * 260)
+    updates, _ = tx.update(many, tx.init(many))
+    assert len({x.tobytes() for x in map(np.asarray, updates)}) == 520
+
+
 def test_shardings_are_kept(make_mesh):
     mesh = make_mesh(2)
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
