@@ -155,7 +155,10 @@ class Node:
         """A module can be called, and is no schedule for that."""
 
 
-@pytest.mark.parametrize("make", [Pair, Node, lambda *x: list(x), lambda *x: x], ids=str)
+KINDS = {"NamedTuple": Pair, "dataclass": Node, "list": lambda *x: list(x), "tuple": lambda *x: x}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_every_kind_of_node_may_be_in_it(make):
     params = make(jnp.ones(2), {"w": jnp.ones(3)})
     tx = aj.sgd(make(jnp.float32(0.5), 0.25))
