@@ -67,7 +67,11 @@ def first_values(rule: Rule, name: str, storage: base.Storage, params: Any, own:
             return storage.init_tree(value, tree, real=slot.nonnegative)
         arrays = jax.tree.leaves(tree, is_leaf=lambda x: x is None)
         in_order = iter(  # As `init_tree` goes through the arrays.
-            [seen for seen, x in zip(views, arrays, strict=True) if x is not None]
+            [
+                seen
+                for seen, x in zip(views, arrays, strict=True)
+                if seen is not None and x is not None
+            ]
         )
         return storage.init_tree(
             value,

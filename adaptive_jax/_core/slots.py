@@ -100,8 +100,9 @@ def _updated(
             result = rule.update(grad, slots, seen, context)
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
         direction, values = contract.checked_result(rule, grad, result, shapes)
-        direction = kept.view.back(direction)
-        array.direction = _alike(stage, array.direction, direction)
+        if stage.axes is not None:
+            direction = _divided_as(array.direction, kept.view.back(direction))
+        array.direction = direction
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
     direction = maths.saturating_cast(array.direction, plan.out_dtype)
@@ -138,8 +139,8 @@ def measure_array(
 def _measured_alone(
     plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
 ) -> dict[str, jax.Array]:
-    *rest, (of_slots,) = rest
-    array, (stage,), (stored,) = _Array(plan, gradient, *rest), plan.stages, entries
+    *of_array, (of_slots,) = rest
+    array, (stage,), (stored,) = _Array(plan, gradient, *of_array), plan.stages, entries
     assert stage is not None  # An array without elements is not measured.
     return _measured(array, stage, stored, of_slots, stage.scalars)
 
@@ -265,7 +266,7 @@ class _Slots:
         part: Part | None = None,
     ) -> None:
         """keys: one for each slot. None to make them here of the index, or where none is needed."""
-        self.view, self._stage, self._rule = view(stage.axes, shape), stage, stage.rule
+        self.view, self._count, self._rule = view(stage.axes, shape), stage.count, stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
         self._keys, self._index, self._part = keys, index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
@@ -320,7 +321,7 @@ class _Slots:
     def _key(self, name: str) -> jax.Array:
         """With what a slot is rounded at random."""
         if self._keys is None:
-            return maths.random_key(self._stage.count, self._index, zlib.crc32(name.encode()))
+            return maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
         return lax.index_in_dim(self._keys, list(self._stored).index(name), keepdims=False)
 
     def encoded(self, values: Any) -> dict[str, Any]:
@@ -329,13 +330,13 @@ class _Slots:
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
         new = self._stored | {name: code for name, (_, code) in self._codes.items()}
-        return jax.tree.map(functools.partial(_alike, self._stage), self._stored, new)
+        return jax.tree.map(_divided_as, self._stored, new) if self._rule.matrix else new
 
 
-def _alike(stage: Stage, old: jax.Array, new: jax.Array) -> jax.Array:
-    """What takes the place of an array, divided over devices as it is.
+def _divided_as(old: jax.Array, new: jax.Array) -> jax.Array:
+    """What takes the place of an array, divided over devices as that is.
 
-    Of a product of matrices the compiler would divide what it likes, and the next step would be another
-    program. What is computed element by element is divided as it was without it.
+    A product of matrices is divided as the compiler likes, and the next step would be another program.
+    What is computed element by element is divided as it was without this.
     """
-    return new if stage.axes is None else shard_alike(old, new)[1]
+    return shard_alike(old, new)[1]

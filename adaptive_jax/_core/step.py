@@ -79,7 +79,7 @@ class RuleAtStep:
 
         indices: the places of the arrays in the whole tree.
         """
-        if not self.stochastic or not indices:
+        if not self.stochastic or self.count is None or not indices:
             return [None] * len(indices)
         salts = np.array([[zlib.crc32(name.encode()) for name in self.rule.slots]], np.uint32)
         if all(isinstance(index, np.generic) for index in indices):

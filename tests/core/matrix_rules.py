@@ -149,3 +149,18 @@ class FactoredOfNumpy:
             return grad / np.sqrt(nu)
         self.left = mean(self.left, np.einsum("...ik,...jk->...ij", grad, grad))
         return self.left @ grad / np.sqrt(nu)
+
+
+@dataclass(frozen=True)
+class Centered(aj.Rule):
+    """A step that leaves parameters as they are, evaluated without the mean of each row of a slot."""
+
+    axes: Any = None
+    slots = {"z": aj.Slot("param")}
+    matrix = needs_params = True
+
+    def update(self, grad, slots, param, ctx):
+        return 0 * grad, {"z": ctx.store("z", slots["z"])}
+
+    def evaluate(self, param, slots, ctx):
+        return param - jnp.mean(slots["z"], -1, keepdims=True)

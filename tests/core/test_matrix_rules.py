@@ -11,6 +11,7 @@ import pytest
 from core.matrix_rules import (
     LARGEST,
     Adaptive,
+    Centered,
     Factored,
     FactoredOfNumpy,
     Muon,
@@ -239,3 +240,12 @@ def test_a_sweep_over_a_rate_of_matrices():
     found = jax.vmap(updated)(rates)
     for place, rate in enumerate(rates):
         np.testing.assert_allclose(found["w"][place], updated(rate)["w"], rtol=1e-6)
+
+
+def test_what_is_evaluated_is_a_matrix():
+    params = {"w": jnp.asarray(gradients((2, 3, 4), 1)[0])}
+    tx = aj.transform(Centered(aj.MatrixAxes(2, (0, 1))))
+    _, state = tx.update(params, tx.init(params), params)
+    found = aj.eval_params(tx, params, state)["w"]
+    expected = params["w"] - np.mean(params["w"], (0, 1), keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
