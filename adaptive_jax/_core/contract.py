@@ -53,22 +53,18 @@ def check_rule(rule: Any, fields: Collection[str]) -> None:
             "measured, ctx)`, which moves them on."
         )
     for entry in (*rule.slots, *rule.scalars):
-        if (
-            not entry.isidentifier()
-            or keyword.iskeyword(entry)
-            or entry[0] == "_"
-            or entry == "count"
-        ):
+        is_word = entry.isidentifier() and not keyword.iskeyword(entry)
+        if not is_word or entry.startswith("_") or entry == "count":
             raise TypeError(
                 f"{name} has a slot or scalar {entry!r}: each is an entry of the state, a NamedTuple with "
-                "`count` for the steps, so give it another name, a word that does not begin with _."
+                "`count` for the steps. Give it another name, a word that does not begin with _."
             )
     for entry, first in rule.scalars.items():
         many = isinstance(first, (tuple, list)) and len(first) > 0
         if not (many or isinstance(first, str) or is_real(first)):
             raise TypeError(
-                f"{name}.scalars[{entry!r}]={first!r:.80} must be a number, a tuple of numbers, or the name "
-                "of the hyperparameter, or property, that is one of these."
+                f"{name}.scalars[{entry!r}]={first!r:.80} must be a number, a tuple of numbers, or the "
+                "name of the hyperparameter, or property, that is one of these."
             )
     for argument, kind in rule.extra_args.items():
         if kind not in ("number", "array"):

@@ -78,6 +78,13 @@ def mapped(function: Callable[..., Any], *values: Any) -> Any:
     trees = [value for value in values if not is_one(value)]
     if not trees:
         return function(*values)
+    if all(type(tree) is dict for tree in trees):
+        # In a group of a partition, each has the branches of the group, and may have others.
+        values = tuple(
+            each if is_one(each) else {key: each[key] for key in set.intersection(*map(set, trees))}
+            for each in values
+        )
+        trees = [value for value in values if not is_one(value)]
     below, kind = children(trees[0])
     columns = [[each] * len(below) if is_one(each) else children(each)[0] for each in values]
     return kind.unflatten([mapped(function, *row) for row in zip(*columns, strict=True)])

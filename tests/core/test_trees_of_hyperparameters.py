@@ -553,7 +553,7 @@ def test_what_begins_with_a_property_of_a_tree_begins_with_that_of_the_array():
     state = tx.init(PARAMS)
     np.testing.assert_array_equal(state.numbers["head"]["b"], [2, 3])
     updates, _ = tx.update(GRADIENTS, state)
-    np.testing.assert_array_equal(updates["body"][0], jnp.full_like(PARAMS["body"][0], 9 + 4))
+    np.testing.assert_array_equal(updates["body"][0], jnp.full_like(PARAMS["body"][0], 9.0 + 4.0))
     named = optax.tree.map_params(
         tx, lambda x: "like", state, transform_non_params=lambda x: "other"
     )
@@ -595,3 +595,5 @@ def test_the_rate_at_a_step_is_a_tree():
     rule = aj.LearningRate({"a": 0.5, "b": falling}, learning_rate_decay={"a": 1.0, "b": 0.0})
     rates = rule.learning_rate_at(3)
     np.testing.assert_allclose([rates["a"], rates["b"]], [0.5 / 3, 0.1 / 3], rtol=1e-6)
+    in_group = aj.LearningRate({"a": 0.5}, learning_rate_decay={"a": 1.0, "b": 0.0})
+    assert in_group.learning_rate_at(3).keys() == {"a"}  # What has a group of its own has one.
