@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from .. import maths
 from .rates import learning_rates
 from .settings import Settings
@@ -42,7 +44,7 @@ def measured_metrics(
         "gradient_norm": lambda: maths.global_norm(gradients),
         "update_norm": update_norm,
         "parameter_norm": parameter_norm,
-        "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()),
+        "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()).astype(jnp.float32),
     }
     values = {}
     for name in settings.metrics:
