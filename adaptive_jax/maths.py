@@ -250,7 +250,7 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x/y in float32, for a y that is not negative; 0 where y is 0."""
+    """x/y in float32, for a y that is not negative; 0 where y is 0 or NaN, whatever x is."""
     return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0).astype(jnp.float32)
 
 

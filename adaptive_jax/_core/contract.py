@@ -177,7 +177,8 @@ def of_method(
             yield
     except KeyError as error:
         others = [each for mapping in known for each in mapping]
-        beside = f", beside them there are {others}" if others else ""
+        where = "in ctx.scalars, ctx.extra or measured"
+        beside = f", beside them there are {others} {where}" if others else ""
         raise ValueError(
             f"{name} asks for {error}, and the slots are {list(rule.slots)}{beside}: declare what a rule "
             'keeps, slots = {"mu": aj.Slot()}, what it keeps for all arrays together, scalars = {"d": '
