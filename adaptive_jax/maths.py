@@ -250,8 +250,9 @@ def norm(x: jax.Array) -> jax.Array:
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x/y in float32 at least, for a y that is not negative; 0 where y is 0."""
-    quotient = jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+    """x/y in float32 at least, for a y that is not negative; 0 where y is 0. NaN shows."""
+    is_zero = y <= 0
+    quotient = jnp.where(is_zero, 0, x / jnp.where(is_zero, 1, y))
     return quotient.astype(compute_dtype(jnp.float32, quotient.dtype))
 
 

@@ -40,6 +40,21 @@ def check_matrices(rule: Any, name: str, value: Any, shape: tuple[int, ...]) -> 
         )
 
 
+def check_declared(rule: Any) -> None:
+    """Raises a TypeError where what a rule declares by name is no mapping."""
+    examples = {
+        "slots": '{"mu": aj.Slot()}',
+        "scalars": '{"d": 1.0}',
+        "extra_args": '{"value": "number"}',
+    }
+    for what, example in examples.items():
+        if not isinstance(declared := getattr(rule, what), Mapping):
+            raise TypeError(
+                f"{type(rule).__name__}.{what} is {declared!r:.80}, and must be a dict, from names: "
+                f"{what} = {example}."
+            )
+
+
 def check_rule(rule: Any, fields: Collection[str]) -> None:
     """Raises a TypeError unless a rule's methods take what the lift gives them.
 
@@ -173,7 +188,8 @@ def of_method(
             yield
     except KeyError as error:
         others = [each for mapping in known for each in mapping]
-        beside = f", beside them there are {others}" if others else ""
+        where = "in ctx.scalars, ctx.extra or measured"
+        beside = f", beside them there are {others} {where}" if others else ""
         raise ValueError(
             f"{name} asks for {error}, and the slots are {list(rule.slots)}{beside}: declare what a rule "
             'keeps, slots = {"mu": aj.Slot()}, what it keeps for all arrays together, scalars = {"d": '

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from . import hyper, nodes, views
+from . import contract, hyper, nodes, views
 from .context import Context
 from .hyper import show
 from .mask import Mask, Selection
@@ -126,9 +126,10 @@ class Rule:
         it returns is so too. It works on all matrices of an array at once, by `x.mT` and reductions over
         the axes (-2, -1). A static field `axes` of it says which axes of an array these are:
         `aj.MatrixAxes(…)`, None for the last two, or a dict from regular expressions, of which the first
-        that is found in the path of an array, a/b/c, counts, to such. Slots are kept in the layout of
-        the parameter; those that have a `shape` of their own, which is made of (…, m, n), as they are.
-        Arrays with one axis or none, and complex ones, are refused.
+        that is found in the path of an array, a/b/c, counts, to `aj.MatrixAxes`; where none is found, it
+        is the last two. Slots are kept in the layout of the parameter; those that have a `shape` of
+        their own, which is made of (…, m, n), as they are. Arrays with one axis or none, and complex
+        ones, are refused.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
@@ -137,6 +138,16 @@ class Rule:
       owns_rate: whether `update` returns the step itself, with its sign and learning rate, as of a rule
         that weights by the rate. Then no rule after it may have a learning rate, and where it has one
         itself, none before it.
+      measure: a method `measure(self, grad, slots, param, ctx)` that returns numbers about one array before
+        its update, a dict from names to arrays of shape (), such as {"norm": aj.maths.norm(grad)}; or None.
+      advance: a method `advance(self, scalars, measured, ctx)` that runs once a step, or None. measured has
+        a vector for each name of `measure`, with an entry for each array that has elements. It returns a
+        dict with the new value of each of the rule's `scalars`, and what else `update` is to find in
+        `ctx.scalars`.
+      evaluate: a method `evaluate(self, param, slots, ctx)` that returns the parameter to evaluate with, if
+        not the one that is trained, see `aj.eval_params`; or None. The grad of `update` is what the rules
+        before made of the gradient: param + grad is the next parameter in the last rule of all, after the
+        learning rate, and nowhere else.
     """
 
     slots: ClassVar[Mapping[str, Slot]] = {}
@@ -257,6 +268,7 @@ class Rule:
 
 def _first_names(rule: Rule, scalars: bool = True) -> list[str]:
     """The names of hyperparameters, and properties, that are first values of slots, and of scalars."""
+    contract.check_declared(rule)
     firsts: list[Any] = [slot.initial for slot in rule.slots.values()]
     firsts += rule.scalars.values() if scalars else []
     return [first for first in firsts if isinstance(first, str) and first != "param"]

@@ -149,7 +149,6 @@ def member(transformation: Any, what: str) -> Any:
         hint = f" Call it: {transformation.__name__}(…)."
     elif what == "chain" and isinstance(transformation, (list, tuple)):
         hint = " Give the members one by one, with a star: aj.chain(*members)."
-    raise TypeError(
-        f"{what} takes optax gradient transformations, got {transformation!r:.200} of type "
-        f"{type(transformation).__name__}.{hint}"
-    )
+    kind, shown = type(transformation).__name__, repr(transformation)
+    got = f"{shown} of type {kind}" if len(shown) <= 200 else f"a {kind}"  # Not half an array.
+    raise TypeError(f"{what} takes optax gradient transformations, got {got}.{hint}")

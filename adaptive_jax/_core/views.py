@@ -237,8 +237,9 @@ def axes_of_field(rule: str, axes: Any) -> MatrixAxes | AxesByPath | None:
     if not isinstance(axes, Mapping) or not all(isinstance(x, MatrixAxes) for x in axes.values()):
         raise TypeError(
             f"axes={axes!r:.80} is out of place in {rule}: it must be aj.MatrixAxes(…), None for the last "
-            "two axes, or a dict from regular expressions, which are looked for in the paths of arrays, "
-            'to such, {"conv": aj.MatrixAxes(rows=(0, 1, 2), columns=3)}.'
+            "two axes, or a dict from regular expressions, which are looked for in the paths of arrays, to "
+            '`aj.MatrixAxes`, {"conv": aj.MatrixAxes(rows=(0, 1, 2), columns=3)}; all others have the last '
+            "two axes without an entry."
         )
     patterns = [
         (Pattern.of(pattern, f"axes of {rule} has the key {pattern!r}"), each)
@@ -305,5 +306,5 @@ def check_all_found(rule: Any, params: Any) -> None:
         if not any(map(pattern.is_in, names)):
             raise ValueError(
                 f"the key {pattern.text!r} in axes of {type(rule).__name__} is found in no path of the "
-                f"parameters, {some(names)}: leave it out."
+                f"parameters, {some(names)}: correct it, or leave it out."
             )

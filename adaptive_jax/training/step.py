@@ -74,7 +74,8 @@ def train_step(
         `apply_updates`. Rounded to nearest, they lose most of it, unless the optimizer is in
         `compensate`, with which either gives the same.
       metrics: the names of what to measure, in float32 and on the device: "loss", "learning_rate" (of
-        this step, the product of all rates in the optimizer), "skipped" (so many steps so far),
+        this step, the product of all rates in the optimizer, and the largest where arrays have different
+        ones; of an `aj.partition` "learning_rate/<label>" comes with it), "skipped" (so many steps so far),
         "gradient_norm", "update_norm", "parameter_norm" (before the step) and "update_ratio", the
         quotient of the last two, 0 where the parameters are. Norms read every array once more. None for
         the first three, without a learning rate that cannot be known, as in most optimizers of optax.
@@ -210,7 +211,7 @@ class TrainStep:
 
     def _platform(self, state: TrainState) -> str:
         """The platform of the step, where it makes a difference."""
-        return platform_of(state.step, self._settings.tiles)
+        return platform_of(getattr(state, "step", None), self._settings.tiles)
 
     def _arguments(self, state: TrainState) -> tuple[Any, ...]:
         """What the jitted function takes, but for the batch."""

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .._core import pytrees
 from .._core.lifted import Lifted
-from .._core.rule import Rule, mask_of
+from .._core.rule import Rule, fields, mask_of, replace, values_of_arrays
 from .._core.storage import base
 from .._core.transformation import data_of, member
 from .._core.views import MatrixAxes, axes_of_arrays
@@ -47,7 +47,8 @@ class DescribedArray:
 
     path: that of the array, "['dense']['kernel']".
     array: its shape, dtype and sharding.
-    rule: the rule, or the transformation of another library; None for an array that nothing updates.
+    rule: the rule, of trees of hyperparameters with the number of this array; or the transformation of
+      another library; None for an array that nothing updates.
     why: what leads the array here: labels of `partition`, and masks. Empty where every array comes.
     selected: whether the rule's own mask selects the array; True without a mask.
     axes: those of a rule that sees matrices; None for any other.
@@ -291,6 +292,8 @@ def _of_rule(
     selected = arrays.selected(mask, seen)
     axes = axes_of_arrays(rule, "params", seen)
     kept = [arrays.treedef.flatten_up_to(getattr(state, name)) for name in rule.slots]
+    own = values_of_arrays(rule, arrays)
+    data = [name for name in own if name in fields(type(rule)).data]
     for place, leaf in enumerate(arrays.leaves):
         if leaf is None:
             continue
@@ -301,7 +304,7 @@ def _of_rule(
         reason = f"{'selected' if selected[place] else 'left out'} by its mask"
         yield dataclasses.replace(
             _NOTHING,
-            rule=rule,
+            rule=replace(rule, **{name: own[name][place] for name in data}),
             why=why if mask is None else (*why, reason),
             selected=selected[place],
             axes=axes[place],

@@ -247,4 +247,8 @@ class Cut:
             found = [f"it is None, which is no array, for {some(paths)}"]
         if not found:  # Equal paths, different containers.
             found = [f"{self._treedef} against {jax.tree.structure(tree)}"]
-        return f"{self._what} is no prefix of the {what}: {'; '.join(found)}."
+        is_labels = self._what == "param_labels" and here
+        hint = (
+            ' Patterns are no dict, but pairs: [("bias$", "a"), (".*", "b")].' if is_labels else ""
+        )
+        return f"{self._what} is no prefix of the {what}: {'; '.join(found)}.{hint}"

@@ -128,7 +128,7 @@ class Partition(Wrapper):
         if unmatched := self.param_labels.without_match(params):
             raise ValueError(
                 f"the pattern {unmatched[0]!r} of param_labels matches no path, in a/b/c form, of the "
-                f"parameters {some(paths)}: leave it out."
+                f"parameters {some(paths)}: correct it, or leave it out."
             )
         if self.param_labels.patterns is None:
             used = set(self._cut(params).labels)

@@ -97,7 +97,7 @@ def restore_checkpoint(
         f"{shown_number(entries[name])} in the state"
         for name in changed
     ]
-    notice(plan, texts, hyperparameters)
+    notice(plan, list(dict.fromkeys(texts)), hyperparameters)
     if hyperparameters == "given":
         values |= {
             name: fresh(x, x) if isinstance(x := entries[name], jax.Array) else x
