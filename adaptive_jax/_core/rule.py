@@ -229,6 +229,7 @@ class Rule:
                 )
             value = hyper.checked(type(self).__name__, name, value, interval)
             object.__setattr__(self, name, value)
+        contract.check_declared(self)
         for name, slot in self.slots.items():
             if not isinstance(slot, Slot):
                 raise TypeError(
@@ -268,7 +269,6 @@ class Rule:
 
 def _first_names(rule: Rule, scalars: bool = True) -> list[str]:
     """The names of hyperparameters, and properties, that are first values of slots, and of scalars."""
-    contract.check_declared(rule)
     firsts: list[Any] = [slot.initial for slot in rule.slots.values()]
     firsts += rule.scalars.values() if scalars else []
     return [first for first in firsts if isinstance(first, str) and first != "param"]

@@ -491,6 +491,8 @@ def test_a_scalar_that_names_a_schedule_is_refused():
         ),
         ({"mu": aj.Slot("zero")}, {}, "'zero' is the first value"),
         ({"mu": 0.0}, {}, r"Wrong.slots\['mu'\]=0.0 must be a slot"),
+        (("mu",), {}, r"Wrong.slots is \('mu',\), and must be a dict, from names: slots = "),
+        ({}, ["d"], r"Wrong.scalars is \['d'\], and must be a dict"),
     ],
 )
 def test_state_that_is_declared_wrongly_is_refused_by_name(own_slots, own_scalars, message):

@@ -158,3 +158,12 @@ def test_what_is_no_optimizer_and_no_parameters_is_refused():
         aj.describe("adam", PARAMS)
     with pytest.raises(TypeError, match=r"params\['w'\] is int32\[2\]"):
         aj.describe(aj.adam(0.1), {"w": shape(2, dtype=jnp.int32)})
+
+
+def test_each_array_has_its_own_number():
+    params = {"a": shape(4), "b": shape(4), "c": shape(4)}
+    description = aj.describe(aj.scale_by_learning_rate({"a": 0.1, "b": 0.2, "c": 0.1}), params)
+    rates = {path: description[path][0].rule.learning_rate for path in ("['a']", "['b']", "['c']")}
+    assert rates == {"['a']": 0.1, "['b']": 0.2, "['c']": 0.1}
+    assert "['a'] and 1 more" in str(description)
+    assert "LearningRate(learning_rate=0.2)" in str(description)
