@@ -12,7 +12,8 @@ array, gpt, small   Steps of Adam that take over parameters and state, on one ar
                     arrays of a GPT of 124 M, on 1,000 arrays of 64 x 64: the median of rounds of 20 steps,
                     in turns. Bytes are those that must move: parameters, gradients and state are read,
                     parameters and state written, once; their share of the bandwidth of a copy. XLA says
-                    temporaries and the number of kernels. "tiles": in one kernel for all of it.
+                    temporaries and the number of kernels. "tiles": in one kernel for all of it. With many
+                    arrays a step waits for Python, which hands each of them to the compiled program.
 training            The whole `train_step` of that GPT, bfloat16 inside, two rows of 1,024 tokens, beside
                     the same step written by hand with optax; peak memory is what the device says, in a
                     process for each.
