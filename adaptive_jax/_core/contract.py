@@ -195,6 +195,26 @@ def of_method(
             'keeps, slots = {"mu": aj.Slot()}, what it keeps for all arrays together, scalars = {"d": '
             '1.0}, and what `update` must get, extra_args = {"value": "number"}.'
         ) from error
+    except TypeError as error:
+        if "NoneType" not in str(error) or not (reasons := _reasons_for_none(rule)):
+            raise
+        raise TypeError(f"{name} computes with None ({error}): {'; '.join(reasons)}.") from error
+
+
+def _reasons_for_none(rule: Any) -> list[str]:
+    """What a rule may find to be None, for it does not say that it needs it."""
+    reasons = []
+    if not rule.needs_params:
+        reasons.append(
+            "param is None where `update` gets no parameters, and a rule that uses it says "
+            "needs_params = True"
+        )
+    if not (rule.counts_steps or (rule.counts_steps is None and rule.slots)):
+        reasons.append(
+            "ctx.step is None in a rule that does not count its steps, and one that uses it says "
+            "counts_steps = True"
+        )
+    return reasons
 
 
 def checked_numbers(rule: Any, measured: Any) -> dict[str, Any]:

@@ -135,3 +135,27 @@ def test_only_the_rule_that_measures_is_told_the_numbers():
 def test_numbers_of_numpy_are_numbers_wherever_one_is_left_out():
     for zero in (0, 0.0, np.float32(0), np.int64(0)):
         assert "weight_decay" not in repr(aj.adamw(0.1, weight_decay=zero))
+
+
+def test_a_rule_that_computes_with_what_it_does_not_ask_for():
+    @dataclass(frozen=True)
+    class Decaying(aj.Rule):
+        def update(self, grad, slots, param, ctx):
+            return grad + 0.1 * param, {}
+
+    @dataclass(frozen=True)
+    class Falling(aj.Rule):
+        needs_params = True
+
+        def update(self, grad, slots, param, ctx):
+            return grad / ctx.step, {}
+
+    gradients = jnp.ones(2)
+    decaying, falling = aj.transform(Decaying()), aj.transform(Falling())
+    message = (
+        r"Decaying.update computes with None \(.*: param is None.*needs_params = True; ctx.step"
+    )
+    with pytest.raises(TypeError, match=message):
+        decaying.update(gradients, decaying.init(gradients))
+    with pytest.raises(TypeError, match=r"Falling.update .*\): ctx.step is.*counts_steps = True"):
+        falling.update(gradients, falling.init(gradients), gradients)
