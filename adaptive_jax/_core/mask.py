@@ -62,7 +62,9 @@ def _check_bools(mask: Any) -> None:
                 "mask is made once, of their names, shapes and dtypes, and its leaves are Python's True "
                 "and False. For a selection by value multiply the gradients by it, before the update."
             )
-        if not isinstance(leaf, (bool, np.bool_)):
+        # An array of shape () is one too, as in optax, where its value is known.
+        is_array = isinstance(leaf, (np.ndarray, jax.Array)) and leaf.shape == ()
+        if not (isinstance(leaf, (bool, np.bool_)) or (is_array and leaf.dtype == bool)):
             raise TypeError(
                 f"mask{keystr(path)} is {describe(leaf)}: a mask is a tree of True and False whose "
                 "structure is that of the parameters or a prefix of it, or a function that makes one "
