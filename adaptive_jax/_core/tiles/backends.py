@@ -78,7 +78,7 @@ class Backend:
 
     def options(self) -> dict[str, Any]:
         """What `pl.pallas_call` is told."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no `options`.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Interpreted(Backend):
 class Triton(Backend):
     """Pallas's Triton, for GPUs. Its lengths are powers of two.
 
-    One row and one warp were the fastest of sixteen sizes on an H200 (tests/benchmarks/tiles_on_gpu.py).
+    One row and one warp were the fastest on an H100 and an H200 (tests/benchmarks/tiles_on_gpu.py).
     """
 
     height: int = 1
