@@ -1,4 +1,4 @@
-"""Every optimizer, in every variant, against the papers' formulas in reference.py, step by step.
+"""Every optimizer, in every variant, against the papers' formulas in reference/, step by step.
 
 How the error is measured. Library and reference get the same gradients, rounded to the dtype under
 test, and in every step the same parameters, those of the reference. Of each element of each update,
