@@ -42,9 +42,15 @@ from .rules.adam import scale_by_adam as scale_by_adam
 from .rules.adam import scale_by_adamax as scale_by_adamax
 from .rules.adam import scale_by_amsgrad as scale_by_amsgrad
 from .rules.adam import scale_by_radam as scale_by_radam
+from .rules.cautious import cautious as cautious
+from .rules.cautious import grams as grams
 from .rules.clipping import clip as clip
 from .rules.clipping import clip_by_global_norm as clip_by_global_norm
 from .rules.clipping import clip_by_norm as clip_by_norm
+from .rules.curvature import adahessian as adahessian
+from .rules.curvature import scale_by_adahessian as scale_by_adahessian
+from .rules.curvature import scale_by_sophia as scale_by_sophia
+from .rules.curvature import sophia as sophia
 from .rules.momentum import sgd as sgd
 from .rules.momentum import trace as trace
 from .rules.rms import adadelta as adadelta
@@ -61,6 +67,10 @@ from .rules.sign import scale_by_lion as scale_by_lion
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
 from .training.convert import convert_storage as convert_storage
+from .training.estimators import asam as asam
+from .training.estimators import gauss_newton_bartlett as gauss_newton_bartlett
+from .training.estimators import hutchinson as hutchinson
+from .training.estimators import sam as sam
 from .training.loop import fit as fit
 from .training.loss_scale import LossScale as LossScale
 from .training.search.comparison import Comparison as Comparison
@@ -85,6 +95,8 @@ from .transforms.layers import layerwise_decay as layerwise_decay
 from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params
 from .transforms.memory import state_bytes as state_bytes
+from .transforms.mixing import blend as blend
+from .transforms.mixing import graft as graft
 from .transforms.monitor import monitor as monitor
 from .transforms.partition import masked as masked
 from .transforms.partition import partition as partition
@@ -93,3 +105,5 @@ from .transforms.precision import compensate as compensate
 from .transforms.precision import exact_params as exact_params
 from .transforms.skip import raise_if_stopped as raise_if_stopped
 from .transforms.skip import skip_nonfinite as skip_nonfinite
+from .transforms.switching import Swats as Swats
+from .transforms.switching import switch as switch

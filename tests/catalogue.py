@@ -53,7 +53,16 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
-    "add_decayed_weights": [{"weight_decay": 0.01}],
+    "add_decayed_weights": [
+        {"weight_decay": 0.01},
+        {"weight_decay": 0.01, "kind": "cautious"},
+        {"weight_decay": 0.01, "kind": "independent"},
+        {"weight_decay": 0.01, "kind": "proximal", "learning_rate": 0.1},
+    ],
+    "cautious": [{"normalization": "code", "flip_sign": True}, {"layerwise": False}],
+    "grams": [{"flip_sign": True}],
+    "sophia": [{"eps_in_max": False, "eps": 1e-15, "gamma": 0.05}],
+    "adahessian": [{"average_axes": {2: (1,)}, "hessian_power": 0.5, "weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
@@ -166,6 +175,9 @@ WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
     ),
     "masked": (aj.masked(aj.adam(0.1), matrices), {}),
     "monitor": (aj.monitor({"norm": aj.global_norm}), {}),
+    "graft": (aj.graft(aj.adam(0.1), aj.sgd(0.1, 0.9)), {}),
+    "switch": (aj.switch(aj.adam(0.1), aj.sgd(0.1, 0.9), 1), {}),
+    "blend": (aj.blend({"adam": (aj.adam(0.1), 0.5), "sgd": (aj.sgd(0.1), 0.25)}), {}),
 }
 """What stands around or beside an optimizer; and the promises that are not meant for it, with why."""
 

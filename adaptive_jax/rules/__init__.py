@@ -7,9 +7,13 @@ from .adam import AdaMax as AdaMax
 from .adam import AMSGrad as AMSGrad
 from .adam import NAdam as NAdam
 from .adam import RAdam as RAdam
+from .cautious import Cautious as Cautious
+from .cautious import Grams as Grams
 from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
+from .curvature import AdaHessian as AdaHessian
+from .curvature import Sophia as Sophia
 from .momentum import Trace as Trace
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
