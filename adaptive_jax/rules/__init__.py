@@ -3,10 +3,10 @@
 # <catalogue> written by tests/write_catalogue.py
 from .adagrad import AdaGrad as AdaGrad
 from .adam import Adam as Adam
-from .adam import AdaMax as AdaMax
-from .adam import AMSGrad as AMSGrad
 from .adam import NAdam as NAdam
 from .adam import RAdam as RAdam
+from .adamax import AdaMax as AdaMax
+from .adamax import AMSGrad as AMSGrad
 from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
