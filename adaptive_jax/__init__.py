@@ -56,6 +56,9 @@ from .rules.scaling import add_decayed_weights as add_decayed_weights
 from .rules.scaling import scale_by_learning_rate as scale_by_learning_rate
 from .rules.sign import lion as lion
 from .rules.sign import scale_by_lion as scale_by_lion
+from .rules.sign import scale_by_sign as scale_by_sign
+from .rules.sign import sign_sgd as sign_sgd
+from .rules.sign import signum as signum
 
 # </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint

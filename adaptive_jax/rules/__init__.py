@@ -19,5 +19,7 @@ from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
 from .sign import Lion as Lion
+from .sign import Sign as Sign
+from .sign import Signum as Signum
 
 # </catalogue>
