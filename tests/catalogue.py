@@ -6,9 +6,11 @@ enter by themselves, and their settings beyond the defaults, the ports and the w
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,7 +19,10 @@ import optax
 
 import adaptive_jax as aj
 from adaptive_jax import rules
+from adaptive_jax._core.transformation import Transformation
+from adaptive_jax._core.wrapper import Wrapper
 from adaptive_jax.rules._factory import CATALOGUE as CATALOGUE
+from adaptive_jax.transforms.extra_args import asked_for
 
 for _module in pkgutil.iter_modules(rules.__path__, f"{rules.__name__}."):
     importlib.import_module(_module.name)  # A new family is not exported yet.
@@ -85,8 +90,60 @@ def required(name: str) -> dict[str, Any]:
     return {x.name: values.get(x.name, 1.0) for x in parameters if x.default is x.empty}
 
 
+@dataclass(frozen=True)
+class Given(Wrapper):
+    """An optimizer that makes up the extra arguments that its rules ask for, where none come.
+
+    The diagonal of a Hessian is that of Gauss and Newton's matrix with the labels as they are, g∘g.
+    """
+
+    inner: Any
+
+    wraps = {"inner": ""}
+
+    def init(self, params: Any) -> Any:
+        return self.inner.init(params)
+
+    def step(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        made = extra_args_of(self.inner, updates) | extra_args
+        return self.inner.update(updates, state, params, **made)
+
+    def check(self, state: Any) -> None:
+        pass  # Of the one inside, which checks it.
+
+    def states_in(self, state: Any) -> tuple[Any, ...]:
+        return (state,)
+
+    def with_states(self, state: Any, new: Any) -> Any:
+        return next(iter(new))
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+
+def extra_args_of(tx: Any, gradients: Any) -> dict[str, Any]:
+    """The extra arguments that its rules ask for, made of the gradients alone."""
+    made = {
+        "hessian_diagonal": lambda: jax.tree.map(jax.numpy.square, gradients),
+        "has_hessian_diagonal": lambda: True,
+    }
+    return {name: made[name]() for name in asked_for(tx) if name in made}
+
+
+def given(algorithm: Any) -> Any:
+    """The function that makes an optimizer, which is given what its rule asks for beside gradients."""
+    if not {*algorithm.rule.extra_args} & {"hessian_diagonal"}:
+        return algorithm.factory
+
+    @functools.wraps(algorithm.factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return Transformation.of(Given(algorithm.factory(*args, **kwargs)))
+
+    return made
+
+
 CASES = {
-    label(name, settings): (algorithm.factory, settings)
+    label(name, settings): (given(algorithm), settings)
     for name, algorithm in CATALOGUE.items()
     for settings in (
         required(name) | beyond_the_defaults

@@ -69,8 +69,8 @@ class Algorithm:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole optimizer, and no piece for a chain: all of these decay weights."""
-        return {"learning_rate", "weight_decay", "mask"} <= {*self.parameters}
+        """Whether it is a whole optimizer, and no piece for a chain: all of these take as much."""
+        return {"learning_rate", "weight_decay", "mask", "storage"} <= {*self.parameters}
 
     @property
     def year(self) -> int:

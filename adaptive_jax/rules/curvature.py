@@ -51,7 +51,7 @@ class Sophia(Rule):
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
-        has, new = ctx.extra["has_hessian_diagonal"] != 0, ctx.extra["hessian_diagonal"]
+        has, new = ctx.extra["has_hessian_diagonal"].astype(bool), ctx.extra["hessian_diagonal"]
         nu = jnp.where(has, ema(new, slots["nu"], self.b2), slots["nu"])
         nu = ctx.store("nu", nu)
         curvature, eps = self.gamma * nu, jnp.maximum(self.eps, least_denominator(nu.dtype))
@@ -99,10 +99,13 @@ class AdaHessian(Rule):
     def advance(self, scalars, measured, ctx):
         old = scalars["correction"]
         new = ema(jnp.ones_like(old), old, self.b2)
-        return {"correction": jnp.where(ctx.extra["has_hessian_diagonal"] != 0, new, old)}
+        return {"correction": jnp.where(ctx.extra["has_hessian_diagonal"].astype(bool), new, old)}
 
     def update(self, grad, slots, param, ctx):
-        has, diagonal = ctx.extra["has_hessian_diagonal"] != 0, ctx.extra["hessian_diagonal"]
+        has, diagonal = (
+            ctx.extra["has_hessian_diagonal"].astype(bool),
+            ctx.extra["hessian_diagonal"],
+        )
         if axes := dict(self.average_axes or ()).get(grad.ndim):
             diagonal = jnp.abs(diagonal) if self.average_sizes else diagonal
             diagonal = jnp.broadcast_to(diagonal.mean(axes, keepdims=True), grad.shape)

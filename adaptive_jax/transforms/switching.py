@@ -169,8 +169,11 @@ class SwatsSwitch(Switch):
 
 
 def _projected_rate(steps: Any, gradients: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """‖p‖²/(-⟨p, g⟩) of all arrays together, and whether there is one: no square overflows."""
-    limits = jnp.finfo(dtype)
+    """‖p‖²/(-⟨p, g⟩) of all arrays together, and whether there is one: no square overflows.
+
+    It is a constant where an update is differentiated.
+    """
+    limits, (steps, gradients) = jnp.finfo(dtype), lax.stop_gradient((steps, gradients))
     steps, gradients = (list(map(precise, jax.tree.leaves(x))) for x in (steps, gradients))
     of_p, of_g = (
         jnp.maximum(maths.global_norm(x).astype(dtype), limits.tiny) for x in (steps, gradients)
