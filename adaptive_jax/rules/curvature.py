@@ -114,8 +114,11 @@ class AdaHessian(Rule):
         nu = ctx.store("nu", jnp.where(has, new, slots["nu"]))
         correction = ctx.scalars["correction"]
         root = square_root(nu / jnp.where(correction > 0, correction, 1))
+        # The root of 0 is a little more, and with a small power much more.
+        size = jnp.where(nu > 0, root**self.hessian_power, 0)
         mean = mu / bias_correction(self.b1, ctx.step)
-        return mean / (root**self.hessian_power + self.eps), {"mu": mu, "nu": nu}
+        direction = mean / (size + jnp.maximum(self.eps, least_denominator(nu.dtype)))
+        return direction, {"mu": mu, "nu": nu}
 
 
 def _axes_by_ndim(given: Any) -> Any:

@@ -586,15 +586,17 @@ def test_first_steps_of_slow_averages(case, dtype):
 
 @functools.cache
 def bounds_gradients(factory) -> bool:
-    """Whether 2^100 and then -2^80 are to an optimizer what 2^62 and then -2^62 are."""
+    """Whether 2^100 and then -2^80 are to an optimizer what 2^62 and then -2^62 are.
+
+    Of squares of gradients in the place of estimates there is nothing to say.
+    """
+    if extra_args_of(factory(**required(factory.__name__)), jnp.zeros(())):
+        return False
 
     def second_update(first, second):
         tx, params = factory(**required(factory.__name__)), jnp.zeros(())
-        state = tx.init(params)
-        for gradient in (jnp.float32(first), jnp.float32(second)):
-            extra_args = extra_args_of(tx, gradient)
-            updates, state = tx.update(gradient, state, params, **extra_args)
-        return updates
+        _, state = tx.update(jnp.float32(first), tx.init(params), params)
+        return tx.update(jnp.float32(second), state, params)[0]
 
     return second_update(2.0**100, -(2.0**80)) == second_update(2.0**62, -(2.0**62))
 
