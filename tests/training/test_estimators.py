@@ -450,15 +450,9 @@ def test_gradients_of_zero_stay_zero_and_small_ones_have_the_whole_radius():
         )
         np.testing.assert_array_equal(gradients, 0.0)
         assert extra == {}
-    tiny, at = 1e-30, []
-
-    def loss(w):
-        at.append(w)
-        return tiny * jnp.sum(w**2)
-
-    aj.sam(0.1)(evaluated(loss), jnp.array([3.0, 4.0]), None, 0, None)
-    np.testing.assert_allclose(at[1].aval.shape and aj.sam(0.1).worst(
-        jnp.array([3.0, 4.0]), jnp.array([6 * tiny, 8 * tiny]), 0), [3.06, 4.08], rtol=1e-6)  # fmt: skip
+    gradients = jnp.array([6e-30, 8e-30])
+    worst = aj.sam(0.1).worst(jnp.array([3.0, 4.0]), gradients, 0)
+    np.testing.assert_allclose(worst, [3.06, 4.08], rtol=1e-6)
 
 
 def asam_by_hand(params, gradients, rho, eta, adaptive):
