@@ -588,7 +588,7 @@ def test_first_steps_of_slow_averages(case, dtype):
 def bounds_gradients(factory) -> bool:
     """Whether 2^100 and then -2^80 are to an optimizer what 2^62 and then -2^62 are.
 
-    Of squares of gradients in the place of estimates there is nothing to say.
+    Of gradients in the place of estimates there is nothing to say.
     """
     if extra_args_of(factory(**required(factory.__name__)), jnp.zeros(())):
         return False
