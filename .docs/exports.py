@@ -64,6 +64,7 @@ PAGES = {
             "training.loss_scale",
             "training.state",
             "training.step",
+            "training.estimators",
             "training.loop",
             "training.checkpoint.save",
             "training.checkpoint.restore",
@@ -104,6 +105,8 @@ PAGES = {
         "Wrappers",
         [
             "transforms.partition",
+            "transforms.mixing",
+            "transforms.switching",
             "transforms.skip",
             "transforms.accumulate",
             "transforms.monitor",
