@@ -75,7 +75,7 @@ def adahessian(
     for step, (g, (new, is_there)) in enumerate(every, start=1):
         m = average(m, g, at(b1, step))
         if is_there:
-            axes = (average_axes or {}).get(new.ndim)
+            axes = dict(average_axes or ()).get(new.ndim)
             if axes:
                 block = np.abs(new) if average_sizes else new
                 new = np.broadcast_to(block.mean(axes, keepdims=True), new.shape)
