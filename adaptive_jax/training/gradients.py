@@ -40,10 +40,14 @@ def value_and_grad(
     rng: Any,
     scale: jax.Array,
     parts: int,
+    at_work: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[Evaluated, Any]:
     """The loss of a batch at some parameters, and what JAX calls its gradients: the mean over parts.
 
     The gradients are unscaled.
+
+    at_work: puts the gradients of a part where the updates are computed, or each part's are added up on
+      every device.
     """
     differentiated = jax.value_and_grad(settings.loss, has_aux=True)
 
@@ -51,10 +55,12 @@ def value_and_grad(
         (_, (loss, model_state, aux)), gradients = differentiated(
             params, model_state, part, rng, scale
         )
+        if parts > 1:
+            gradients = at_work(gradients)
         return (gradients, loss), model_state, aux
 
     (gradients, loss), model_state, aux = _mean_over_parts(
-        of_part, params, state.model_state, batch, rng, parts
+        of_part, at_work(params), state.model_state, batch, rng, parts
     )
     gradients = jax.tree.map(
         lambda g, x: g.astype(update_dtype(jnp.result_type(x))), gradients, params
