@@ -46,18 +46,18 @@ def estimated(
     batch: Any,
     rng: Any,
     scale: jax.Array,
-    at_work: Callable[[Any], Any],
+    at_home: Callable[[Any], Any],
 ) -> tuple[Evaluated, Any, Mapping[str, Any]]:
     """What the loss gave, its gradients as JAX gives them, and extra arguments for the optimizer.
 
     By the estimator of the settings; without one, those of the batch, and no extra arguments.
 
-    at_work: puts gradients where the updates are computed.
+    at_home: puts gradients where the parameters lie.
     """
 
     def of(params: Any, given: Any = batch) -> tuple[Evaluated, Any]:
         parts = settings.accumulate if given is batch else 1
-        return value_and_grad(settings, state, params, given, rng, scale, parts, at_work)
+        return value_and_grad(settings, state, params, given, rng, scale, parts, at_home)
 
     estimator = settings.gradient
     if estimator is None:

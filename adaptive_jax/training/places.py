@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,13 +28,14 @@ class Places:
         arrays = pytrees.Arrays("params", state.params)
         own = dict(zip(arrays.paths(), arrays.leaves, strict=True))
         self._work: dict[str, NamedSharding] = {}
+        self._home: dict[str, NamedSharding] = {}
         for path, kept in kept_of_params(state.tx, state.opt_state, state.params):
             for leaf in jax.tree.leaves(kept):
                 place, param = _place(leaf), own[path]
                 if place is None or leaf.shape != param.shape or path in self._work:
                     continue
                 if not place.is_equivalent_to(param.sharding, len(param.shape)):
-                    self._work[path] = place
+                    self._work[path], self._home[path] = place, param.sharding
 
     def left(self, state: TrainState) -> TrainState:
         """The state of after the step, with every array where it was before."""
@@ -47,12 +49,11 @@ class Places:
 
     def at_work(self, tree: Any) -> Any:
         """Gradients or parameters where the updates are computed."""
-        if not self._work:
-            return tree
-        arrays = pytrees.Arrays("gradients", tree)
-        pairs = zip(arrays.paths(), arrays.leaves, strict=True)
-        placed = [None if x is None else _put(x, self._work.get(path)) for path, x in pairs]
-        return arrays.treedef.unflatten(placed)
+        return _put_all(tree, self._work)
+
+    def at_home(self, tree: Any) -> Any:
+        """Gradients where the parameters lie, if the updates are computed elsewhere."""
+        return _put_all(tree, self._home)
 
 
 def _written(state: TrainState) -> Any:
@@ -73,3 +74,13 @@ def _put(x: Any, place: NamedSharding | None) -> Any:
     if AxisType.Explicit in place.mesh.axis_types:
         return jax.sharding.reshard(x, place)
     return jax.lax.with_sharding_constraint(x, place)
+
+
+def _put_all(tree: Any, places: Mapping[str, NamedSharding]) -> Any:
+    """The arrays of a tree like the parameters in their places, by their paths."""
+    if not places:
+        return tree
+    arrays = pytrees.Arrays("gradients", tree)
+    pairs = zip(arrays.paths(), arrays.leaves, strict=True)
+    placed = [None if x is None else _put(x, places.get(path)) for path, x in pairs]
+    return arrays.treedef.unflatten(placed)

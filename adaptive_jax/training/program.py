@@ -51,9 +51,11 @@ def one_step(
             )
         rng = jax.random.fold_in(state.rng, state.step)
     scale = scale_in_force(settings, state)
-    at_work = (lambda tree: tree) if places is None else places.at_work
+    at_home, at_work = (
+        (_as_it_is, _as_it_is) if places is None else (places.at_home, places.at_work)
+    )
     (loss, model_state, aux), gradients, extra_args = estimated(
-        settings, state, batch, rng, scale, at_work
+        settings, state, batch, rng, scale, at_home
     )
     gradients, params = at_work(maths.ascent(gradients)), at_work(state.params)
 
@@ -96,6 +98,10 @@ def one_step(
     return (
         new.step, new.params, new.opt_state, new.model_state, new.loss_scale, new.skipped,
     ), measured  # fmt: skip
+
+
+def _as_it_is(tree: Any) -> Any:
+    return tree
 
 
 def _chosen(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:

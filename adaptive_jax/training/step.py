@@ -240,7 +240,9 @@ class TrainStep:
                 f"{type(state).__name__}: make one with TrainState.create(params, tx)."
             )
         tx, mesh, outline, numbers = self._sent
-        sharding = getattr(state.step, "sharding", None)
+        # Of the shape of a state: its devices need not be here.
+        is_array = isinstance(state.step, jax.Array)
+        sharding = getattr(state.step, "sharding", None) if is_array else None
         if tx is not state.tx or sharding != mesh:
             outline, numbers = self._send(state.tx, sharding)
         scale = state.loss_scale
