@@ -270,8 +270,8 @@ def _check_first_step(trial: Trial) -> None:
             continue
         require(
             not still,
-            f"Update {step} leaves {', '.join(still)} where they are, whose gradients are not zero. (A rule "
-            "whose first update gives its slots what they start from says only_initialises = True.)",
+            f"Update {step} leaves {', '.join(still)} where they are, whose gradients are not zero. (A "
+            "rule whose first update gives its slots what they start from says only_initialises = True.)",
         )
 
 

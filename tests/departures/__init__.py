@@ -1,7 +1,7 @@
 """Where other implementations depart from the papers: a row each, with what runs them and shows it.
 
-A family a file, named like that in adaptive_jax/rules. Each has a list `DEPARTURES`; `ROWS` are those of all
-files. `tests/rules/test_departures.py` runs every row. A page can be made of them: a row is data.
+A family a file, named like that in adaptive_jax/rules. Each has a list `DEPARTURES`; `ROWS` are those of
+all files. `tests/rules/test_departures.py` runs every row. A page can be made of them: a row is data.
 
 What a row's `shows` asserts comes in two halves: that the other implementation does what is said of it, so
 that the row falls when it is mended, and that ours does what the paper says.
