@@ -38,13 +38,17 @@ def novograd(
 
 
 def fromage(gradients, params, learning_rate, min_norm=1e-6, *, weight_decay=0.0):
-    """Bernstein et al. (2020), algorithm 1: θ ← (θ - η ‖θ‖/‖g‖ g)/√(1 + η²), norms at least min_norm."""
+    """Bernstein et al. (2020), algorithm 1: θ ← (θ - η ‖θ‖/‖g‖ g)/√(1 + η²), norms at least min_norm.
+
+    The change of θ is written without θ/√(1 + η²) - θ, which cancels.
+    """
     updates = []
     for step, g in enumerate(gradients, start=1):
         eta = at(learning_rate, step)
         of_param, of_grad = (max(np.sqrt(np.sum(square(x))), min_norm) for x in (params, g))
-        new = (params - eta * of_param / of_grad * g) / np.sqrt(1 + eta**2)
-        update = new - params - eta * at(weight_decay, step) * params
+        root = np.sqrt(1 + eta**2)
+        update = -eta * of_param / of_grad * g / root - eta**2 / (root * (1 + root)) * params
+        update = update - eta * at(weight_decay, step) * params
         params = params + update
         updates.append(update)
     return np.stack(updates)
