@@ -49,11 +49,17 @@ from .rules.belief import adabelief as adabelief
 from .rules.belief import scale_by_belief as scale_by_belief
 from .rules.belief import scale_by_yogi as scale_by_yogi
 from .rules.belief import yogi as yogi
+from .rules.cautious import cautious as cautious
+from .rules.cautious import grams as grams
 from .rules.clipping import clip as clip
 from .rules.clipping import clip_by_global_norm as clip_by_global_norm
 from .rules.clipping import clip_by_norm as clip_by_norm
 from .rules.cover import scale_by_sm3 as scale_by_sm3
 from .rules.cover import sm3 as sm3
+from .rules.curvature import adahessian as adahessian
+from .rules.curvature import scale_by_adahessian as scale_by_adahessian
+from .rules.curvature import scale_by_sophia as scale_by_sophia
+from .rules.curvature import sophia as sophia
 from .rules.differences import adan as adan
 from .rules.differences import mars as mars
 from .rules.differences import mars_correction as mars_correction
@@ -90,6 +96,10 @@ from .rules.sign import signum as signum
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
 from .training.convert import convert_storage as convert_storage
+from .training.estimators import asam as asam
+from .training.estimators import gauss_newton_bartlett as gauss_newton_bartlett
+from .training.estimators import hutchinson as hutchinson
+from .training.estimators import sam as sam
 from .training.loop import fit as fit
 from .training.loss_scale import LossScale as LossScale
 from .training.search.comparison import Comparison as Comparison
@@ -114,6 +124,8 @@ from .transforms.layers import layerwise_decay as layerwise_decay
 from .transforms.memory import StateBytes as StateBytes
 from .transforms.memory import map_params as map_params
 from .transforms.memory import state_bytes as state_bytes
+from .transforms.mixing import blend as blend
+from .transforms.mixing import graft as graft
 from .transforms.monitor import monitor as monitor
 from .transforms.partition import masked as masked
 from .transforms.partition import partition as partition
@@ -122,3 +134,5 @@ from .transforms.precision import compensate as compensate
 from .transforms.precision import exact_params as exact_params
 from .transforms.skip import raise_if_stopped as raise_if_stopped
 from .transforms.skip import skip_nonfinite as skip_nonfinite
+from .transforms.switching import Swats as Swats
+from .transforms.switching import switch as switch

@@ -10,10 +10,14 @@ from .adamax import AMSGrad as AMSGrad
 from .adopt import ADOPT as ADOPT
 from .belief import AdaBelief as AdaBelief
 from .belief import Yogi as Yogi
+from .cautious import Cautious as Cautious
+from .cautious import Grams as Grams
 from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
 from .cover import SM3 as SM3
+from .curvature import AdaHessian as AdaHessian
+from .curvature import Sophia as Sophia
 from .differences import Adan as Adan
 from .differences import Mars as Mars
 from .differences import OptimisticGradient as OptimisticGradient

@@ -127,7 +127,8 @@ class WeightDecay(Rule):
         decay = self.weight_decay * param
         if self.kind == "cautious":
             direction = grad if self.learning_rate is None else -grad
-            decay = jnp.where(jnp.sign(direction) * jnp.sign(decay) >= 0, decay, 0)
+            sign: Any = jnp.sign(param)  # type: ignore[arg-type]  # With a decay there are parameters.
+            decay = jnp.where(jnp.sign(direction) * sign >= 0, decay, 0)
         if self.kind == "independent":
             return grad - decay, {}
         if self.learning_rate is None:
