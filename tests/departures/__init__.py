@@ -15,6 +15,12 @@ import pkgutil
 from .row import AGREES as AGREES
 from .row import Departure as Departure
 
+OTHERWISE_IN_OPTAX = (
+    "adan", "optimistic_adam", "optimistic_adam_v2", "rprop", "scale_by_adan", "scale_by_rprop",
+    "scale_by_sm3", "scale_by_yogi", "sm3", "yogi",
+)  # fmt: skip
+"""What computes something else in optax, by its arguments or by its defaults: rows below say what."""
+
 ROWS: dict[str, Departure] = {}
 """All rows, by a name for each: the algorithm, the implementation, and a number where there are several."""
 

@@ -33,6 +33,7 @@ from catalogue import CATALOGUE, SETTINGS, extra_args_of, required
 
 import adaptive_jax as aj
 from tests import reference
+from tests.departures import OTHERWISE_IN_OPTAX
 
 # The largest error allowed, as defined above: 9000 roundings to nearest in float64, 34 in float32.
 # A moving average collects one or two of them, of either sign, in each of the 200 steps.
@@ -396,9 +397,6 @@ CASES = [
     case("rprop limits", aj.rprop, reference.rprop, eta_plus=1.5, max_step_size=1.0),
     case("rprop weight decay", aj.rprop, reference.rprop, weight_decay=0.3),
 ]  # fmt: skip
-
-OTHERWISE_IN_OPTAX = ("adan", "optimistic_adam", "optimistic_adam_v2", "rprop", "sm3", "yogi")
-"""Where optax computes something else, see tests/departures, or by other defaults."""
 
 CASES += [
     case(
