@@ -138,7 +138,9 @@ def all_settings(name):
     """Every combination of the options that optax has, each left out as well."""
     parameters = {x.replace("weight_decay_", ""): p for x, p in arguments(name).items()}
     options = [x for x in parameters if x in OPTIONS]
-    if "rprop" in name or name == "optimistic_adam":  # There a schedule is refused, by optax or by both.
+    if (
+        "rprop" in name or name == "optimistic_adam"
+    ):  # There a schedule is refused, by optax or by both.
         options.remove("learning_rate")
     for values in itertools.product(*([None, *OPTIONS[x]] for x in options)):
         given = {x: value for x, value in zip(options, values, strict=True) if value is not None}
