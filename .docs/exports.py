@@ -65,6 +65,7 @@ PAGES = {
             "training.state",
             "training.step",
             "training.estimators",
+            "transforms.shards",
             "training.loop",
             "training.checkpoint.save",
             "training.checkpoint.restore",
