@@ -7,10 +7,26 @@ from .adam import AdaMax as AdaMax
 from .adam import AMSGrad as AMSGrad
 from .adam import NAdam as NAdam
 from .adam import RAdam as RAdam
+from .averages import Average as Average
+from .averages import Averaging as Averaging
+from .averages import LatestAverage as LatestAverage
+from .averages import Lookahead as Lookahead
+from .averages import PolynomialAverage as PolynomialAverage
+from .averages import TailAverage as TailAverage
+from .betting import COCOB as COCOB
+from .betting import Mechanic as Mechanic
 from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
+from .distance import DoG as DoG
+from .distance import DoWG as DoWG
 from .momentum import Trace as Trace
+from .parameter_free import DAdaptAdamW as DAdaptAdamW
+from .parameter_free import Prodigy as Prodigy
+from .polyak import MoMo as MoMo
+from .polyak import MoMoAdam as MoMoAdam
+from .polyak import Polyak as Polyak
+from .polyak import StochasticPolyak as StochasticPolyak
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
 from .rms import StdDev as StdDev
@@ -18,6 +34,9 @@ from .scaling import Identity as Identity
 from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
+from .schedule_free import ScheduleFree as ScheduleFree
+from .schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
+from .schedule_free import ScheduleFreeSteps as ScheduleFreeSteps
 from .sign import Lion as Lion
 
 # </catalogue>

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -68,8 +69,13 @@ class Algorithm:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole optimizer, and no piece for a chain."""
-        return "learning_rate" in self.parameters and "learning_rate" not in fields(self.rule)
+        """Whether it is a whole optimizer, and no piece for a chain.
+
+        All decay weights, but for those with Polyak's step, which have none.
+        """
+        is_piece = self.name.startswith("scale_by_")
+        decays = {"learning_rate", "weight_decay", "mask"} <= {*self.parameters}
+        return decays or ("max_learning_rate" in self.parameters and not is_piece)
 
     @property
     def year(self) -> int:
@@ -102,13 +108,14 @@ SHARED = {
     "mask": "which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.",
     "mu_dtype": "the dtype of the first moment, float32 at least if None.",
     "accumulator_dtype": "the dtype of the trace, float32 at least if None.",
+    "state_dtype": "the dtype of z, float32 at least if None.",
     "storage": 'how the slots are kept: None or "float32" for float32 at least, "bfloat16", "int8", '
     '"int16", "factored" (for slots that are never negative), a `Storage`, or a mapping from names of '
     "slots to these.",
 }
 """The arguments that mean the same everywhere. All others are described in their rule."""
 
-_DTYPES = {"mu_dtype": "mu", "accumulator_dtype": "trace"}
+_DTYPES = {"mu_dtype": "mu", "accumulator_dtype": "trace", "state_dtype": "z"}
 """The arguments that are the dtype of one slot."""
 
 OF_THE_RULE = object()
@@ -368,7 +375,7 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
     states = [f"State: {_state(rule)}"] + [
         f"with {which} {_state(variant)}"
         for which, variant in algorithm.variants.items()
-        if len(variant.slots) != len(rule.slots)
+        if numbers_kept(variant) != numbers_kept(rule)
     ]
     source = textwrap.fill(f"{source}{'; '.join(states)}.", 96, break_on_hyphens=False)
     equation = equation_of(function) or _equation(algorithm)
@@ -377,8 +384,18 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
 
 def _state(rule: type[Rule]) -> str:
     """What a rule keeps."""
-    number = ("none", "one", "two", "three", "four", "five", "six")[len(rule.slots)]
-    return f"{number} float32 per parameter" if rule.slots else number
+    number = ("none", "one", "two", "three", "four", "five", "six")[numbers_kept(rule)]
+    return f"{number} float32 per parameter" if numbers_kept(rule) else number
+
+
+def numbers_kept(rule: type[Rule]) -> int:
+    """How many numbers a rule keeps for each of a large square matrix."""
+    slots: Any = rule.slots
+    if not isinstance(slots, Mapping):  # A property.
+        needed = [k for k, default in fields(rule).items() if default is dataclasses.MISSING]
+        slots = rule(**{name: _example_value(rule, name) for name in needed}).slots
+    shapes = [slot.shape_for((4096, 4096)) for slot in slots.values()]
+    return round(sum(math.prod(shape) for shape in shapes if shape is not None) / 4096**2)
 
 
 def _equation(algorithm: Algorithm) -> str:

@@ -15,7 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from .._core import export, pytrees
 from .._core.lifted import Unquoted
 from .._core.transformation import member
+from .._core.wrapper import evaluating
 from ..transforms import precision
+from ..transforms.behind import with_average
 from ..transforms.evaluate import eval_params
 from .arrays import is_key, own_copies
 from .loss_scale import LossScale, started
@@ -65,6 +67,7 @@ class TrainState:
         model_state: Any = None,
         rng: Any = None,
         loss_scale: LossScale | None = None,
+        average: optax.GradientTransformation | None = None,
         copy: bool = True,
     ) -> TrainState:
         """The state before the first step.
@@ -76,12 +79,15 @@ class TrainState:
             `model_state`.
           rng: a key, `jax.random.key(0)`, for a loss function with an argument `rng`.
           loss_scale: for float16 gradients.
+          average: what to keep an average of the parameters by, such as `aj.average(0.999)`, of each step
+            that is taken. `eval_params()` is that average.
           copy: False to hand the arrays over. A step writes over its state, and would delete them.
 
         Raises:
           TypeError: for parameters that are no arrays, by their path, shapes of arrays among them, and
             what is no optimizer.
-          ValueError: for a loss scale that is not positive, never grows, or shrinks to grow.
+          ValueError: for an average of an optimizer that evaluates with other parameters than it trains
+            itself; for a loss scale that is not positive, never grows, or shrinks to grow.
 
         Example:
           >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -89,6 +95,8 @@ class TrainState:
           >>> state = state.replace(tx=aj.adam(3e-4))
         """
         tx = member(tx, "TrainState.create")
+        if average is not None:
+            tx = with_average(tx, _checked_average(average))
         _check_no_shapes(params=params, model_state=model_state, rng=rng)
         pytrees.check_floats("params", params)
         if rng is not None and not (is_key(rng) or _is_old_key(rng)):
@@ -147,6 +155,16 @@ class TrainState:
                 "new optimizer, replace(tx=aj.adam(3e-4))."
             )
         return dataclasses.replace(self, **changes)
+
+
+def _checked_average(average: Any) -> Any:
+    """The average, if it has something to evaluate with."""
+    if not evaluating(average := member(average, "TrainState.create(average=…)")):
+        raise TypeError(
+            f"average={average!r} keeps no average of the parameters: give aj.average(0.999), "
+            "aj.polynomial_average(), aj.tail_average(start) or aj.latest_average()."
+        )
+    return average
 
 
 def _is_old_key(rng: Any) -> bool:
