@@ -42,10 +42,10 @@ from .rules.adam import scale_by_adam as scale_by_adam
 from .rules.adam import scale_by_adamax as scale_by_adamax
 from .rules.adam import scale_by_amsgrad as scale_by_amsgrad
 from .rules.adam import scale_by_radam as scale_by_radam
-from .rules.averages import average as average
-from .rules.averages import latest_average as latest_average
-from .rules.averages import polynomial_average as polynomial_average
-from .rules.averages import tail_average as tail_average
+from .rules.averaging import average as average
+from .rules.averaging import latest_average as latest_average
+from .rules.averaging import polynomial_average as polynomial_average
+from .rules.averaging import tail_average as tail_average
 from .rules.betting import cocob as cocob
 from .rules.betting import scale_by_cocob as scale_by_cocob
 from .rules.clipping import clip as clip

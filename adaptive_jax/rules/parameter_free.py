@@ -74,7 +74,7 @@ class Prodigy(Rule):
         "start": Slot("param", constant=True),
     }
     scalars = {"d": "d0", "d_max": "d0", "r": 0.0}
-    per_array = ("b1", "eps", "weight_decay")
+    per_array = ("eps", "weight_decay")
     needs_params = True
     takes_complex = False
     owns_rate = True
@@ -154,7 +154,7 @@ class DAdaptAdamW(Rule):
     growth_rate: Limit = None
     slots = {"mu": Slot(), "nu": Slot(nonnegative=True), "s": Slot()}
     scalars = {"d": "d0", "r": 0.0}
-    per_array = ("b1", "eps", "weight_decay")
+    per_array = ("eps", "weight_decay")
     takes_complex = False
     owns_rate = True
 

@@ -20,7 +20,6 @@ from ..maths import (
     ema,
     inner,
     norm,
-    norm_in_one_pass,
     quotient,
     ratio,
     scaled,
@@ -163,23 +162,23 @@ class MoMo(Rule):
 
     def measure(self, grad, slots, param, ctx):
         mu, direction, _ = self.moments(grad, slots, ctx)
-        size = norm_in_one_pass(mu) if direction is mu else jnp.sqrt(inner(mu, direction))
-        return {"size": size, "at": inner(mu, param), "slope": inner(grad, param)}
+        square = inner(mu, direction)
+        return {"square": square, "at": inner(mu, param), "slope": inner(grad, param)}
 
     def advance(self, scalars, measured, ctx):
         rate, rho, bound = self.learning_rate, self.correction(ctx), scalars["bound"]
         shrunk = 1.0 if self.weight_decay is None else 1 + rate * self.weight_decay
         value = self.average(ctx.extra["value"], scalars["value"], ctx)
         slope = self.average(measured["slope"].sum(), scalars["slope"], ctx)
-        at, size = measured["at"].sum(), norm(measured["size"])
+        at, square = measured["at"].sum(), measured["square"].sum()
         reached = shrunk * (value - slope) + at
         if self.adapt_lower_bound:
             lower = jnp.maximum(reached / (2 * shrunk * rho), self.lower_bound)
             bound = jnp.where(reached < shrunk * rho * bound, lower, bound)
         gap = jnp.maximum(reached - shrunk * rho * bound, 0)
-        tau = jnp.minimum(rate / rho, ratio(ratio(gap, size), size))
+        tau = jnp.minimum(rate / rho, ratio(gap, square))
         if self.adapt_lower_bound:
-            found = (value - slope + at - 0.5 * tau * size * size) / rho
+            found = (value - slope + at - 0.5 * tau * square) / rho
             bound = jnp.maximum(found, self.lower_bound)
         return {"value": value, "slope": slope, "bound": bound, "tau": tau}
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import optax
 
+from .._core.extra import FIRST_GRADIENT
 from .._core.storage import named
 from .._core.transform import transform
 from .._core.transformation import Transformation, data_of, member
 from .._core.wrapper import Wrapper
-from ..rules.averages import Lookahead
+from ..rules.averaging import Lookahead
 from ..rules.betting import Mechanic
 from ..rules.schedule_free import ScheduleFreeSteps
 from .chain import Chained, chain
@@ -103,8 +105,24 @@ def mechanize(
       >>> aj.mechanize(aj.sgd(1.0)).init(1.0)[1].s.shape
       (6,)
     """
-    rule = Mechanic(weight_decay, eps, s_init, num_betas)
-    return chain(base_optimizer, transform(rule, storage=storage))
+    rule = transform(Mechanic(weight_decay, eps, s_init, num_betas), storage=storage)
+    return Transformation.of(Mechanized(data_of(chain(base_optimizer, rule)).members))
+
+
+@dataclass(frozen=True)
+class Mechanized(Chained):
+    """A chain whose last member bets on the gradient as it came to the chain, and not to one around it."""
+
+    def step(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        extra_args[FIRST_GRADIENT] = updates
+        return super().step(updates, state, params, **extra_args)
+
+    def update_and_add(self, updates: Any, *rest: Any, **extra_args: Any) -> tuple[Any, Any]:
+        """As that of every chain."""
+        extra_args[FIRST_GRADIENT] = updates
+        return super().update_and_add(updates, *rest, **extra_args)
 
 
 def lookahead(
@@ -149,7 +167,7 @@ def with_average(tx: Any, average: Any) -> Any:
     parameters, and exact.
     """
     data = data_of(tx)
-    if isinstance(data, Chained):
+    if type(data) is Chained:
         *before, last = data.members
         if _is_around(data_of(last)):
             return chain(*before, with_average(last, average))
