@@ -89,7 +89,7 @@ OF_ALL_ARRAYS = {
 """Whole optimizers whose steps are made of all arrays, of where they started, or of a loss, and whose
 weight decay is none of -ηλθ. rules/test_parameter_free.py compares them with their references."""
 
-ILL_CONDITIONED = ("StdDev", "Lion")
+ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
 sign of a sum."""
 

@@ -3,10 +3,10 @@
 # <catalogue> written by tests/write_catalogue.py
 from .adagrad import AdaGrad as AdaGrad
 from .adam import Adam as Adam
-from .adam import AdaMax as AdaMax
-from .adam import AMSGrad as AMSGrad
 from .adam import NAdam as NAdam
 from .adam import RAdam as RAdam
+from .adamax import AdaMax as AdaMax
+from .adamax import AMSGrad as AMSGrad
 from .averaging import Average as Average
 from .averaging import Averaging as Averaging
 from .averaging import LatestAverage as LatestAverage
@@ -38,5 +38,7 @@ from .schedule_free import ScheduleFree as ScheduleFree
 from .schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .schedule_free import ScheduleFreeSteps as ScheduleFreeSteps
 from .sign import Lion as Lion
+from .sign import Sign as Sign
+from .sign import Signum as Signum
 
 # </catalogue>
