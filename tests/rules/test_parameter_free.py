@@ -22,8 +22,13 @@ DIFFERENCES = ("cocob", "schedule_free_sgd", "schedule_free_adamw", "mechanize")
 CASES = [
     (name, settings) for name in sorted(OF_ALL_ARRAYS) for settings in [{}, *SETTINGS.get(name, [])]
 ] + [("mechanize", {})]
-# In float64 all; in float32 the defaults, whose formulas are the same.
-TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+TOLERANCE = {"float64": 1e-12, "float32": 2e-4}
+# Where a parameter of float32 would not hold the first steps, of which the next ones are made.
+LARGER = {
+    "dog": {"init_step": ("distance", 0.1)},
+    "l_dog": {"init_step": ("distance", 0.1)},
+    "prodigy": {"estim_lr0": 1e-2, "growth_rate": 1.1},
+}
 
 
 def problem():
@@ -52,19 +57,25 @@ def joined(tree):
     )
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize(
-    ("name", "settings"), CASES, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CASES)]
+    ("name", "settings"), CASES, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CASES)]
 )
-def test_follows_the_paper(name, settings, dtype):
-    if dtype == "float32" and settings:
-        pytest.skip("in float64")
+def test_follows_the_paper(name, settings):
+    check(name, settings, "float64")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OF_ALL_ARRAYS))
+def test_follows_the_paper_in_float32(name):
+    check(name, LARGER.get(name, {}), "float32")
+
+
+def check(name, settings, dtype):
     gradients, first, values = problem()
     given = (values,) if name in WITH_VALUES else ()
-    expected = getattr(reference, name)(
-        gradients, first, *given, **({"learning_rate": 0.1} if name == "mechanize" else settings)
-    )
-    params = first + np.concatenate([np.zeros((1, 7)), np.cumsum(expected, 0)[:-1]])
+    settings = {"learning_rate": 0.1} if name == "mechanize" else settings
+    expected = getattr(reference, name)(gradients, first, *given, **settings)
+    params = np.cumsum(np.concatenate([first[None], expected[:-1]]), 0)
     with jax.enable_x64(dtype == "float64"):
         tx = aj.mechanize(aj.sgd(0.1)) if name == "mechanize" else getattr(aj, name)(**settings)
 
@@ -82,9 +93,9 @@ def test_follows_the_paper(name, settings, dtype):
     size = TOLERANCE[dtype] * np.abs(expected).max(1, keepdims=True)
     if name in DIFFERENCES:
         size = size + 4 * np.finfo(dtype).eps * np.abs(params).max()
-    error = np.abs(found - expected) / size
     assert np.isfinite(found).all()
-    assert error.max() <= 1, (error.max(), np.unravel_index(error.argmax(), error.shape))
+    step, place = np.unravel_index(np.argmax(np.abs(found - expected) - size), found.shape)
+    assert np.abs(found - expected)[step, place] <= size[step], (step, place, found[step, place])
 
 
 def test_no_two_settings_give_the_same():
