@@ -249,38 +249,29 @@ def norm(x: jax.Array) -> jax.Array:
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
 
-def summable(x: jax.Array) -> jax.Array:
-    """x, or the nearest number of which as many squares as x has elements have a finite sum.
-
-    That is 2^62 over the root of the number of elements, in float32.
-    """
-    limits = jnp.finfo(x.dtype)
-    limit = limits.dtype.type(largest_squared(x.dtype) / math.sqrt(max(x.size, 1)))
-    if jnp.iscomplexobj(x):
-        return lax.complex(
-            lax.clamp(-limit, lax.real(x), limit), lax.clamp(-limit, lax.imag(x), limit)
-        )
-    return lax.clamp(-limit, x, limit)
-
-
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:
-    """⟨x, y⟩ of two real arrays, of what is `summable` in each: it is always finite."""
-    product = lax.mul(summable(x), summable(y))
-    return lax.reduce(product, product.dtype.type(0), lax.add, range(x.ndim))
+    """⟨x, y⟩ of two real arrays, each of which is read once; 0 where that is not finite.
+
+    What is held to a range one by one costs a sum more than all else, so the sum is, as a whole.
+    """
+    product = lax.mul(x, y)
+    total = lax.reduce(product, product.dtype.type(0), lax.add, range(x.ndim))
+    return lax.select(lax.is_finite(total), total, lax.full_like(total, 0))
 
 
 def norm_in_one_pass(x: jax.Array) -> jax.Array:
-    """√Σ|x|² of what is `summable` in an array, which is read once; `norm` reads it twice.
+    """√Σ|x|² of one array, which is read once, where `norm` reads it twice.
 
-    Below 2^-63, in float32, it is 0. So it is for what is added to a larger sum, or held against a larger
-    number.
+    In float32 it is at most 2^64, and below 2^-63 it is 0. So it is for what is added to a larger sum, or
+    held against a larger number.
     """
     limits = jnp.finfo(x.dtype)
-    square = abs_squared(summable(x))
-    total = lax.reduce(square, limits.dtype.type(0), lax.add, range(x.ndim))
+    total = lax.reduce(abs_squared(x), limits.dtype.type(0), lax.add, range(x.ndim))
     # The derivative of a root at 0 is infinite.
-    root = lax.sqrt(lax.max(total, limits.tiny))
-    return lax.select(lax.le(total, limits.tiny), lax.mul(root, limits.dtype.type(0)), root)
+    root = lax.sqrt(lax.clamp(limits.dtype.type(limits.tiny), total, limits.dtype.type(limits.max)))
+    return lax.select(
+        lax.le(total, limits.dtype.type(limits.tiny)), lax.mul(root, limits.dtype.type(0)), root
+    )
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:

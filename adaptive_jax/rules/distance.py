@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from .._core import hyper
 from .._core.arguments import one_of
@@ -53,21 +54,20 @@ class DoG(Rule):
         one_of("start", self.start, STARTS)
 
     def measure(self, grad, slots, param, ctx):
-        # The first time θ - θ₀ is 0, and θ₀ itself is asked for: one pass for both.
-        start = slots["first_params"]
-        moved = jnp.where(ctx.step == 1, param, param - start)
-        return {"grad": norm_in_one_pass(grad), "moved": norm_in_one_pass(moved)}
+        start, moved = slots["first_params"], norm_in_one_pass(param - slots["first_params"])
+        measured = {"grad": norm_in_one_pass(grad), "moved": moved}
+        if self.start == "heuristic":
+            # It is asked for once, and not worth a pass over an array in every step.
+            none = jnp.zeros_like(moved)
+            measured["start"] = lax.cond(ctx.step == 1, norm_in_one_pass, lambda _: none, start)
+        return measured
 
     def advance(self, scalars, measured, ctx):
-        grad, moved = norm(measured["grad"]), norm(measured["moved"])
-        is_first = ctx.step == 1
-        first = {
-            "heuristic": self.first * (1 + moved),
-            "distance": self.first,
-            "learning_rate": 0.0,
-        }
-        moved = jnp.where(is_first, first[self.start], moved)
-        distance = jnp.maximum(scalars["distance"], moved)
+        grad, moved, is_first = norm(measured["grad"]), norm(measured["moved"]), ctx.step == 1
+        first = self.first if self.start == "distance" else jnp.zeros_like(moved)
+        if self.start == "heuristic":
+            first = self.first * (1 + norm(measured["start"]))
+        distance = jnp.maximum(scalars["distance"], jnp.where(is_first, first, moved))
         total = root_of_squares(scalars["norm"], grad)
         rate = ratio(distance, root_of_squares(total, jnp.sqrt(self.eps)))
         if self.start == "learning_rate":

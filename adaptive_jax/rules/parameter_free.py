@@ -91,11 +91,11 @@ class Prodigy(Rule):
     def sum_of_gradients(self, grad, s, d, ctx):
         """s."""
         rate = d if self.safeguard_warmup else self.rate(d, ctx)
-        return decayed_sum(scaled(bounded(grad), d / self.d0 * rate), s, self.decay)
+        return decayed_sum(scaled(grad, d / self.d0 * rate), s, self.decay)
 
     def measure(self, grad, slots, param, ctx):
         s = self.sum_of_gradients(grad, slots["s"], ctx.scalars["d"], ctx)
-        return {"r": inner(grad, slots["start"] - param), "s": jnp.sum(jnp.abs(s))}
+        return {"r": inner(grad, slots["start"] - param), "s": size(s)}
 
     def advance(self, scalars, measured, ctx):
         old = scalars["d"]
@@ -110,8 +110,10 @@ class Prodigy(Rule):
 
     def update(self, grad, slots, param, ctx):
         d, old, rate = ctx.scalars["d"], ctx.scalars["old"], ctx.scalars["rate"]
-        grown = scaled(bounded(grad), old)
-        mu = ctx.store("mu", ema(grown, slots["mu"], self.b1))
+        grown = scaled(
+            grad, old
+        )  # Bounded below: used twice, that would become an array of its own.
+        mu = ctx.store("mu", ema(bounded(grown), slots["mu"], self.b1))
         nu = ctx.store("nu", second_moment(grown, slots["nu"], self.b2))
         s = ctx.store("s", self.sum_of_gradients(grad, slots["s"], old, ctx))
         direction = decays(self, quotient(mu, denominator(nu, d * self.eps)), param, ctx)
@@ -173,27 +175,34 @@ class DAdaptAdamW(Rule):
         return corrected(self, d * self.learning_rate, ctx)
 
     def measure(self, grad, slots, param, ctx):
-        step = scaled(bounded(grad), self.rate(ctx.scalars["d"], ctx))
         steps = quotient(slots["s"], denominator(slots["nu"], self.eps))
-        s = ema(step, slots["s"], self.decay)
-        return {"r": inner(step, steps), "s": jnp.sum(jnp.abs(s))}
+        s = ema(scaled(grad, self.rate(ctx.scalars["d"], ctx)), slots["s"], self.decay)
+        return {"r": inner(grad, steps), "s": size(s)}
 
     def advance(self, scalars, measured, ctx):
-        r = ema(measured["r"].sum(), scalars["r"], self.decay)
+        old, rate = scalars["d"], self.rate(scalars["d"], ctx)
+        r = ema(rate * measured["r"].sum(), scalars["r"], self.decay)
         found = ratio(r, self.decay.complement * measured["s"].sum())
-        old = scalars["d"]
         if self.growth_rate is not None:
             found = jnp.minimum(found, old * self.growth_rate)
-        return {"d": jnp.maximum(old, found), "r": r, "rate": self.rate(old, ctx)}
+        return {"d": jnp.maximum(old, found), "r": r, "rate": rate}
 
     def update(self, grad, slots, param, ctx):
         rate = ctx.scalars["rate"]
-        step = scaled(bounded(grad), rate)
-        mu = ctx.store("mu", ema(step, slots["mu"], self.b1))
+        step = scaled(
+            grad, rate
+        )  # Bounded below: used twice, that would become an array of its own.
+        mu = ctx.store("mu", ema(bounded(step), slots["mu"], self.b1))
         nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
         s = ctx.store("s", ema(step, slots["s"], self.decay))
         direction = quotient(mu, denominator(nu, self.eps))
         return -decays(self, direction, param, ctx, rate), {"mu": mu, "nu": nu, "s": s}
+
+
+def size(x):
+    """‖x‖₁; 0, of which nothing is made, where it is not finite."""
+    total = jnp.sum(jnp.abs(x))
+    return jnp.where(jnp.isfinite(total), total, 0)
 
 
 def corrected(rule, rate, ctx):
