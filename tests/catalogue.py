@@ -89,9 +89,11 @@ OF_ALL_ARRAYS = {
 """Whole optimizers whose steps are made of all arrays, of where they started, or of a loss, and whose
 weight decay is none of -ηλθ. rules/test_parameter_free.py compares them with their references."""
 
-ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
+ILL_CONDITIONED = (
+    "StdDev", "Lion", "Signum", "Prodigy", "DAdaptAdamW", "COCOB", "Mechanic", "MoMo", "MoMoAdam",
+)  # fmt: skip
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
-sign of a sum."""
+sign of a sum, a step size from a sum of both signs, a difference from where the run started."""
 
 
 def label(name: str, settings: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 
 from .._core import hyper
 from .._core.arguments import one_of
@@ -45,7 +44,10 @@ class DoG(Rule):
     start: str = "heuristic"
     eps: NonNegative = 1e-8
     layerwise: bool = False
-    slots = {"first_params": Slot("param", constant=True)}
+    slots = {
+        "first_params": Slot("param", constant=True),
+        "first_norm": Slot(norm, nonnegative=True, shape=lambda shape: ()),
+    }
     scalars = {"distance": 0.0, "norm": 0.0}
     needs_params = True
 
@@ -54,28 +56,25 @@ class DoG(Rule):
         one_of("start", self.start, STARTS)
 
     def measure(self, grad, slots, param, ctx):
-        start, moved = slots["first_params"], norm_in_one_pass(param - slots["first_params"])
-        measured = {"grad": norm_in_one_pass(grad), "moved": moved}
-        if self.start == "heuristic":
-            # It is asked for once, and not worth a pass over an array in every step.
-            none = jnp.zeros_like(moved)
-            measured["start"] = lax.cond(ctx.step == 1, norm_in_one_pass, lambda _: none, start)
-        return measured
+        moved = norm_in_one_pass(param - slots["first_params"])
+        return {"grad": norm_in_one_pass(grad), "moved": moved, "first": slots["first_norm"]}
 
     def advance(self, scalars, measured, ctx):
-        grad, moved, is_first = norm(measured["grad"]), norm(measured["moved"]), ctx.step == 1
-        first = self.first if self.start == "distance" else jnp.zeros_like(moved)
-        if self.start == "heuristic":
-            first = self.first * (1 + norm(measured["start"]))
-        distance = jnp.maximum(scalars["distance"], jnp.where(is_first, first, moved))
+        grad, moved = norm(measured["grad"]), norm(measured["moved"])
+        first = {
+            "heuristic": self.first * (1 + norm(measured["first"])),
+            "distance": self.first,
+            "learning_rate": 0.0,
+        }[self.start]
+        distance = jnp.maximum(scalars["distance"], jnp.maximum(moved, first))
         total = root_of_squares(scalars["norm"], grad)
         rate = ratio(distance, root_of_squares(total, jnp.sqrt(self.eps)))
         if self.start == "learning_rate":
-            rate = jnp.where(is_first, self.first, rate)
+            rate = jnp.where(ctx.step == 1, self.first, rate)
         return {"distance": distance, "norm": total, "rate": rate}
 
     def update(self, grad, slots, param, ctx):
-        return scaled(grad, ctx.scalars["rate"]), {}
+        return scaled(grad, ctx.scalars["rate"]), {"first_norm": slots["first_norm"]}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import pytest
 from catalogue import CASES, FIRST, ILL_CONDITIONED, PORTED, WRAPPERS, rules_of
 
 from adaptive_jax import rules
+from adaptive_jax._core.plan import sees_all
 from adaptive_jax.maths import least_denominator
 
 STEPS = 3
@@ -275,8 +276,8 @@ def trees(dtypes: list[Any]) -> st.SearchStrategy:
 
 def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
     tx = make(case)
-    whole_tree = case.startswith(("clip_by_global_norm", "monitor", "skip", "multi")) or (
-        "global_clipnorm" in case
+    whole_tree = case.startswith(("monitor", "skip", "multi")) or any(
+        sees_all(rule) for rule in rules_of(tx)
     )
 
     def check(tree: Any) -> None:
