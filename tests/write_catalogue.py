@@ -61,14 +61,15 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         ", ".join(pieces),
         equation.replace("|", "\\|"),
         "; ".join(", ".join(filter(None, (f"[{x.authors}]({x.link})", x.part))) for x in papers),
-        str(4 * numbers_kept(rule)),
+        str(4 * sum(map(numbers_kept, (rule, *algorithm.also * (not which))))),
     ]
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
     """The equation in a line, and what the options make of it."""
-    source = rule if algorithm.whole else inspect.unwrap(algorithm.factory)
+    alone = algorithm.whole and not algorithm.also
+    source = rule if alone else inspect.unwrap(algorithm.factory)
     found = documentation.equation_of(source) or documentation.equation_of(rule)
     parts = [", ".join(re.sub(r" {2,}", " ", line.strip()) for line in found.splitlines())]
     described = documentation.meanings_of(rule)

@@ -135,6 +135,8 @@ def dog(
     eps: Any = 1e-8,
     weight_decay: Any = None,
     mask: Any = None,
+    *,
+    storage: Any = None,
 ) -> Transformation:
     """Gradient descent without a learning rate, by distance over gradients.
 
@@ -152,7 +154,9 @@ def dog(
       >>> aj.dog()
       dog(learning_rate=1.0, init_step=('heuristic', 1e-06), eps=1e-08)
     """
-    return _descent(dog, _started(DoG, init_step, eps), learning_rate, weight_decay, mask)
+    return _descent(
+        dog, _started(DoG, init_step, eps), learning_rate, weight_decay, mask, storage=storage
+    )
 
 
 @composed(DoG)
@@ -162,6 +166,8 @@ def l_dog(
     eps: Any = 1e-8,
     weight_decay: Any = None,
     mask: Any = None,
+    *,
+    storage: Any = None,
 ) -> Transformation:
     """`dog` with a step size for each array, of its own norms: L-DoG, for large models.
 
@@ -176,7 +182,7 @@ def l_dog(
       l_dog(learning_rate=1.0, init_step=('heuristic', 1e-06), eps=1e-08)
     """
     rule = _started(DoG, init_step, eps, layerwise=True)
-    return _descent(l_dog, rule, learning_rate, weight_decay, mask)
+    return _descent(l_dog, rule, learning_rate, weight_decay, mask, storage=storage)
 
 
 @composed(DoG)
@@ -201,6 +207,8 @@ def dowg(
     eps: Any = 1e-4,
     weight_decay: Any = None,
     mask: Any = None,
+    *,
+    storage: Any = None,
 ) -> Transformation:
     """Gradient descent without a learning rate, by distance over weighted gradients.
 
@@ -214,7 +222,9 @@ def dowg(
       >>> aj.dowg()
       dowg(learning_rate=1.0, eps=0.0001)
     """
-    return _descent(dowg, DoWG(init_estim_sq_dist, eps), learning_rate, weight_decay, mask)
+    return _descent(
+        dowg, DoWG(init_estim_sq_dist, eps), learning_rate, weight_decay, mask, storage=storage
+    )
 
 
 @composed(DoWG)
