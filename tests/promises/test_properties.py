@@ -74,9 +74,12 @@ def make(case: str) -> Any:
 # Numbers
 
 
+SUMS = (rules.Trace, rules.Mechanic, rules.ScheduleFree)
+
+
 def sums_gradients(case: str) -> bool:
     """A velocity of gradients, which no float32 can hold near its largest number; and ‖g‖."""
-    has_velocity = any(isinstance(rule, rules.Trace) for rule in rules_of(make(case)))
+    has_velocity = any(isinstance(rule, SUMS) for rule in rules_of(make(case)))
     return has_velocity or case.startswith(("monitor", "diagnose"))
 
 
