@@ -35,7 +35,7 @@ class Averaging(Rule):
         """w."""
         raise NotImplementedError
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
         new, weight = param + grad, self.weight(ctx)
         return grad, {"average": scaled(slots["average"], 1 - weight) + scaled(new, weight)}
 
@@ -136,7 +136,7 @@ class LatestAverage(Rule):
 
         return {"latest": Slot(stacked, shape=lambda shape: (self.count, *shape))}
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
         place = (ctx.step - 1) // self.every % self.count
 
         def placed(latest, new, place):
@@ -176,7 +176,7 @@ class Lookahead(Rule):
         period = whole("sync_period", self.sync_period, 1, f" in {type(self).__name__}")
         object.__setattr__(self, "sync_period", period)
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
         is_due, slow = ctx.step % self.sync_period == 0, slots["slow"]
         moved = slow + self.slow_step_size * (param + grad - slow)
         slow = ctx.store("slow", jnp.where(is_due, moved, slow))
@@ -206,8 +206,8 @@ def average(
       >>> for _ in range(2):
       ...     updates, state = tx.update(params, state, params)
       ...     params = params + updates
-      >>> print(params, aj.eval_params(tx, params, state))  # of 0.5 and 0.25
-      0.25 0.33333334
+      >>> print(f"{params} {aj.eval_params(tx, params, state):.4f}")  # of 0.5 and 0.25
+      0.25 0.3333
     """
     ...
 

@@ -56,7 +56,7 @@ class COCOB(Rule):
     needs_params = True
     takes_complex = False
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
         grad, start = bounded(grad), slots["start"]
         largest = ctx.store("largest", jnp.maximum(slots["largest"], jnp.abs(grad)))
         sizes = ctx.store("sizes", slots["sizes"] + jnp.abs(grad))
@@ -128,7 +128,7 @@ class Mechanic(Rule):
         s = (self.s_init / self.num_betas * m + r) / denominator(v, self.eps)
         return {"s": s, "r": r, "m": m, "v": v, "scale": s.sum()}
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
         delta = ctx.store("delta", slots["delta"] + grad)
         return slots["start"] + scaled(delta, ctx.scalars["scale"]) - param, {"delta": delta}
 

@@ -91,7 +91,7 @@ def test_each_group_has_its_own_d():
         gradients = jax.tree.map(lambda x: WEIGHTS["b"] * (x - 0.25), params)
         updates, state = alone.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(d[1], state.d, rtol=1e-5)
+    np.testing.assert_allclose(d[1], state.d, rtol=1e-3)
 
 
 def test_one_step_for_two_gradients():
