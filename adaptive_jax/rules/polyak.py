@@ -240,8 +240,8 @@ def polyak_sgd(
       >>> import adaptive_jax as aj, jax.numpy as jnp
       >>> tx, params = aj.polyak_sgd(), jnp.array([1.0, 2.0, 3.0])
       >>> updates, _ = tx.update(2 * params, tx.init(params), params, value=jnp.sum(params**2))
-      >>> print(jnp.round(updates, 3))  # Halfway to the minimum.
-      [-0.5 -1.  -1.5]
+      >>> [round(float(x), 3) for x in updates]  # Halfway to the minimum.
+      [-0.5, -1.0, -1.5]
     """
     rule = Polyak(f_min, max_learning_rate, eps, variant)
     return build(polyak_sgd, rule, LearningRate(scaling))
