@@ -29,6 +29,7 @@ PAGES = {
             "_core.views",
             "_core.transform",
             "transforms.chain",
+            "transforms.behind",
             "rules",
         ],
     ),

@@ -266,6 +266,31 @@ def norm(x: jax.Array) -> jax.Array:
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
 
+def inner(x: jax.Array, y: jax.Array) -> jax.Array:
+    """⟨x, y⟩ of two real arrays, each of which is read once; 0 where that is not finite.
+
+    What is held to a range one by one costs a sum more than all else, so the sum is, as a whole.
+    """
+    product = lax.mul(x, y)
+    total = lax.reduce(product, product.dtype.type(0), lax.add, range(x.ndim))
+    return lax.select(lax.is_finite(total), total, lax.full_like(total, 0))
+
+
+def norm_in_one_pass(x: jax.Array) -> jax.Array:
+    """√Σ|x|² of one array, which is read once, where `norm` reads it twice.
+
+    In float32 it is at most 2^64, and below 2^-63 it is 0. So it is for what is added to a larger sum, or
+    held against a larger number.
+    """
+    limits = jnp.finfo(x.dtype)
+    total = lax.reduce(abs_squared(x), limits.dtype.type(0), lax.add, range(x.ndim))
+    # The derivative of a root at 0 is infinite.
+    root = lax.sqrt(lax.clamp(limits.dtype.type(limits.tiny), total, limits.dtype.type(limits.max)))
+    return lax.select(
+        lax.le(total, limits.dtype.type(limits.tiny)), lax.mul(root, limits.dtype.type(0)), root
+    )
+
+
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     """x/y in float32 at least, for a y that is not negative; 0 where y is 0. NaN shows."""
     is_zero = y <= 0

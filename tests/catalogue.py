@@ -75,6 +75,30 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "sm3": [{"b2": 0.9, "eps": 1e-8}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
+    "schedule_free_sgd": [{"learning_rate": 0.1, "warmup_steps": 4, "weight_decay": 0.1, "r": 1.0}],
+    "schedule_free_adamw": [
+        {"learning_rate": 0.1, "warmup_steps": 4, "weight_decay": 0.1, "r": 1.0, "b1": 0.5}
+    ],
+    "prodigy": [
+        {"weight_decay": 0.1, "bias_correction": True, "estim_lr0": 1e-2},
+        {"safeguard_warmup": True, "growth_rate": 1.5, "beta3": 0.9, "estim_lr_coef": 2.0},
+    ],
+    "dadapt_adamw": [
+        {"weight_decay": 0.1, "bias_correction": True, "growth_rate": 1.5, "estim_lr0": 1e-2}
+    ],
+    "dog": [{"init_step": ("learning_rate", 0.1), "weight_decay": 0.1}],
+    "l_dog": [{"init_step": ("distance", 0.1), "eps": 1e-3}],
+    "dowg": [{"init_estim_sq_dist": 0.1, "weight_decay": 0.1}],
+    "cocob": [{"learning_rate": 0.5, "weight_decay": 0.1, "alpha": 10.0}],
+    "polyak_sgd": [{"scaling": 0.5, "f_min": 0.1, "eps": 0.1, "variant": "sps+"}],
+    "sps": [{"max_learning_rate": 10.0, "c": 0.2, "growth_rate": 1.1}],
+    "momo": [
+        {"weight_decay": 0.1, "adapt_lower_bound": True},
+        {"learning_rate": 0.1, "bias_correction": True},
+    ],
+    "momo_adam": [{"weight_decay": 0.1, "adapt_lower_bound": True, "lower_bound": -1.0}],
+    "average": [{"bias_correction": False}, {"warmup": True}],
+    "latest_average": [{"count": 2, "every": 2}],
     "add_decayed_weights": [
         {"weight_decay": 0.01},
         {"weight_decay": 0.01, "kind": "cautious"},
@@ -89,9 +113,18 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
 
-ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
+OF_ALL_ARRAYS = {
+    "schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adamw", "dog", "l_dog", "dowg", "cocob",
+    "polyak_sgd", "sps", "momo", "momo_adam",
+}  # fmt: skip
+"""Whole optimizers whose steps are made of all arrays, of where they started, or of a loss, and whose
+weight decay is none of -ηλθ. rules/test_parameter_free.py compares them with their references."""
+
+ILL_CONDITIONED = (
+    "StdDev", "Lion", "Signum", "Prodigy", "DAdaptAdamW", "COCOB", "Mechanic", "MoMo", "MoMoAdam",
+)  # fmt: skip
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
-sign of a sum."""
+sign of a sum, a step size from a sum of both signs, a difference from where the run started."""
 
 
 def label(name: str, settings: dict[str, Any]) -> str:
@@ -102,7 +135,7 @@ def label(name: str, settings: dict[str, Any]) -> str:
 
 def required(name: str) -> dict[str, Any]:
     """Values for the arguments that have no default."""
-    values = {"learning_rate": 0.1, "decay": 0.9}
+    values = {"learning_rate": 0.1, "decay": 0.9, "init_step": ("heuristic", 1e-6)}
     parameters = inspect.signature(CATALOGUE[name].factory).parameters.values()
     return {x.name: values.get(x.name, 1.0) for x in parameters if x.default is x.empty}
 
@@ -297,6 +330,9 @@ WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
         {},
     ),
     "masked": (aj.masked(aj.adam(0.1), matrices), {}),
+    "schedule_free": (aj.schedule_free(aj.sgd(0.1), 0.1), {}),
+    "mechanize": (aj.mechanize(aj.sgd(1.0)), {}),
+    "lookahead": (aj.lookahead(aj.sgd(0.1), 2), {}),
     "monitor": (aj.monitor({"norm": aj.global_norm}), {}),
     "graft": (aj.graft(aj.adam(0.1), aj.sgd(0.1, 0.9)), {}),
     "switch": (aj.switch(aj.adam(0.1), aj.sgd(0.1, 0.9), 1), {}),

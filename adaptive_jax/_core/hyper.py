@@ -223,12 +223,20 @@ NonNegative = Annotated[Any, Interval(0.0)]
 """A hyperparameter that must not be negative."""
 
 
+Positive = Annotated[Any, Interval(0.0, open_below=True)]
+"""A hyperparameter that must be above 0: something is divided by it, or grows from it."""
+
+
 Limit = Annotated[Any, Interval(0.0, finite=False)]
 """A hyperparameter that must not be negative, and is without effect where it is infinite."""
 
 
 Fraction = Annotated[Any, Interval(0.0, 1.0)]
 """A hyperparameter from 0 to 1."""
+
+
+Share = Annotated[Any, Interval(0.0, 1.0, open_below=True)]
+"""A hyperparameter above 0 and up to 1."""
 
 
 Decay = Annotated[Any, Interval(0.0, 1.0, open_above=True)]
@@ -239,8 +247,10 @@ complement is exact and whose bias correction is computed once per step."""
 ANNOTATIONS = {
     "Hyper": Hyper,
     "NonNegative": NonNegative,
+    "Positive": Positive,
     "Limit": Limit,
     "Fraction": Fraction,
+    "Share": Share,
     "Decay": Decay,
 }
 

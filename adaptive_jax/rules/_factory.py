@@ -71,8 +71,13 @@ class Algorithm:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole optimizer, and no piece for a chain: all of these take as much."""
-        return {"learning_rate", "weight_decay", "mask", "storage"} <= {*self.parameters}
+        """Whether it is a whole optimizer, and no piece for a chain.
+
+        All decay weights, but for those with Polyak's step, which have none.
+        """
+        is_piece = self.name.startswith("scale_by_")
+        decays = {"learning_rate", "weight_decay", "mask", "storage"} <= {*self.parameters}
+        return decays or ("max_learning_rate" in self.parameters and not is_piece)
 
     @property
     def year(self) -> int:
@@ -105,13 +110,14 @@ SHARED = {
     "mask": "which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.",
     "mu_dtype": "the dtype of the first moment, float32 at least if None.",
     "accumulator_dtype": "the dtype of the trace, float32 at least if None.",
+    "state_dtype": "the dtype of z, float32 at least if None.",
     "storage": 'how the slots are kept: None or "float32" for float32 at least, "bfloat16", "int8", '
     '"int16", "factored" (for slots that are never negative), a `Storage`, or a mapping from names of '
     "slots to these.",
 }
 """The arguments that mean the same everywhere. All others are described in their rule."""
 
-_DTYPES = {"mu_dtype": "mu", "accumulator_dtype": "trace"}
+_DTYPES = {"mu_dtype": "mu", "accumulator_dtype": "trace", "state_dtype": "z"}
 """The arguments that are the dtype of one slot."""
 
 OF_THE_RULE = object()

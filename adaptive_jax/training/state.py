@@ -15,6 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from .._core import export, pytrees
 from .._core.lifted import Unquoted
 from .._core.transformation import member
+from .._core.wrapper import evaluating
+from ..transforms.behind import with_average
 from ..transforms.compensate import exact_params
 from ..transforms.evaluate import eval_params
 from ..transforms.shards import Axes, state_shardings
@@ -67,6 +69,7 @@ class TrainState:
         model_state: Any = None,
         rng: Any = None,
         loss_scale: LossScale | None = None,
+        average: optax.GradientTransformation | None = None,
         copy: bool = True,
         shard: Axes | None = None,
     ) -> TrainState:
@@ -79,6 +82,8 @@ class TrainState:
             `model_state`.
           rng: a key, `jax.random.key(0)`, for a loss function with an argument `rng`.
           loss_scale: for float16 gradients.
+          average: what to keep an average of the parameters by, such as `aj.average(0.999)`, of each step
+            that is taken. `eval_params()` is that average.
           copy: False to hand the arrays over. A step writes over its state, and would delete them.
           shard: axes of the mesh that the parameters are on, "data" say, or several: the optimizer's state
             is split over them, as `aj.state_shardings` says, and never is on one device as a whole.
@@ -86,7 +91,8 @@ class TrainState:
         Raises:
           TypeError: for parameters that are no arrays, by their path, shapes of arrays among them, and
             what is no optimizer.
-          ValueError: for a loss scale that is not positive, never grows, or shrinks to grow.
+          ValueError: for an average of an optimizer that evaluates with other parameters than it trains
+            itself; for a loss scale that is not positive, never grows, or shrinks to grow.
 
         Example:
           >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -94,6 +100,8 @@ class TrainState:
           >>> state = state.replace(tx=aj.adam(3e-4))
         """
         tx = member(tx, "TrainState.create")
+        if average is not None:
+            tx = with_average(tx, _checked_average(average))
         _check_no_shapes(params=params, model_state=model_state, rng=rng)
         pytrees.check_floats("params", params)
         if rng is not None and not (is_key(rng) or _is_old_key(rng)):
@@ -155,6 +163,16 @@ class TrainState:
                 "new optimizer, replace(tx=aj.adam(3e-4))."
             )
         return dataclasses.replace(self, **changes)
+
+
+def _checked_average(average: Any) -> Any:
+    """The average, if it has something to evaluate with."""
+    if not evaluating(average := member(average, "TrainState.create(average=…)")):
+        raise TypeError(
+            f"average={average!r} keeps no average of the parameters: give aj.average(0.999), "
+            "aj.polynomial_average(), aj.tail_average(start) or aj.latest_average()."
+        )
+    return average
 
 
 def _is_old_key(rng: Any) -> bool:

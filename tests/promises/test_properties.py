@@ -23,6 +23,7 @@ import pytest
 from catalogue import CASES, FIRST, ILL_CONDITIONED, PORTED, REPRESENTATIVES, WRAPPERS, rules_of
 
 from adaptive_jax import rules
+from adaptive_jax._core.plan import sees_all
 from adaptive_jax.maths import least_denominator
 from adaptive_jax.transforms.extra_args import asked_for
 
@@ -74,9 +75,12 @@ def make(case: str) -> Any:
 # Numbers
 
 
+SUMS = (rules.Trace, rules.Mechanic, rules.ScheduleFree)
+
+
 def sums_gradients(case: str) -> bool:
     """A velocity of gradients, which no float32 can hold near its largest number; and ‖g‖."""
-    has_velocity = any(isinstance(rule, rules.Trace) for rule in rules_of(make(case)))
+    has_velocity = any(isinstance(rule, SUMS) for rule in rules_of(make(case)))
     return has_velocity or case.startswith(("monitor", "diagnose"))
 
 
@@ -279,8 +283,8 @@ def trees(dtypes: list[Any]) -> st.SearchStrategy:
 
 def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
     tx = make(case)
-    whole_tree = case.startswith(("clip_by_global_norm", "monitor", "skip", "multi")) or (
-        "global_clipnorm" in case
+    whole_tree = case.startswith(("monitor", "skip", "multi")) or any(
+        sees_all(rule) for rule in rules_of(tx)
     )
 
     takes_trees = "array" in asked_for(tx).values()
