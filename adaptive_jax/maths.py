@@ -249,6 +249,22 @@ def norm(x: jax.Array) -> jax.Array:
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
 
+def norms(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
+    """√Σ|x|² along some axes, which keep the length 1, each relative to its largest element."""
+    limits = jnp.finfo(x.dtype)
+    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
+    largest = jnp.max(lax.abs(x), axes, keepdims=True, initial=0)
+    unit = lax.stop_gradient(lax.clamp(largest.dtype.type(1 / limit), largest, largest.dtype.type(limit)))
+    total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axes, keepdims=True)
+    return unit * lax.sqrt(lax.max(total, total.dtype.type(limits.tiny)))
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """√(Σ|x|²/n) of one array of n numbers; 0 without any."""
+    length = norm(x)
+    return length / length.dtype.type(math.sqrt(max(1, x.size)))
+
+
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     """x/y in float32 at least, for a y that is not negative; 0 where y is 0. NaN shows."""
     is_zero = y <= 0

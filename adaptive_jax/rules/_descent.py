@@ -64,7 +64,7 @@ def descend(
     decays: whether weight decay has a place in the state even if there is none.
     last: rules after the learning rate.
     """
-    decay = _decay(factory, weight_decay, mask, decays)
+    decay = weight_decay_rules(factory, weight_decay, mask, decays)
     return build(
         factory, direction, *decay, LearningRate(learning_rate), *last, storage=storage, **options
     )
@@ -85,14 +85,14 @@ def descend_with_velocity(
     first = () if direction is None else (direction,)
     rate = LearningRate(learning_rate)
     if not of_steps:
-        rest = (trace, *_decay(factory, weight_decay, mask), rate)
+        rest = (trace, *weight_decay_rules(factory, weight_decay, mask), rate)
     else:  # The decay stays out of the velocity, and so comes after the learning rate.
-        decay = _decay(factory, weight_decay, mask, learning_rate=learning_rate)
+        decay = weight_decay_rules(factory, weight_decay, mask, learning_rate=learning_rate)
         rest = (rate, trace, *decay)
     return build(factory, *first, *rest, storage=storage, **options)
 
 
-def _decay(
+def weight_decay_rules(
     factory: Callable[..., Transformation],
     weight_decay: Any,
     mask: Any,
