@@ -32,16 +32,16 @@ from .rules import WeightDecay as WeightDecay
 from .rules.adagrad import adagrad as adagrad
 from .rules.adagrad import scale_by_rss as scale_by_rss
 from .rules.adam import adam as adam
-from .rules.adam import adamax as adamax
 from .rules.adam import adamw as adamw
-from .rules.adam import amsgrad as amsgrad
 from .rules.adam import nadam as nadam
 from .rules.adam import nadamw as nadamw
 from .rules.adam import radam as radam
 from .rules.adam import scale_by_adam as scale_by_adam
-from .rules.adam import scale_by_adamax as scale_by_adamax
-from .rules.adam import scale_by_amsgrad as scale_by_amsgrad
 from .rules.adam import scale_by_radam as scale_by_radam
+from .rules.adamax import adamax as adamax
+from .rules.adamax import amsgrad as amsgrad
+from .rules.adamax import scale_by_adamax as scale_by_adamax
+from .rules.adamax import scale_by_amsgrad as scale_by_amsgrad
 from .rules.clipping import clip as clip
 from .rules.clipping import clip_by_global_norm as clip_by_global_norm
 from .rules.clipping import clip_by_norm as clip_by_norm
@@ -56,6 +56,9 @@ from .rules.scaling import add_decayed_weights as add_decayed_weights
 from .rules.scaling import scale_by_learning_rate as scale_by_learning_rate
 from .rules.sign import lion as lion
 from .rules.sign import scale_by_lion as scale_by_lion
+from .rules.sign import scale_by_sign as scale_by_sign
+from .rules.sign import sign_sgd as sign_sgd
+from .rules.sign import signum as signum
 
 # </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint

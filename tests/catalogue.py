@@ -58,7 +58,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
 
-ILL_CONDITIONED = ("StdDev", "Lion")
+ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
 sign of a sum."""
 

@@ -30,7 +30,7 @@ except ImportError as error:
 from catalogue import CASES, CATALOGUE  # noqa: E402
 
 from adaptive_jax._core import documentation  # noqa: E402
-from adaptive_jax.rules._factory import Algorithm, Paper, option  # noqa: E402
+from adaptive_jax.rules._factory import Algorithm, Paper, numbers_kept, option  # noqa: E402
 
 LAYOUTS = ROOT / "tests" / "data" / "layouts.json"
 MARKERS = re.compile(
@@ -61,7 +61,7 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         ", ".join(pieces),
         equation.replace("|", "\\|"),
         "; ".join(", ".join(filter(None, (f"[{x.authors}]({x.link})", x.part))) for x in papers),
-        str(4 * len(rule.slots)),
+        str(4 * numbers_kept(rule)),
     ]
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 

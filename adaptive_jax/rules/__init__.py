@@ -3,10 +3,10 @@
 # <catalogue> written by tests/write_catalogue.py
 from .adagrad import AdaGrad as AdaGrad
 from .adam import Adam as Adam
-from .adam import AdaMax as AdaMax
-from .adam import AMSGrad as AMSGrad
 from .adam import NAdam as NAdam
 from .adam import RAdam as RAdam
+from .adamax import AdaMax as AdaMax
+from .adamax import AMSGrad as AMSGrad
 from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
@@ -19,5 +19,7 @@ from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
 from .sign import Lion as Lion
+from .sign import Sign as Sign
+from .sign import Signum as Signum
 
 # </catalogue>

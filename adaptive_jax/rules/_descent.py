@@ -49,7 +49,7 @@ def optimizer(
 
 def descend(
     factory: Callable[..., Transformation],
-    direction: Rule,
+    direction: Rule | tuple[Rule, ...],
     learning_rate: Any,
     weight_decay: Any,
     mask: Any,
@@ -61,12 +61,14 @@ def descend(
 ) -> Transformation:
     """θ ← θ - η(d + λθ), for a direction d: by the rules that optax chains, so that the state is its.
 
+    direction: a rule, or several in a row.
     decays: whether weight decay has a place in the state even if there is none.
     last: rules after the learning rate.
     """
-    decay = weight_decay_rules(factory, weight_decay, mask, decays)
+    first = direction if isinstance(direction, tuple) else (direction,)
+    decay = _decay(factory, weight_decay, mask, decays)
     return build(
-        factory, direction, *decay, LearningRate(learning_rate), *last, storage=storage, **options
+        factory, *first, *decay, LearningRate(learning_rate), *last, storage=storage, **options
     )
 
 
@@ -85,14 +87,14 @@ def descend_with_velocity(
     first = () if direction is None else (direction,)
     rate = LearningRate(learning_rate)
     if not of_steps:
-        rest = (trace, *weight_decay_rules(factory, weight_decay, mask), rate)
+        rest = (trace, *_decay(factory, weight_decay, mask), rate)
     else:  # The decay stays out of the velocity, and so comes after the learning rate.
-        decay = weight_decay_rules(factory, weight_decay, mask, learning_rate=learning_rate)
+        decay = _decay(factory, weight_decay, mask, learning_rate=learning_rate)
         rest = (rate, trace, *decay)
     return build(factory, *first, *rest, storage=storage, **options)
 
 
-def weight_decay_rules(
+def _decay(
     factory: Callable[..., Transformation],
     weight_decay: Any,
     mask: Any,

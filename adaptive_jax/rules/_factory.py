@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -68,8 +69,8 @@ class Algorithm:
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole optimizer, and no piece for a chain."""
-        return "learning_rate" in self.parameters and "learning_rate" not in fields(self.rule)
+        """Whether it is a whole optimizer, and no piece for a chain: all of these decay weights."""
+        return {"learning_rate", "weight_decay", "mask"} <= {*self.parameters}
 
     @property
     def year(self) -> int:
@@ -368,7 +369,7 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
     states = [f"State: {_state(rule)}"] + [
         f"with {which} {_state(variant)}"
         for which, variant in algorithm.variants.items()
-        if len(variant.slots) != len(rule.slots)
+        if numbers_kept(variant) != numbers_kept(rule)
     ]
     source = textwrap.fill(f"{source}{'; '.join(states)}.", 96, break_on_hyphens=False)
     equation = equation_of(function) or _equation(algorithm)
@@ -377,8 +378,18 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
 
 def _state(rule: type[Rule]) -> str:
     """What a rule keeps."""
-    number = ("none", "one", "two", "three", "four", "five", "six")[len(rule.slots)]
-    return f"{number} float32 per parameter" if rule.slots else number
+    number = ("none", "one", "two", "three", "four", "five", "six")[numbers_kept(rule)]
+    return f"{number} float32 per parameter" if numbers_kept(rule) else number
+
+
+def numbers_kept(rule: type[Rule]) -> int:
+    """How many numbers a rule keeps for each of a large square matrix."""
+    slots: Any = rule.slots
+    if not isinstance(slots, Mapping):  # A property.
+        needed = [k for k, default in fields(rule).items() if default is dataclasses.MISSING]
+        slots = rule(**{name: _example_value(rule, name) for name in needed}).slots
+    shapes = [slot.shape_for((4096, 4096)) for slot in slots.values()]
+    return round(sum(math.prod(shape) for shape in shapes if shape is not None) / 4096**2)
 
 
 def _equation(algorithm: Algorithm) -> str:

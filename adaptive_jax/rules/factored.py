@@ -26,7 +26,7 @@ from ..maths import (
     root_mean_square,
 )
 from ..schedules import relative_step_schedule
-from ._descent import VELOCITIES, weight_decay_rules
+from ._descent import VELOCITIES, _decay
 from ._factory import Paper, composed
 from .clipping import ClipByBlockRms
 from .layerwise import ScaleByBlockRms
@@ -238,7 +238,7 @@ def adafactor(
         rules += [LearningRate(rate), *scale, *average]
     else:
         rules += [*scale, *average, LearningRate(rate)]
-    decay = weight_decay_rules(adafactor, weight_decay, mask, learning_rate=rate)
+    decay = _decay(adafactor, weight_decay, mask, learning_rate=rate)
     options: dict[str, Any] = {} if velocity == "steps" else {"velocity": velocity}
     if not multiply_by_parameter_scale:
         options["multiply_by_parameter_scale"] = False

@@ -463,3 +463,13 @@ def test_modules_that_are_no_more_hand_on_what_is_public_and_what_was_pickled():
     assert pickle.loads(text) == aj.Blocks(bits=16)
     with pytest.raises(ImportError, match="cannot import name 'adagad'"):
         from adaptive_jax.optimizers import adagad  # noqa: F401
+
+
+def test_rules_that_have_gone_to_another_family_are_found_where_they_were_pickled():
+    tx = aj.amsgrad(0.1)
+    text = pickle.dumps(tx, 0)  # The protocol that is text.
+    old = text.replace(b"rules.adamax", b"rules.adam")
+    assert old != text
+    assert repr(pickle.loads(old)) == repr(tx)
+    with pytest.raises(ImportError, match="cannot import name 'NoRule'"):
+        from adaptive_jax.rules.adam import NoRule  # noqa: F401
