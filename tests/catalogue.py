@@ -54,6 +54,36 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
     "add_decayed_weights": [{"weight_decay": 0.01}],
+    "ema": [{"debias": False}],
+    "adafactor": [
+        {"min_dim_size_to_factor": 2, "momentum": 0.9, "weight_decay": 0.01},
+        {
+            "learning_rate": 0.1,
+            "min_dim_size_to_factor": 0,
+            "factored_axes": "last",
+            "multiply_by_parameter_scale": False,
+            "clipping_threshold": None,
+            "momentum": 0.9,
+            "velocity": "gradients",
+            "decay_cap": 0.9,
+        },
+    ],
+    "scale_by_factored_rms": [{"min_dim_size_to_factor": 2, "step_offset": 1}],
+    "lamb": [{"weight_decay": 0.1, "max_norm": 1.0}],
+    "lars": [
+        {"weight_decay": 0.1, "nesterov": True},
+        {"weight_decay": 0.1, "sum_of_norms": False, "eps": 0.01, "momentum": 0.5},
+    ],
+    "hyperball": [{"per": "output", "scale_steps": False}, {"radius": 2.0, "learning_rate": 0.1}],
+    "clip_per_layer": [{"uniform": False}],
+    "adaptive_grad_clip": [{"axis": 0}],
+    "add_penalty": [{"l1": 0.1, "l2": 0.1, "group_l1": 0.1, "groups": "rows"}],
+    "proximal": [
+        {"l1": 0.1, "l2": 0.1, "group_l1": 0.5},
+        {"l1": 0.0, "group_l1": 0.5, "groups": "array", "learning_rate": 0.1},
+    ],
+    "keep_params_in_box": [{"low": -0.5, "high": 0.5}],
+    "ftrl": [{"l1": 0.1, "l2": 0.1, "initial_accumulator_value": 0.1, "beta": 0.0}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from .. import maths
 from .._core.hyper import Limit, NonNegative
@@ -127,7 +128,8 @@ class AdaptiveClip(Rule):
 
     clipping: the largest share c >= 0: 0.01 in the paper.
     eps: ε >= 0, the least norm that a unit counts as, so that one of zeros can move.
-    axis: the axis or axes of the inputs, of every array; None for what axes say.
+    axis: the axis or axes of the inputs, of every array, of which one that has not these is one unit; None
+      for what axes say.
     axes: which axes are inputs, the rows, and which outputs, the columns: an `aj.MatrixAxes`, or a dict from
       patterns of paths to these; None for those of Flax and Keras, whose last axis is that of the
       outputs. For PyTorch's kernels it is `aj.MatrixAxes(rows=..., columns=0)`.
@@ -155,8 +157,9 @@ class AdaptiveClip(Rule):
         return self.axis is None
 
     def norms(self, x):
-        inputs = self.axis if self.axis is not None else -2 if x.ndim > 1 else tuple(range(x.ndim))
-        return maths.norms(x, inputs)
+        inputs = -2 if self.axis is None else self.axis
+        has = all(-x.ndim <= at < x.ndim for at in np.atleast_1d(inputs))
+        return maths.norms(x, inputs if has else tuple(range(x.ndim)))
 
     def update(self, grad, slots, param, ctx):
         limit = self.clipping * jnp.maximum(self.norms(param), self.eps)

@@ -67,7 +67,7 @@ class FactoredRms(Rule):
 
     factored: bool = True
     decay_rate: NonNegative = 0.8
-    decay_offset: NonNegative = 0.0
+    decay_offset: NonNegative = 0
     min_dim_size_to_factor: int = 128
     eps: NonNegative = 1e-30
     factored_axes: str = "largest"
@@ -187,14 +187,13 @@ def adafactor(
 ) -> Transformation:
     """Adafactor: Adam's step for the memory of a row and a column, in the units of the parameters.
 
-        ρₜ = min(10⁻², 1/√t), or η                     α = ρₜ·max(ε₂, RMS(θ))
-        V ≈ β̂ₜV + (1-β̂ₜ)(g² + ε₁),   β̂ₜ = 1 - t^(-c),   kept as its rows and columns
+        V ≈ β̂ₜV + (1-β̂ₜ)(g² + ε₁),   β̂ₜ = 1 - t^(-c),   by its rows and columns
         U = g/√V,   Û = U/max(1, RMS(U)/d)
-        θ ← θ - αÛ                                      without momentum
-        m ← γm + (1-γ)αÛ,   θ ← θ - m                   with momentum, velocity="steps"
-        m ← γm + (1-γ)Û·max(ε₂, RMS(θ)),   θ ← θ - ρₜm      with momentum, velocity="gradients"
+        θ ← θ - ρₜ·max(ε₂, RMS(θ))·Û,   ρₜ = min(10⁻², 1/√t) or η
 
-    Of an m × n matrix it keeps m + n numbers. Weight decay takes ρₜλθ or ηλθ, and stays out of the momentum.
+    Of an m × n matrix it keeps m + n numbers, of a vector V itself; see `aj.rules.FactoredRms`. With momentum
+    the last line's step, or all of it but ρₜ, is averaged: m ← γm + (1-γ)·step. Weight decay takes ρₜλθ,
+    or ηλθ, and stays out of that.
 
     What people run: T5, the schedule of the learning rate 1/√max(t, 10⁴) or 0.001 for fine-tuning,
     `decay_offset` the step where that begins. big_vision's ViTs: `multiply_by_parameter_scale=False`,

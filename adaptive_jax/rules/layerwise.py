@@ -142,26 +142,32 @@ class Centralize(Rule):
 
 @dataclass(frozen=True)
 class Hyperball(Rule):
-    """Each matrix keeps its norm: what a step changes is its direction.
+    """Each matrix keeps its norm, and each step is a share of it: last in a chain.
 
-        W ← r·(W + u)/‖W + u‖,   r = ‖W₀‖
+        W ← r·N(W + ηr·N(u)),   N(x) = x/‖x‖,   r = ‖W₀‖
 
-    It comes last in a chain, and u is the step. A matrix that starts at 0 stays free, and so do vectors.
+    u is the step of the optimizer before it, and η that one's learning rate: how far a matrix turns.
+    A matrix that starts at 0 moves by u, freely, and so do vectors.
 
     radius: the norm r > 0 of every matrix; None for that which each has at first.
     per: "matrix" for a norm of each matrix; "output" for one of each of its columns.
+    scale_steps: False for r·N(W + u): steps keep the size that they have.
     axes: which axes are those of the matrices, rows for inputs and columns for outputs: an `aj.MatrixAxes`,
       or a dict from patterns of paths to these; None for those of Flax and Keras, all but the last
       and the last. Of scanned layers, (layers, in, out), it is `aj.MatrixAxes()`.
     mask: which arrays: a tree of bools, a prefix of one, or a function of the parameters.
+    learning_rate: η >= 0; None for that of the optimizer before it in an `aj.chain`, or in its row.
     """
 
-    paper = Paper("Salimans & Kingma 2016", "https://arxiv.org/abs/1602.07868")
+    paper = Paper("Wen et al. 2026", "https://arxiv.org/abs/2606.16899")
 
     radius: NonNegative = None
     per: str = "matrix"
+    scale_steps: bool = True
     axes: Any = None
     mask: Mask = None
+    learning_rate: NonNegative = None
+    learning_rate_field = None  # It is that of the optimizer before.
     matrix = True
     takes_vectors = True
     usual_axes = OUTPUTS
@@ -171,6 +177,10 @@ class Hyperball(Rule):
     def __post_init__(self):
         super().__post_init__()
         one_of("per", self.per, ("matrix", "output"))
+
+    @property
+    def needs_learning_rate(self):
+        return self.scale_steps and self.learning_rate is None
 
     def norms(self, x):
         return norms(x, (-2, -1) if self.per == "matrix" else -2)
@@ -186,9 +196,13 @@ class Hyperball(Rule):
         if grad.ndim < 2 or not ctx.selected:
             return grad, slots
         radius = slots["radius"] if self.radius is None else self.radius
-        moved = param + grad
-        factor = jnp.where(radius > 0, ratio(radius, self.norms(moved)), 1).astype(moved.dtype)
-        return factor * moved - param, slots
+        step = grad
+        if self.scale_steps:
+            rate = ctx.learning_rate if self.learning_rate is None else self.learning_rate
+            step = step * (rate * ratio(radius, self.norms(step)))
+        moved = param + step
+        turned = moved * ratio(radius, self.norms(moved)) - param
+        return jnp.where(radius > 0, turned, grad), slots
 
 
 @preconditioner(ScaleByBlockRms)
@@ -234,20 +248,27 @@ def hyperball(
     radius: Any = None,
     *,
     per: str = "matrix",
+    scale_steps: bool = True,
     axes: Any = None,
     mask: Any = None,
+    learning_rate: Any = None,
     storage: Any = None,
 ) -> Transformation:
-    """Holds the norm of each matrix: at the end of a chain, after the learning rate.
+    """Holds the norm of each matrix, in the place of weight decay: last in a chain.
+
+    The paper has it for the hidden matrices alone: mask the embeddings and the head out.
+
+    In an `aj.chain` it knows the learning rate of the optimizer before it. Elsewhere, as in `optax.chain`
+    or after another library's optimizer, give it here too; otherwise η is 1.
 
     mask: which arrays: a tree of bools, a prefix of one, or a function of the parameters.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
-      >>> tx, kernel = aj.chain(aj.sgd(0.1), aj.hyperball()), jnp.array([[3.0], [4.0]])
+      >>> tx, kernel = aj.chain(aj.adam(0.1), aj.hyperball()), jnp.array([[3.0], [4.0]])
       >>> updates, _ = tx.update(jnp.array([[1.0], [0.0]]), tx.init(kernel), kernel)
-      >>> print(f"{jnp.linalg.norm(kernel + updates):.3f}")
-      5.000
+      >>> print(f"{jnp.linalg.norm(kernel + updates):.3f} {jnp.linalg.norm(updates):.2f}")
+      5.000 0.42
     """
     ...
 

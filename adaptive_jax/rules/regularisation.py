@@ -15,7 +15,7 @@ from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
 from .._core.views import OUTPUTS
-from ..maths import abs_squared, bounded, clamped, norms, quotient, ratio, saturated, square_root
+from ..maths import abs_squared, bounded, clamped, norms, ratio, saturated, square_root
 from ._factory import Paper, composed, preconditioner
 
 PROXIMAL = Paper("Parikh & Boyd 2014", "https://doi.org/10.1561/2400000003", "section 6.5")
@@ -165,10 +165,11 @@ def step_to(new, param):
 class Ftrl(Rule):
     """Follow the regularised leader: each coordinate's best answer to all gradients so far.
 
-        σ = (√(n + g²) - √n)/η,   n ← n + g²,   z ← z + g - σθ + ληqθ,   q = (β + √n)/η + λ₂
-        θ ← 0 where |z| <= λ₁,   -(z - λ₁ sign(z))/q elsewhere
+        z ← z + ηg - (√(n + g²) - √n)θ,   n ← n + g²,   q = β + √n + ηλ₂
+        θ ← 0 where |z| <= ηλ₁,   -(z - ηλ₁ sign(z))/q elsewhere
 
-    At first z is that of which θ is the answer: 0 for θ = 0, as in the paper, which starts there.
+    z is η times the paper's, so that η may be 0 and follow a schedule. At first it is that of which θ is
+    the answer: 0 for θ = 0, where the paper starts. With no penalty it is AdaGrad.
 
     learning_rate: η >= 0, the paper's α.
     beta: β >= 0: 1 in the paper. The first step of a coordinate is ηg/(β + |g|).
@@ -195,23 +196,21 @@ class Ftrl(Rule):
     owns_rate = True
 
     def update(self, grad, slots, param, ctx):
-        old = slots["n"]
-        n = ctx.store("n", saturated(old) + abs_squared(clamped(grad)))
+        rate, old = self.learning_rate, slots["n"]
+        square = abs_squared(clamped(grad))
+        n = ctx.store("n", saturated(old) + square)
         root, old_root = square_root(n), square_root(old)
-        first = -param * self.curvature(old_root) - self.l1 * jnp.sign(param)
+        least, l2 = rate * self.l1, rate * self.l2
+        first = -param * (self.beta + old_root + l2) - least * jnp.sign(param)
         z = jnp.where(ctx.step == 1, first, slots["z"])
-        # (√n - √n')/η as g²/((√n + √n')η), in which nothing cancels.
-        sigma = quotient(abs_squared(clamped(grad)) / (root + old_root), self.learning_rate)
-        z = z + bounded(grad) - sigma * param
+        # √n - √n' as g²/(√n + √n'), in which nothing cancels.
+        z = z + rate * bounded(grad) - square / (root + old_root) * param
+        curvature = self.beta + root + l2
         if self.weight_decay is not None and ctx.selected:
-            z = z + self.weight_decay * self.learning_rate * self.curvature(root) * param
+            z = z + rate * self.weight_decay * curvature * param
         z = ctx.store("z", z)
-        least = jnp.sign(z) * jnp.maximum(lax.abs(z) - self.l1, 0)
-        return step_to(-least / self.curvature(root), param) + 0 * grad, {"z": z, "n": n}
-
-    def curvature(self, root):
-        """q, for a √n."""
-        return (self.beta + root) / self.learning_rate + self.l2
+        new = -jnp.sign(z) * jnp.maximum(lax.abs(z) - least, 0) / curvature
+        return step_to(new, param) + 0 * grad, {"z": z, "n": n}
 
 
 @preconditioner(Penalty)
