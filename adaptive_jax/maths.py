@@ -244,7 +244,8 @@ def norm(x: jax.Array) -> jax.Array:
     largest = lax.reduce(lax.abs(x), limits.dtype.type(0), lax.max, axes)
     least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
     unit = lax.stop_gradient(lax.clamp(least, largest, most))
-    total = lax.reduce(abs_squared(quotient(x, unit)), limits.dtype.type(0), lax.add, axes)
+    # A product: of a quotient's quotient XLA makes one, whose divisor may be 0.
+    total = lax.reduce(abs_squared(scaled(x, 1 / unit)), limits.dtype.type(0), lax.add, axes)
     # For zeros, unit · √tiny is 0, with a derivative of 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
@@ -254,8 +255,9 @@ def norms(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
     limits = jnp.finfo(x.dtype)
     limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
     largest = jnp.max(lax.abs(x), axes, keepdims=True, initial=0)
-    unit = lax.stop_gradient(lax.clamp(largest.dtype.type(1 / limit), largest, largest.dtype.type(limit)))
-    total = jnp.sum(abs_squared(x / unit.astype(x.dtype)), axes, keepdims=True)
+    least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
+    unit = lax.stop_gradient(lax.clamp(least, largest, most))
+    total = jnp.sum(abs_squared(x * (1 / unit).astype(x.dtype)), axes, keepdims=True)
     return unit * lax.sqrt(lax.max(total, total.dtype.type(limits.tiny)))
 
 

@@ -88,6 +88,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
 
+OF_ALL_ARRAYS = {"adafactor", "lamb", "lars", "ftrl"}
+"""Whole optimizers whose steps are made of whole arrays, and no sum of terms of one size. rules/test_factored.py
+and rules/test_regularisation.py compare them with their references."""
+
 ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
 sign of a sum."""

@@ -252,7 +252,8 @@ def proximal(
     with its zeros. l1 alone is the lasso, with l2 the elastic net, with group_l1 the (sparse) group lasso.
 
     In an `aj.chain` it knows the learning rate of the optimizer before it. Elsewhere, as in `optax.chain`
-    or after another library's optimizer, give it here too; otherwise η is 1.
+    or after another library's optimizer, give it here too; otherwise η is 1. After a velocity, which sums
+    gradients, a step is as long as many: the minimum is that of (1-γ)λ, or of λ with `dampening=γ`.
 
     A parameter is 0 exactly wherever an update can hold -θ: in every dtype that gradients and parameters
     share, and for narrower parameters; not where gradients are float16 or bfloat16 and parameters are

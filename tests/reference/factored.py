@@ -42,9 +42,11 @@ def adafactor(
     """
     params = np.asarray(params)
     shape = params.shape
-    longest = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
-    n, m = longest if factored_axes == "largest" else range(len(shape))[-2:] or (None, None)
-    is_factored = factored and len(shape) > 1 and min(shape[n], shape[m]) >= min_dim_size_to_factor
+    axes = list(range(len(shape)))
+    if factored_axes == "largest":
+        axes.sort(key=lambda axis: shape[axis])  # Of equals, the last are taken.
+    n, m = axes[-2:] if len(shape) > 1 else (0, 0)
+    is_factored = factored and n != m and min(shape[n], shape[m]) >= min_dim_size_to_factor
     r, c, v, average_step = 0.0, 0.0, 0.0, 0.0
     updates = []
     for step, g in enumerate(gradients, start=1):

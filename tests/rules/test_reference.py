@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CATALOGUE, SETTINGS, required
+from catalogue import CATALOGUE, OF_ALL_ARRAYS, SETTINGS, required
 
 import adaptive_jax as aj
 from tests import reference
@@ -395,7 +395,7 @@ CASES += [
         **settings,
     )
     for name, algorithm in CATALOGUE.items()
-    if algorithm.whole and name not in {case.name.partition(" ")[0] for case in CASES}
+    if algorithm.whole and name not in OF_ALL_ARRAYS | {case.name.partition(" ")[0] for case in CASES}
     for settings in [
         {}, {"weight_decay": 0.3}, {"learning_rate": warmup_and_decay}, *SETTINGS.get(name, []),
     ]
