@@ -89,8 +89,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 themselves."""
 
 OF_ALL_ARRAYS = {"adafactor", "lamb", "lars", "ftrl"}
-"""Whole optimizers whose steps are made of whole arrays, and no sum of terms of one size. rules/test_factored.py
-and rules/test_regularisation.py compare them with their references."""
+"""Whole optimizers whose steps are made of whole arrays, and no sum of terms of one size.
+rules/test_factored.py and rules/test_regularisation.py compare them with their references."""
 
 ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the

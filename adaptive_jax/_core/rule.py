@@ -91,8 +91,9 @@ class Rule:
     A field annotated `Hyper`, `NonNegative`, `Fraction` or `Decay` is data: changing its value
     compiles nothing again. Every other field is static, an option that chooses code. One annotated
     `Mask` says which arrays the rule is for: what it says of each is in `ctx.selected`, and what several
-    say, as a tuple in the order of the fields. A rule knows nothing of pytrees, dtypes, schedules or storage: it sees arrays of float32 at least, and
-    hyperparameters as arrays of shape () in the same precision. Of one that is a tree, a prefix of the
+    say, as a tuple in the order of the fields. A rule knows nothing of pytrees, dtypes, schedules or
+    storage: it sees arrays of float32 at least, and hyperparameters as arrays of shape () in the same
+    precision. Of one that is a tree, a prefix of the
     parameters, each array sees its own number.
 
     Never branch in Python on a hyperparameter's value: it may be a tracer. `x is None` is fine.

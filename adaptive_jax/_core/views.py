@@ -69,8 +69,8 @@ class MatrixAxes:
             object.__setattr__(self, name, self._whole(name, None, what))
         if self.rows is ... and self.columns is ...:
             raise ValueError(
-                "rows=... and columns=... in MatrixAxes: each would be all axes but those of the other. Say "
-                "which axes one of them has."
+                "rows=... and columns=... in MatrixAxes: each would be all axes but those of the other. "
+                "Say which axes one of them has."
             )
         if self.heads is not None:
             what = "must be None, a number of matrices, 1 or more, or a pair of such, for rows and columns"

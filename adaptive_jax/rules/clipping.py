@@ -130,8 +130,8 @@ class AdaptiveClip(Rule):
     eps: ε >= 0, the least norm that a unit counts as, so that one of zeros can move.
     axis: the axis or axes of the inputs, of every array, of which one that has not these is one unit; None
       for what axes say.
-    axes: which axes are inputs, the rows, and which outputs, the columns: an `aj.MatrixAxes`, or a dict from
-      patterns of paths to these; None for those of Flax and Keras, whose last axis is that of the
+    axes: which axes are inputs, the rows, and which outputs, the columns: an `aj.MatrixAxes`, or a dict
+      from patterns of paths to these; None for those of Flax and Keras, whose last axis is that of the
       outputs. For PyTorch's kernels it is `aj.MatrixAxes(rows=..., columns=0)`.
     """
 
@@ -229,8 +229,8 @@ def adaptive_grad_clip(
 ) -> Transformation:
     """Scales the gradient of each unit to at most a share of the unit's own norm.
 
-    The paper leaves the head out: `aj.masked(aj.adaptive_grad_clip(0.01), mask)`. Where optax takes an array of
-    three axes for the heads of an attention, and one of two or four for a kernel of Flax, here the
+    The paper leaves the head out: `aj.masked(aj.adaptive_grad_clip(0.01), mask)`. Where optax takes an array
+    of three axes for the heads of an attention, and one of two or four for a kernel of Flax, here the
     last axis is the outputs' in all of them: `axes` says of attention what else there is.
 
     Example:

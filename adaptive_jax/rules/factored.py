@@ -23,7 +23,6 @@ from ..maths import (
     ema,
     least_denominator,
     quotient,
-    root_mean_square,
 )
 from ..schedules import relative_step_schedule
 from ._descent import VELOCITIES, _decay
@@ -83,15 +82,25 @@ class FactoredRms(Rule):
         """The axes of rows and of columns; None for an array that is not factored."""
         if not self.factored or len(shape) < 2:
             return None
-        in_order = np.argsort(shape, kind="stable") if self.factored_axes == "largest" else range(len(shape))
+        in_order = (
+            np.argsort(shape, kind="stable")
+            if self.factored_axes == "largest"
+            else range(len(shape))
+        )
         rows, columns = map(int, in_order[-2:])
-        return None if min(shape[rows], shape[columns]) < self.min_dim_size_to_factor else (rows, columns)
+        return (
+            None
+            if min(shape[rows], shape[columns]) < self.min_dim_size_to_factor
+            else (rows, columns)
+        )
 
     @property
     def slots(self):
         def without(place):
             return lambda shape: (
-                (1,) if (axes := self.axes(shape)) is None else tuple(np.delete(shape, axes[place]).tolist())
+                (1,)
+                if (axes := self.axes(shape)) is None
+                else tuple(np.delete(shape, axes[place]).tolist())
             )
 
         return {
@@ -191,9 +200,9 @@ def adafactor(
         U = g/√V,   Û = U/max(1, RMS(U)/d)
         θ ← θ - ρₜ·max(ε₂, RMS(θ))·Û,   ρₜ = min(10⁻², 1/√t) or η
 
-    Of an m × n matrix it keeps m + n numbers, of a vector V itself; see `aj.rules.FactoredRms`. With momentum
-    the last line's step, or all of it but ρₜ, is averaged: m ← γm + (1-γ)·step. Weight decay takes ρₜλθ,
-    or ηλθ, and stays out of that.
+    Of an m × n matrix it keeps m + n numbers, of a vector V itself; see `aj.rules.FactoredRms`. With
+    momentum the last line's step, or all of it but ρₜ, is averaged: m ← γm + (1-γ)·step. Weight decay
+    takes ρₜλθ, or ηλθ, and stays out of that.
 
     What people run: T5, the schedule of the learning rate 1/√max(t, 10⁴) or 0.001 for fine-tuning,
     `decay_offset` the step where that begins. big_vision's ViTs: `multiply_by_parameter_scale=False`,
@@ -201,8 +210,8 @@ def adafactor(
     `decay_cap=0.999`, `min_dim_size_to_factor=32`. PyTorch and Keras factor the last two axes of every
     array with two or more: `factored_axes="last"`, `min_dim_size_to_factor=0`.
 
-    In optax, `learning_rate=None` is no relative step: ρ is 1, and a step moves by all of RMS(θ). Its weight
-    decay is not multiplied by the learning rate.
+    In optax, `learning_rate=None` is no relative step: ρ is 1, and a step moves by all of RMS(θ). Its
+    weight decay is not multiplied by the learning rate.
 
     learning_rate: η >= 0 in the place of ρₜ; None for the relative step, the schedule
       `aj.schedules.relative_step_schedule()`.
@@ -226,7 +235,13 @@ def adafactor(
     rate = relative_step_schedule() if learning_rate is None else learning_rate
     rules: list[Rule] = [
         FactoredRms(
-            factored, decay_rate, decay_offset, min_dim_size_to_factor, eps, factored_axes, decay_cap
+            factored,
+            decay_rate,
+            decay_offset,
+            min_dim_size_to_factor,
+            eps,
+            factored_axes,
+            decay_cap,
         )
     ]
     if clipping_threshold is not None:
@@ -237,12 +252,13 @@ def adafactor(
         rules += [LearningRate(rate), *scale, *average]
     else:
         rules += [*scale, *average, LearningRate(rate)]
-    decay = _decay(adafactor, weight_decay, mask, learning_rate=rate)
+    decay = none_if_zero(weight_decay)
+    last = () if decay is None else _decay(adafactor, decay, mask, learning_rate=rate)
     options: dict[str, Any] = {} if velocity == "steps" else {"velocity": velocity}
     if not multiply_by_parameter_scale:
         options["multiply_by_parameter_scale"] = False
     storage = named.with_dtype(storage, "ema", dtype_momentum) if average else storage
-    return build(adafactor, *rules, *decay, Identity(), storage=storage, **options)
+    return build(adafactor, *rules, *last, Identity(), storage=storage, **options)
 
 
 adafactor.fields = {"clipping_threshold": "threshold", "momentum": "Ema.decay"}  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._core.arguments import one_of
-from .._core.hyper import Limit, NonNegative, none_if_zero
+from .._core.hyper import NonNegative, none_if_zero
 from .._core.mask import Mask
 from .._core.rule import Rule, Slot
 from .._core.transform import build
@@ -19,7 +19,7 @@ from ._descent import _decay
 from ._factory import Paper, composed, preconditioner
 from .adam import Adam
 from .momentum import Trace
-from .scaling import LearningRate, WeightDecay
+from .scaling import LearningRate
 
 LARS = Paper("You, Gitman & Ginsburg 2017", "https://arxiv.org/abs/1708.03888")
 LAMB = Paper("You et al. 2020", "https://arxiv.org/abs/1904.00962", "algorithm 2")
@@ -54,8 +54,8 @@ class TrustRatio(Rule):
     min_norm: the least norm l >= 0 that the parameters, and d, count as.
     trust_coefficient: c >= 0.
     eps: ε >= 0, added to ‖d‖.
-    max_norm: the largest norm h that the parameters count as: 10 in the authors' code of LAMB; infinite
-      for no limit.
+    max_norm: the largest norm h that the parameters count as: 10 in the authors' code of LAMB; None for no
+      limit.
     mask: which arrays: a tree of bools, a prefix of one, or a function of the parameters.
     """
 
@@ -64,7 +64,7 @@ class TrustRatio(Rule):
     min_norm: NonNegative = 0.0
     trust_coefficient: NonNegative = 1.0
     eps: NonNegative = 0.0
-    max_norm: Limit = float("inf")
+    max_norm: NonNegative = None
     mask: Mask = None
     needs_params = True
     state_is_masked = True
@@ -122,8 +122,8 @@ class Centralize(Rule):
 
     Vectors stay as they are.
 
-    axes: which axes are inputs, the rows, and which outputs, the columns: an `aj.MatrixAxes`, or a dict from
-      patterns of paths to these; None for those of Flax and Keras, whose last axis is that of the
+    axes: which axes are inputs, the rows, and which outputs, the columns: an `aj.MatrixAxes`, or a dict
+      from patterns of paths to these; None for those of Flax and Keras, whose last axis is that of the
       outputs. For PyTorch's kernels it is `aj.MatrixAxes(rows=..., columns=0)`.
     """
 
@@ -217,7 +217,7 @@ def scale_by_trust_ratio(
     trust_coefficient: Any = 1.0,
     eps: Any = 0.0,
     *,
-    max_norm: Any = float("inf"),
+    max_norm: Any = None,
     mask: Any = None,
 ) -> Transformation:
     """Gives the updates of each array the norm of its parameters.
@@ -283,7 +283,7 @@ def lamb(
     weight_decay: Any = 0.0,
     mask: Any = None,
     *,
-    max_norm: Any = float("inf"),
+    max_norm: Any = None,
     storage: Any = None,
 ) -> Transformation:
     """LAMB: Adam for large batches, each array's step as long as η times the array.
@@ -294,8 +294,8 @@ def lamb(
     Where ‖θ‖ or ‖u‖ is 0, it is θ - ηu. The weight decay is inside the norm, so that alone it
     shrinks an array by η of it whatever λ is; PyTorch Image Models and Keras have other ways.
 
-    max_norm: the largest norm that the parameters count as in φ: 10 in the authors' code; infinite
-      for no limit.
+    max_norm: the largest norm that the parameters count as in φ: 10 in the authors' code; None for no
+      limit.
 
     Example:
       >>> import adaptive_jax as aj

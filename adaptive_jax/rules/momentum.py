@@ -85,7 +85,9 @@ class Ema(Rule):
 
     def update(self, grad, slots, param, ctx):
         average = ctx.store("ema", maths.ema(grad, slots["ema"], self.decay))
-        direction = quotient(average, bias_correction(self.decay, ctx.step)) if self.debias else average
+        direction = (
+            quotient(average, bias_correction(self.decay, ctx.step)) if self.debias else average
+        )
         return direction, {"ema": average}
 
 

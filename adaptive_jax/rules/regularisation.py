@@ -1,4 +1,4 @@
-"""Regularisation under one vocabulary, for any optimizer: penalties, proximal steps, constraints, and FTRL."""
+"""Regularisation for any optimizer, in one vocabulary: penalties, proximal steps, bounds, and FTRL."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Penalty(Rule):
     l1: λ₁ >= 0, of the sum λ₁Σ|θ|; 0 or None for none.
     l2: λ₂ >= 0, of half the sum of squares (λ₂/2)Σθ²; None for none.
     group_l1: λ_g >= 0, of the sum of the norms of the groups, λ_gΣ‖θ_group‖; None for none.
-    groups: "columns" for a group of what makes one output, "rows" for one of what one input is for, or "array"
-      for one of all numbers of an array. In a vector, a column or a row is one number.
+    groups: "columns" for a group of what makes one output, "rows" for one of what one input is for, or
+      "array" for one of all numbers of an array. In a vector, a column or a row is one number.
     axes: which axes are rows, the inputs, and which columns, the outputs: an `aj.MatrixAxes`, or a dict
       from patterns of paths to these; None for those of Flax and Keras, whose last axis is that of
       the outputs. For PyTorch's kernels it is `aj.MatrixAxes(rows=..., columns=0)`.
@@ -58,8 +58,8 @@ class Penalty(Rule):
         one_of("groups", self.groups, ("columns", "rows", "array"))
         if self.axes is not None and not self.matrix:
             raise ValueError(
-                f"axes={self.axes!r} in {type(self).__name__} say what rows and columns are, and it has no such "
-                'groups: give group_l1 and groups="columns" or "rows".'
+                f"axes={self.axes!r} in {type(self).__name__} say what rows and columns are, and it has no "
+                'such groups: give group_l1 and groups="columns" or "rows".'
             )
 
     @property
@@ -103,7 +103,9 @@ class Proximal(Penalty):
     paper = PROXIMAL
 
     learning_rate: NonNegative = None
-    learning_rate_field = None  # It is that of the optimizer before: the step has been multiplied by it.
+    learning_rate_field = (
+        None  # It is that of the optimizer before: the step has been multiplied by it.
+    )
     owns_rate = True
 
     @property
@@ -157,7 +159,7 @@ class Box(Rule):
 
 
 def step_to(new, param):
-    """The step from a parameter to its new value: exactly -θ to 0, so that θ - θ is 0 in every precision."""
+    """The step from a parameter to its new value: exactly -θ to 0, and θ - θ is 0 in every precision."""
     return jnp.where(new == 0, -param, new - param)
 
 
@@ -317,8 +319,8 @@ def ftrl(
 ) -> Transformation:
     """FTRL-Proximal: AdaGrad's rates, and exact zeros with l1, for sparse linear models.
 
-    Keras takes twice its own l2, starts with n = 0.1 and, whatever the parameters are at first, with z = 0: its
-    first step moves all of them close to 0.
+    Keras takes twice its own l2, starts with n = 0.1 and, whatever the parameters are at first, with z = 0:
+    its first step moves all of them close to 0.
 
     weight_decay: the decoupled weight decay λ, >= 0: it stays in z, or the next step would undo it.
 

@@ -159,8 +159,8 @@ def _check_rates_are_known(members: Sequence[Any]) -> None:
         known = [rule for each in members[start:place] for rule in data_of(each).rules]
         if start and not any(map(has_rate, known)):
             raise ValueError(
-                f"{member!r} needs the learning rate of what is before it in the chain, and cannot see that "
-                f"of {data_of(members[start - 1])!r}: give it here too, as learning_rate=…."
+                f"{member!r} needs the learning rate of what is before it in the chain, and cannot see "
+                f"that of {data_of(members[start - 1])!r}: give it here too, as learning_rate=…."
             )
 
 

@@ -92,9 +92,9 @@ def in_keras(optimizer, gradients, params):
     optimizer.build([variable])
     updates = []
     for gradient in gradients:
-        before = np.array(variable)
+        before = np.array(variable.value)
         optimizer.apply([keras.ops.convert_to_tensor(np.asarray(gradient))], [variable])
-        updates.append(np.array(variable) - before)
+        updates.append(np.array(variable.value) - before)
     return updates, sum(int(np.prod(x.shape)) for x in optimizer.variables)
 
 
@@ -112,15 +112,15 @@ def adafactor_of_keras():
 DEPARTURES = [
     Departure("scale_by_factored_rms", "optax", AGREES, factored_rms_of_optax),
     Departure(
-        "adafactor", "optax", "learning_rate=None is no relative step: ρ = 1, a step of 100 % of RMS(θ)",
+        "adafactor", "optax", "learning_rate=None is no relative step: ρ = 1, a step of RMS(θ)",
         relative_step_of_optax,
     ),
     Departure(
-        "adafactor", "optax", "the weight decay is not multiplied by the learning rate", weight_decay_of_optax
+        "adafactor", "optax", "its weight decay is not times the learning rate", weight_decay_of_optax
     ),
     Departure("adafactor", "torch", "always min(η, 1/√t) for η, fixed rates too", rate_in_torch, slow=True),
     Departure(
-        "adafactor", "torch", "ε₁ is the epsilon of the dtype, as a bound √V ≥ ε₁: small gradients make small steps",
+        "adafactor", "torch", "ε₁ is the epsilon of the dtype, and √V ≥ ε₁: small steps of small gradients",
         eps_in_torch, slow=True,
     ),
     Departure(

@@ -13,7 +13,9 @@ from .row import AGREES, Departure, apart, updates_of
 
 
 def lamb_of_optax():
-    ours, theirs = (updates_of(x.lamb(0.1, weight_decay=0.1), GRADIENTS, PARAMS) for x in (aj, optax))
+    ours, theirs = (
+        updates_of(x.lamb(0.1, weight_decay=0.1), GRADIENTS, PARAMS) for x in (aj, optax)
+    )
     assert apart(ours, theirs) < 3e-5, "1 - 0.999 in float32"
 
 
@@ -41,7 +43,8 @@ def lars_of_optax():
 def trust_ratio_of_optax():
     for settings in ({}, {"min_norm": 3.0, "trust_coefficient": 0.1, "eps": 0.1}):
         ours, theirs = (
-            updates_of(x.scale_by_trust_ratio(**settings), 1e-2 * GRADIENTS, PARAMS) for x in (aj, optax)
+            updates_of(x.scale_by_trust_ratio(**settings), 1e-2 * GRADIENTS, PARAMS)
+            for x in (aj, optax)
         )
         assert apart(ours, theirs) < 2e-6
 
@@ -73,21 +76,23 @@ def adaptive_grad_clip_of_optax():
 
 def block_rms_of_optax():
     for name, argument in (("clip_by_block_rms", 0.5), ("scale_by_param_block_rms", 1e-3)):
-        ours, theirs = (updates_of(getattr(x, name)(argument), GRADIENTS, PARAMS) for x in (aj, optax))
+        ours, theirs = (
+            updates_of(getattr(x, name)(argument), GRADIENTS, PARAMS) for x in (aj, optax)
+        )
         assert apart(ours, theirs) < 2e-6
 
 
 DEPARTURES = [
     Departure("lamb", "optax", AGREES, lamb_of_optax),
-    Departure("lamb", "keras", "the weight decay is outside the norm, and before it; ε is 10⁻⁷", lamb_of_keras, slow=True),
-    Departure("lars", "optax", "‖g + λθ‖ in the denominator, where the paper has ‖g‖ + λ‖θ‖", lars_of_optax),
+    Departure("lamb", "keras", "the weight decay is outside the norm; ε is 10⁻⁷", lamb_of_keras, slow=True),
+    Departure("lars", "optax", "‖g + λθ‖ in the denominator in place of ‖g‖ + λ‖θ‖", lars_of_optax),
     Departure("scale_by_trust_ratio", "optax", AGREES, trust_ratio_of_optax),
     Departure(
-        "centralize", "optax", "takes the mean over the outputs of a kernel of Flax, whose axes are those of PyTorch",
+        "centralize", "optax", "takes kernels for those of PyTorch: of Flax's, the mean over outputs",
         centralize_of_optax,
     ),
     Departure(
-        "adaptive_grad_clip", "optax", "takes a kernel of three axes, of a convolution in one dimension, for heads",
+        "adaptive_grad_clip", "optax", "takes the kernel of a convolution in one dimension for heads",
         adaptive_grad_clip_of_optax,
     ),
     Departure("clip_by_block_rms", "optax", AGREES, block_rms_of_optax),

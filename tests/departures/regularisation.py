@@ -40,7 +40,7 @@ def nonnegative_of_optax():
 
 DEPARTURES = [
     Departure(
-        "ftrl", "keras", "starts with z = 0 wherever the parameters are: the first step moves them to 0; takes l2 twice",
+        "ftrl", "keras", "starts with z = 0: the first step moves parameters to 0; takes l2 twice",
         ftrl_of_keras, slow=True,
     ),
     Departure("keep_params_nonnegative", "optax", AGREES, nonnegative_of_optax),

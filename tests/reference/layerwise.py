@@ -21,7 +21,7 @@ def lamb(
     eps_root=0.0,
     weight_decay=0.0,
     *,
-    max_norm=np.inf,
+    max_norm=None,
 ):
     """You et al. (2020), algorithm 2, for one layer:
 
@@ -39,7 +39,8 @@ def lamb(
         m_hat, v_hat = m / weights[0], v / weights[1]
         r = m_hat / (np.sqrt(v_hat + at(eps_root, step)) + at(eps, step))
         u = r + at(weight_decay, step) * params
-        phi, size = min(norm(params), max_norm), norm(u)
+        phi = norm(params) if max_norm is None else min(norm(params), max_norm)
+        size = norm(u)
         ratio = phi / size if phi > 0 and size > 0 else 1.0
         update = -at(learning_rate, step) * ratio * u
         params = params + update
@@ -70,8 +71,12 @@ def lars(
         d = g + beta * params
         size = norm(g) + beta * norm(params) if sum_of_norms else norm(d)
         is_known = norm(params) > 0 and size > 0
-        local = at(trust_coefficient, step) * norm(params) / (size + at(eps, step)) if is_known else 1.0
-        v, distance = heavy_ball(v, at(learning_rate, step) * local * d, at(momentum, step), nesterov)
+        local = (
+            at(trust_coefficient, step) * norm(params) / (size + at(eps, step)) if is_known else 1.0
+        )
+        v, distance = heavy_ball(
+            v, at(learning_rate, step) * local * d, at(momentum, step), nesterov
+        )
         updates.append(-distance)
         params = params - distance
     return np.stack(updates)

@@ -1,4 +1,4 @@
-"""Adafactor, LAMB and LARS: against their papers, of arrays of every kind, and numbers that others publish."""
+"""Adafactor, LAMB, LARS and their pieces: the papers, arrays of every kind, and numbers of others."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_follows_the_paper(case, dtype):
     axes = tuple(range(1, actual.ndim))
     size = np.abs(expected).max(axes, keepdims=True)
     error = np.abs(actual - expected) / np.where(size > 0, size, 1)
-    assert error.max() <= TOLERANCE[dtype], f"{error.max():.3g} in step {error.max(axes).argmax() + 1}"
+    assert error.max() <= TOLERANCE[dtype], (
+        f"{error.max():.3g} in step {error.max(axes).argmax() + 1}"
+    )
     if not {"momentum", "weight_decay"} & {*settings} and name == "adafactor":
         size = np.abs(expected)  # Nothing is added up: each number by itself.
         error = np.abs(actual - expected) / np.where(size > 0, size, 1)
@@ -135,7 +137,9 @@ def test_adafactor_of_squares_of_rank_one_is_rmsprop():
     shared = {"learning_rate": 0.1}
     plain = {"clipping_threshold": None, "multiply_by_parameter_scale": False}
     ours = aj.adafactor(min_dim_size_to_factor=0, **plain, **shared)
-    root = aj.rmsprop(decay=lambda count: 1 - (count.astype(jnp.float32) + 1) ** -0.8, eps=1e-30, **shared)
+    root = aj.rmsprop(
+        decay=lambda count: 1 - (count.astype(jnp.float32) + 1) ** -0.8, eps=1e-30, **shared
+    )
     params = jnp.zeros((30, 8, 6))
     both = [updates_of(tx, gradients, params, "float32") for tx in (ours, root)]
     np.testing.assert_allclose(*both, rtol=2e-5)
@@ -167,15 +171,21 @@ def test_numbers_of_keras():
         lambda count: jnp.minimum(0.5, 1 / jnp.sqrt(count.astype(jnp.float32) + 1)),
         decay_rate=0.65, eps=1e-15, min_scale=1e-4, clipping_threshold=0.9,
     )  # fmt: skip
-    of_adafactor = [(0.55, 0.55), (0.3031, 0.3024), (0.1671, 0.1663), (0.0923, 0.0914), (0.0554, 0.0545)]
+    of_adafactor = [
+        (0.55, 0.55),
+        (0.3031, 0.3024),
+        (0.1671, 0.1663),
+        (0.0923, 0.0914),
+        (0.0554, 0.0545),
+    ]
     of_lamb = [(x, x) for x in (0.999, 0.9982, 0.9974, 0.9965, 0.9955)]
     lamb = aj.lamb(0.001, eps=1e-7)  # Keras itself is 2.6e-4 away from its numbers.
-    for tx, golden, atol in ((tx, of_adafactor, 1e-4), (lamb, of_lamb, 7e-4)):
+    for each, golden, atol in ((tx, of_adafactor, 1e-4), (lamb, of_lamb, 7e-4)):
         params = jnp.ones(10)
-        state = tx.init(params)
+        state = each.init(params)
         for step, ends in enumerate(golden):
             gradients = jnp.full(10, 0.01) if step == 0 else jnp.arange(0.1, 1.05, 0.1)
-            updates, state = tx.update(gradients, state, params)
+            updates, state = each.update(gradients, state, params)
             params = params + updates
             np.testing.assert_allclose(params[jnp.array([0, -1])], ends, atol=atol)
 
@@ -186,7 +196,10 @@ def test_a_step_of_lamb_is_as_long_as_the_rate_of_the_array():
     tx, step = aj.lamb(0.01, weight_decay=0.1), 0
     state = tx.init(params)
     for step in range(3):
-        grads = {"w": jnp.asarray(gradients[step], jnp.float32), "b": jnp.asarray(gradients[step, 0], jnp.float32)}
+        grads = {
+            "w": jnp.asarray(gradients[step], jnp.float32),
+            "b": jnp.asarray(gradients[step, 0], jnp.float32),
+        }
         updates, state = tx.update(grads, state, params)
         for name, param in params.items():
             length = jnp.linalg.norm(updates[name]) / jnp.linalg.norm(param)
@@ -265,14 +278,19 @@ def test_units_are_the_same_in_every_layout(factory, settings):
     by_path = update({"conv": TORCH}, lambda x: x.transpose(3, 2, 0, 1))
     np.testing.assert_array_equal(by_path, torch)
     layers = update(aj.MatrixAxes(), lambda x: x[0])  # 5 matrices
-    each = [factory(**settings).update(g, (), p)[0] for g, p in zip(gradients[0], KERNEL[0], strict=True)]
+    each = [
+        factory(**settings).update(g, (), p)[0]
+        for g, p in zip(gradients[0], KERNEL[0], strict=True)
+    ]
     np.testing.assert_allclose(layers, jnp.stack(each), rtol=2e-6, atol=1e-7)
 
 
 def test_centralized_gradients_have_no_mean_over_inputs():
     updates, _ = aj.centralize().update({"w": KERNEL, "b": jnp.arange(6.0)}, (), None)
     np.testing.assert_allclose(updates["w"].mean((0, 1, 2)), 0.0, atol=1e-6)
-    np.testing.assert_allclose(updates["w"] - KERNEL, -jnp.broadcast_to(KERNEL.mean((0, 1, 2)), KERNEL.shape), atol=1e-6)
+    np.testing.assert_allclose(
+        updates["w"] - KERNEL, -jnp.broadcast_to(KERNEL.mean((0, 1, 2)), KERNEL.shape), atol=1e-6
+    )
     np.testing.assert_array_equal(updates["b"], jnp.arange(6.0))
 
 
@@ -300,7 +318,9 @@ def test_clipping_per_layer_shares_one_norm():
 
 
 def test_block_rms():
-    updates, _ = aj.clip_by_block_rms(0.5).update({"a": jnp.array([3.0, -4.0]), "b": jnp.full(3, 0.1)}, ())
+    updates, _ = aj.clip_by_block_rms(0.5).update(
+        {"a": jnp.array([3.0, -4.0]), "b": jnp.full(3, 0.1)}, ()
+    )
     np.testing.assert_allclose(jnp.sqrt(jnp.mean(updates["a"] ** 2)), 0.5, rtol=1e-6)
     np.testing.assert_array_equal(updates["b"], jnp.full(3, 0.1))
 

@@ -109,7 +109,10 @@ def test_ftrl_finds_the_support(regression):
             updates, state = tx.update(gradient, state, params)
             return (params + updates, state), None
 
-        samples = jnp.asarray(np.tile(x, (5, 1)), jnp.float32), jnp.asarray(np.tile(y, 5), jnp.float32)
+        samples = (
+            jnp.asarray(np.tile(x, (5, 1)), jnp.float32),
+            jnp.asarray(np.tile(y, 5), jnp.float32),
+        )
         return jax.lax.scan(step, (params, tx.init(params)), samples)[0][0]
 
     assert set(np.flatnonzero(run(params))) == set(SUPPORT)
@@ -230,7 +233,9 @@ def test_the_learning_rate_is_that_of_the_chain():
 @pytest.mark.parametrize("rule", [aj.proximal(1.0), aj.hyperball()])
 def test_a_learning_rate_that_is_not_known_is_asked_for(rule):
     for member in (optax.adam(0.1), aj.masked(aj.adam(0.1), lambda params: True)):
-        with pytest.raises(ValueError, match=r"needs the learning rate of what is before it.*learning_rate="):
+        with pytest.raises(
+            ValueError, match=r"needs the learning rate of what is before it.*learning_rate="
+        ):
             aj.chain(member, rule)
     given = aj.chain(optax.sgd(0.1), aj.proximal(1.0, learning_rate=0.1))
     np.testing.assert_allclose(one_step(given, jnp.full(3, 0.5), jnp.zeros(3)), 0.4, rtol=1e-6)
@@ -249,7 +254,10 @@ def test_bounds():
         np.testing.assert_array_equal(x.astype(jnp.float32), y.astype(jnp.float32))
         assert (x >= 0).all()
     np.testing.assert_allclose(ours["w"], [0, 0.7, 0, 0], rtol=1e-6)
-    boxed = aj.chain(aj.sgd(1.0), aj.keep_params_in_box(-0.5, {"w": 0.5, "low": 2.5}, mask={"w": True, "low": False}))
+    boxed = aj.chain(
+        aj.sgd(1.0),
+        aj.keep_params_in_box(-0.5, {"w": 0.5, "low": 2.5}, mask={"w": True, "low": False}),
+    )
     new = one_step(boxed, params, gradients)
     np.testing.assert_array_equal(new["w"], -0.5)
     np.testing.assert_array_equal(new["low"].astype(jnp.float32), [-2.90625, -1.0])
@@ -262,7 +270,10 @@ def test_bounds():
         {},
         {"l1": 0.3, "l2": 0.2, "beta": 0.0, "initial_accumulator_value": 0.1},
         {"l1": 0.3, "weight_decay": 0.3, "beta": 0.5},
-        {"learning_rate": lambda count: 0.1 * 0.99 ** count.astype(jnp.result_type(float)), "l1": 0.3},
+        {
+            "learning_rate": lambda count: 0.1 * 0.99 ** count.astype(jnp.result_type(float)),
+            "l1": 0.3,
+        },
     ],
 )
 def test_ftrl_follows_the_paper(settings, dtype):
@@ -273,7 +284,10 @@ def test_ftrl_follows_the_paper(settings, dtype):
     first = first.astype(dtype).astype(np.float64)
     settings = {"learning_rate": 0.1} | settings
     with jax.enable_x64(dtype == "float64"):
-        values = {k: np.asarray(jax.vmap(x)(jnp.arange(200)), np.float64) if callable(x) else x for k, x in settings.items()}
+        values = {
+            k: np.asarray(jax.vmap(x)(jnp.arange(200)), np.float64) if callable(x) else x
+            for k, x in settings.items()
+        }
         expected = reference.ftrl(gradients, first, **values)
         params = np.cumsum(np.concatenate([first[None], expected]), axis=0)
         tx = aj.ftrl(**settings)
@@ -303,7 +317,9 @@ def test_ftrl_starts_where_the_parameters_are():
 
 
 def test_sparsity_is_measured():
-    tx = aj.diagnose(aj.chain(aj.sgd(0.1), aj.proximal(10.0)), ("sparsity",), group_by=lambda path: "all")
+    tx = aj.diagnose(
+        aj.chain(aj.sgd(0.1), aj.proximal(10.0)), ("sparsity",), group_by=lambda path: "all"
+    )
     params = {"w": jnp.array([0.5, 3.0, -0.5]), "b": jnp.array([2.0])}
     zeros = jax.tree.map(jnp.zeros_like, params)
     _, state = tx.update(zeros, tx.init(params), params)
@@ -315,7 +331,7 @@ def test_mistakes_are_named():
         aj.proximal(0.1, group_l1=0.1, groups="units")
     with pytest.raises(ValueError, match="it has no such groups: give group_l1"):
         aj.add_penalty(0.1, axes=aj.MatrixAxes())
-    with pytest.raises(ValueError, match="l1=-0.1 is out of range"):
+    with pytest.raises(ValueError, match=r"l1=-0\.1 is out of range"):
         aj.proximal(-0.1)
     with pytest.raises(ValueError, match=r"rows=\.\.\. and columns=\.\.\. in MatrixAxes"):
         aj.MatrixAxes(rows=..., columns=...)
