@@ -62,17 +62,17 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         ", ".join(pieces),
         equation.replace("|", "\\|"),
         "; ".join(", ".join(filter(None, (f"[{x.authors}]({x.link})", x.part))) for x in papers),
-        str(4 * numbers_kept(rule)),
+        str(4 * sum(map(numbers_kept, (rule, *algorithm.also * (not which))))),
     ]
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
     """The equation in a line, and what the options make of it."""
-    function = inspect.unwrap(algorithm.factory)
     # Of one that puts several rules together, what it does is no equation of one of them.
-    composes = bool(documentation.equation_of(function)) and not algorithm.variants
-    source = function if composes or not algorithm.whole else rule
+    function = inspect.unwrap(algorithm.factory)
+    composes = algorithm.also or (documentation.equation_of(function) and not algorithm.variants)
+    source = rule if algorithm.whole and not composes else function
     found = documentation.equation_of(source) or documentation.equation_of(rule)
     parts = [", ".join(re.sub(r" {2,}", " ", line.strip()) for line in found.splitlines())]
     described = documentation.meanings_of(rule)

@@ -66,7 +66,7 @@ def descend(
     last: rules after the learning rate.
     """
     first = direction if isinstance(direction, tuple) else (direction,)
-    decay = _decay(factory, weight_decay, mask, decays)
+    decay = decays_by(factory, weight_decay, mask, decays)
     return build(
         factory, *first, *decay, LearningRate(learning_rate), *last, storage=storage, **options
     )
@@ -87,21 +87,24 @@ def descend_with_velocity(
     first = () if direction is None else (direction,)
     rate = LearningRate(learning_rate)
     if not of_steps:
-        rest = (trace, *_decay(factory, weight_decay, mask), rate)
+        rest = (trace, *decays_by(factory, weight_decay, mask), rate)
     else:  # The decay stays out of the velocity, and so comes after the learning rate.
-        decay = _decay(factory, weight_decay, mask, learning_rate=learning_rate)
+        decay = decays_by(factory, weight_decay, mask, learning_rate=learning_rate)
         rest = (rate, trace, *decay)
     return build(factory, *first, *rest, storage=storage, **options)
 
 
-def _decay(
+def decays_by(
     factory: Callable[..., Transformation],
     weight_decay: Any,
     mask: Any,
     always: bool = False,
     learning_rate: Any = None,
 ) -> tuple[Rule, ...]:
-    """The rule that decays weights, if one is needed."""
+    """The rule that decays weights, if one is needed.
+
+    learning_rate: where it stands behind what made steps of directions.
+    """
     weight_decay = none_if_zero(weight_decay)
     # The rule alone takes negative numbers too, as optax's does.
     hyper.checked(factory.__name__, "weight_decay", weight_decay, hyper.Interval(0.0))

@@ -59,6 +59,7 @@ class Algorithm:
     rule: its direction, unless it is one of the variants.
     papers: whose work it is.
     variants: from the arguments that choose another rule, as in "centered=True", to that rule.
+    also: rules that stand behind the first one.
     """
 
     name: str
@@ -66,11 +67,12 @@ class Algorithm:
     rule: type[Rule]
     papers: tuple[Paper, ...]
     variants: Mapping[str, type[Rule]]
+    also: tuple[type[Rule], ...] = ()
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole optimizer, and no piece for a chain: all of these decay weights."""
-        return {"learning_rate", "weight_decay", "mask"} <= {*self.parameters}
+        """Whether it is a whole optimizer, and no piece for a chain: all of these take as much."""
+        return {"learning_rate", "weight_decay", "mask", "storage"} <= {*self.parameters}
 
     @property
     def year(self) -> int:
@@ -85,7 +87,7 @@ class Algorithm:
     @property
     def meanings(self) -> dict[str, str]:
         """What its arguments mean: by its own docstring, or its rules', or everywhere."""
-        rules = [*self.variants.values(), self.rule]
+        rules = [*self.also, *self.variants.values(), self.rule]
         own = meanings_of(inspect.unwrap(self.factory))
         return {**SHARED, **{k: v for rule in rules for k, v in meanings(rule).items()}, **own}
 
@@ -132,6 +134,7 @@ def composed(
     rule: type[Rule],
     *,
     variants: Mapping[str, type[Rule]] | None = None,
+    also: tuple[type[Rule], ...] = (),
     paper: Any = OF_THE_RULE,
     **differences: Any,
 ) -> Callable[[Factory], Factory]:
@@ -140,10 +143,17 @@ def composed(
     Arguments that no rule has are described in its docstring, in lines `name: meaning`.
 
     variants: from the arguments that choose another rule, as in "centered=True", to that rule.
+    also: rules that stand behind the first one, whose fields are arguments too.
     """
     check_rule("composed", rule)
     return lambda function: listed(
-        function, rule, None, variants=variants or {}, paper=paper, differences=differences
+        function,
+        rule,
+        None,
+        variants=variants or {},
+        also=also,
+        paper=paper,
+        differences=differences,
     )
 
 
@@ -153,6 +163,7 @@ def listed(
     make: Callable[[Any, Mapping[str, Any]], Transformation] | None,
     *,
     variants: Mapping[str, type[Rule]] = {},  # It is only read.
+    also: tuple[type[Rule], ...] = (),
     paper: Any = OF_THE_RULE,
     differences: Mapping[str, Any],
     uses: tuple[str, ...] = (),
@@ -180,9 +191,9 @@ def listed(
         made = function(*args, **kwargs)  # Of a stub, Python's own words for what does not fit.
         return made if make is None else make(factory, {**defaults, **given})
 
-    rules = (rule, *variants.values())
+    rules = (rule, *variants.values(), *also)
     papers = _papers(name, rule, paper)
-    algorithm = Algorithm(name, factory, rule, papers, variants)
+    algorithm = Algorithm(name, factory, rule, papers, variants, also)
     if name in CATALOGUE and CATALOGUE[name].factory.__module__ != function.__module__:
         raise TypeError(
             f"{name}: both {CATALOGUE[name].factory.__module__} and {function.__module__} define it. "
@@ -366,7 +377,7 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
     said = [text for text in texts if not text.startswith(elsewhere)]
     papers = [*algorithm.papers, *(p for r in others for p in _papers("", r, OF_THE_RULE))]
     source = "; ".join(dict.fromkeys(map(str, papers))) + ". " if papers else ""
-    states = [f"State: {_state(rule)}"] + [
+    states = [f"State: {_state(rule, *algorithm.also)}"] + [
         f"with {which} {_state(variant)}"
         for which, variant in algorithm.variants.items()
         if numbers_kept(variant) != numbers_kept(rule)
@@ -376,10 +387,11 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
     return "\n\n".join([head, equation, source, *said, *(example or [_example(algorithm)])])
 
 
-def _state(rule: type[Rule]) -> str:
-    """What a rule keeps."""
-    number = ("none", "one", "two", "three", "four", "five", "six")[numbers_kept(rule)]
-    return f"{number} float32 per parameter" if numbers_kept(rule) else number
+def _state(*rules: type[Rule]) -> str:
+    """What rules keep."""
+    kept = sum(map(numbers_kept, rules))
+    number = ("none", "one", "two", "three", "four", "five", "six")[kept]
+    return f"{number} float32 per parameter" if kept else number
 
 
 def numbers_kept(rule: type[Rule]) -> int:

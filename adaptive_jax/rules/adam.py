@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .. import _moved
+from .. import _moved, maths
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
@@ -68,11 +68,18 @@ class Adam(Rule):
 
     def first_moment(self, grad, mu, ctx):
         """μ̂, as what to divide and by what."""
-        correction = bias_correction(self.b1, ctx.step) if self.bias_correction else 1
-        if not self.nesterov:
-            return mu, correction
-        ahead = bias_correction(self.b1, ctx.step, ahead=True) if self.bias_correction else 1
-        return ema(bounded(grad), mu * (correction / ahead), self.b1), correction
+        if self.bias_correction:
+            return corrected_mean(grad, mu, self.b1, ctx.step, self.nesterov)
+        return (ema(bounded(grad), mu, self.b1) if self.nesterov else mu), 1
+
+
+def corrected_mean(grad, mu, decay, step, nesterov):
+    """μ̂ of an average that starts at 0, one step ahead for Nesterov's, as what to divide and by what."""
+    correction = bias_correction(decay, step)
+    if not nesterov:
+        return mu, correction
+    ahead = bias_correction(decay, step, ahead=True)
+    return ema(bounded(grad), mu * (correction / ahead), decay), correction
 
 
 def ratio(rule, mu, correction_1, nu, correction_2):
@@ -157,11 +164,15 @@ class RAdam(Adam):
     def update(self, grad, slots, param, ctx):
         adaptive, new = super().update(grad, slots, param, ctx)
         mu, correction_1 = self.first_moment(grad, new["mu"], ctx)
-        length = average_length(self.b2, ctx.step)
-        limit = 2 / complement(self.b2) - 1
-        r_squared = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
-        rectifier = jnp.sqrt(jnp.maximum(r_squared, least_denominator(length.dtype)))
-        return jnp.where(length >= self.threshold, rectifier * adaptive, mu / correction_1), new
+        return rectified(adaptive, mu / correction_1, self.b2, ctx.step, self.threshold), new
+
+
+def rectified(adaptive, plain, decay, step, threshold):
+    """r(t) times the adaptive direction once ρ(t) >= the threshold, and the plain one before."""
+    length, limit = average_length(decay, step), 2 / complement(decay) - 1
+    r_squared = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
+    rectifier = jnp.sqrt(jnp.maximum(r_squared, least_denominator(length.dtype)))
+    return jnp.where(length >= threshold, rectifier * adaptive, plain)
 
 
 def average_length(decay, step):
@@ -176,7 +187,7 @@ def average_length(decay, step):
         far = jnp.maximum(z, 0.25)
         return jnp.where(z < 0.25, z / 2 - z**2 * terms, 1 - far / jnp.expm1(far))
 
-    rate = -jnp.log1p(-jnp.minimum(complement(decay), 1 - jnp.finfo(decay.value.dtype).epsneg))
+    rate = -maths.log(decay)
     return 1 + 2 * (g(step.astype(rate.dtype) * rate) - g(rate)) / rate
 
 

@@ -23,6 +23,7 @@ from ..maths import (
 from ._descent import optimizer
 from ._factory import Paper, preconditioner
 from .adam import ratio
+from .scaling import DECOUPLED
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,22 @@ def adamax(
     storage: Any = None,
 ) -> Transformation:
     """AdaMax: Adam with the largest recent gradient in place of the root mean square."""
+    ...
+
+
+@optimizer(AdaMax, paper=(AdaMax.paper, DECOUPLED))
+def adamaxw(
+    learning_rate: Any,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+    weight_decay: Any = 1e-4,
+    mask: Any = None,
+    *,
+    eps_in_max: bool = True,
+    storage: Any = None,
+) -> Transformation:
+    """AdaMaxW: AdaMax with decoupled weight decay."""
     ...
 
 

@@ -25,7 +25,7 @@ from ..maths import (
     quotient,
 )
 from ..schedules import relative_step_schedule
-from ._descent import VELOCITIES, _decay
+from ._descent import VELOCITIES, decays_by
 from ._factory import Paper, composed
 from .clipping import ClipByBlockRms
 from .layerwise import ScaleByBlockRms
@@ -253,7 +253,7 @@ def adafactor(
     else:
         rules += [*scale, *average, LearningRate(rate)]
     decay = none_if_zero(weight_decay)
-    last = () if decay is None else _decay(adafactor, decay, mask, learning_rate=rate)
+    last = () if decay is None else decays_by(adafactor, decay, mask, learning_rate=rate)
     options: dict[str, Any] = {} if velocity == "steps" else {"velocity": velocity}
     if not multiply_by_parameter_scale:
         options["multiply_by_parameter_scale"] = False

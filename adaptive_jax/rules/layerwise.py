@@ -15,7 +15,7 @@ from .._core.transform import build
 from .._core.transformation import Transformation
 from .._core.views import OUTPUTS
 from ..maths import norm, norms, ratio, root_mean_square, scaled
-from ._descent import _decay
+from ._descent import decays_by
 from ._factory import Paper, composed, preconditioner
 from .adam import Adam
 from .momentum import Trace
@@ -302,7 +302,7 @@ def lamb(
       >>> aj.lamb(0.01, weight_decay=0.1)  # doctest: +ELLIPSIS
       lamb(learning_rate=0.01, b1=0.9, b2=0.999, eps=1e-06, eps_root=0.0, weight_decay=0.1, ...)
     """
-    decay = _decay(lamb, weight_decay, mask, True)
+    decay = decays_by(lamb, weight_decay, mask, True)
     direction, scale = Adam(b1, b2, eps, eps_root), TrustRatio(max_norm=max_norm)
     return build(lamb, direction, *decay, scale, LearningRate(learning_rate), storage=storage)
 
@@ -339,7 +339,7 @@ def lars(
       >>> aj.lars(0.1, weight_decay=1e-4)  # doctest: +ELLIPSIS
       lars(learning_rate=0.1, weight_decay=0.0001, ..., trust_coefficient=0.001, ..., momentum=0.9)
     """
-    decay = _decay(lars, weight_decay, mask, True)
+    decay = decays_by(lars, weight_decay, mask, True)
     scale = LarsTrustRatio(
         trust_coefficient=trust_coefficient, eps=eps, mask=trust_ratio_mask,
         weight_decay=none_if_zero(weight_decay), decayed=mask, sum_of_norms=sum_of_norms,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from .averages import at, average, square
@@ -87,3 +89,6 @@ def adamax(
         params = params + update
         updates.append(update)
     return np.stack(updates)
+
+
+adamaxw = partial(adamax, weight_decay=1e-4)
