@@ -229,9 +229,9 @@ def adaptive_grad_clip(
 ) -> Transformation:
     """Scales the gradient of each unit to at most a share of the unit's own norm.
 
-    The paper leaves the head out: `aj.masked(aj.adaptive_grad_clip(0.01), mask)`. Where optax takes an array
-    of three axes for the heads of an attention, and one of two or four for a kernel of Flax, here the
-    last axis is the outputs' in all of them: `axes` says of attention what else there is.
+    The paper leaves the head out: `aj.masked(aj.adaptive_grad_clip(0.01), mask)`. Where optax takes an
+    array of three axes for the heads of an attention, and one of two or four for a kernel of Flax, here
+    the last axis is the outputs' in all of them: `axes` says of attention what else there is.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp

@@ -80,7 +80,7 @@ class Penalty(Rule):
         if self.l2 is not None:
             grad = grad + self.l2 * param
         if self.group_l1 is not None:
-            grad = grad + self.group_l1 * ratio(param, self.group_norms(param)).astype(param.dtype)
+            grad = grad + self.group_l1 * ratio(param, self.group_norms(param)).astype(grad.dtype)
         return grad, {}
 
 
@@ -203,7 +203,7 @@ class Ftrl(Rule):
         n = ctx.store("n", saturated(old) + square)
         root, old_root = square_root(n), square_root(old)
         least, l2 = rate * self.l1, rate * self.l2
-        first = -param * (self.beta + old_root + l2) - least * jnp.sign(param)
+        first = -(self.beta + old_root + l2) * param - least * jnp.sign(param)
         z = jnp.where(ctx.step == 1, first, slots["z"])
         # √n - √n' as g²/(√n + √n'), in which nothing cancels.
         z = z + rate * bounded(grad) - square / (root + old_root) * param
