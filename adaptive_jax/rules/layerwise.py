@@ -39,7 +39,7 @@ class ScaleByBlockRms(Rule):
     min_scale: NonNegative = 1e-3
     needs_params = True
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         return scaled(grad, jnp.maximum(root_mean_square(param), self.min_scale)), {}
 
 
@@ -69,7 +69,7 @@ class TrustRatio(Rule):
     needs_params = True
     state_is_masked = True
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         if not ctx.selected:
             return grad, {}
         of_param = jnp.clip(norm(param), self.min_norm, self.max_norm)
@@ -96,7 +96,7 @@ class LarsTrustRatio(TrustRatio):
     decayed: Mask = None
     sum_of_norms: bool = True
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         adapts, decays = ctx.selected
         if not adapts:
             return grad, {}
@@ -134,7 +134,7 @@ class Centralize(Rule):
     takes_vectors = True
     usual_axes = OUTPUTS
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         if grad.ndim < 2:
             return grad, {}
         return grad - jnp.sum(grad / grad.shape[-2], -2, keepdims=True), {}
@@ -192,7 +192,7 @@ class Hyperball(Rule):
 
         return {} if self.radius is not None else {"radius": Slot(self.norms, True, shape=shape)}
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         if grad.ndim < 2 or not ctx.selected:
             return grad, slots
         radius = slots["radius"] if self.radius is None else self.radius

@@ -72,7 +72,7 @@ class Penalty(Rule):
             return norms(x, tuple(range(x.ndim)))
         return lax.abs(x) if x.ndim < 2 else norms(x, -2 if self.groups == "columns" else -1)
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         if not ctx.selected:
             return grad, {}
         if self.l1 is not None:
@@ -112,7 +112,7 @@ class Proximal(Penalty):
     def needs_learning_rate(self):
         return self.learning_rate is None
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         if not ctx.selected:
             return grad, {}
         rate = ctx.learning_rate if self.learning_rate is None else self.learning_rate
@@ -147,7 +147,7 @@ class Box(Rule):
     takes_complex = False
     owns_rate = True
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         if not ctx.selected:
             return grad, {}
         moved = param + grad
@@ -197,7 +197,7 @@ class Ftrl(Rule):
     takes_complex = False
     owns_rate = True
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         rate, old = self.learning_rate, slots["n"]
         square = abs_squared(clamped(grad))
         n = ctx.store("n", saturated(old) + square)
