@@ -142,6 +142,7 @@ class AdaptiveClip(Rule):
     axis: int | tuple[int, ...] | None = None
     axes: Any = None
     takes_vectors = True
+    takes_complex = False
     usual_axes = OUTPUTS
     needs_params = True
 

@@ -132,6 +132,7 @@ class Centralize(Rule):
     axes: Any = None
     matrix = True
     takes_vectors = True
+    takes_complex = False
     usual_axes = OUTPUTS
 
     def update(self, grad, slots, param: Any, ctx):
@@ -170,6 +171,7 @@ class Hyperball(Rule):
     learning_rate_field = None  # It is that of the optimizer before.
     matrix = True
     takes_vectors = True
+    takes_complex = False
     usual_axes = OUTPUTS
     needs_params = True
     owns_rate = True
