@@ -261,7 +261,8 @@ def norm(x: jax.Array) -> jax.Array:
     largest = lax.reduce(lax.abs(x), limits.dtype.type(0), lax.max, axes)
     least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
     unit = lax.stop_gradient(lax.clamp(least, largest, most))
-    total = lax.reduce(abs_squared(quotient(x, unit)), limits.dtype.type(0), lax.add, axes)
+    # A product: of a quotient's quotient XLA makes one, whose divisor may be 0.
+    total = lax.reduce(abs_squared(scaled(x, 1 / unit)), limits.dtype.type(0), lax.add, axes)
     # For zeros, unit · √tiny is 0, with a derivative of 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
@@ -289,6 +290,23 @@ def norm_in_one_pass(x: jax.Array) -> jax.Array:
     return lax.select(
         lax.le(total, limits.dtype.type(limits.tiny)), lax.mul(root, limits.dtype.type(0)), root
     )
+
+
+def norms(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
+    """√Σ|x|² along some axes, which keep the length 1, each relative to its largest element."""
+    limits = jnp.finfo(x.dtype)
+    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
+    largest = jnp.max(lax.abs(x), axes, keepdims=True, initial=0)
+    least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
+    unit = lax.stop_gradient(lax.clamp(least, largest, most))
+    total = jnp.sum(abs_squared(x * (1 / unit).astype(x.dtype)), axes, keepdims=True)
+    return unit * lax.sqrt(lax.max(total, total.dtype.type(limits.tiny)))
+
+
+def root_mean_square(x: jax.Array) -> jax.Array:
+    """√(Σ|x|²/n) of one array of n numbers; 0 without any."""
+    length = norm(x)
+    return length / length.dtype.type(math.sqrt(max(1, x.size)))
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:

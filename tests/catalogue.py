@@ -99,6 +99,36 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "momo_adam": [{"weight_decay": 0.1, "adapt_lower_bound": True, "lower_bound": -1.0}],
     "average": [{"bias_correction": False}, {"warmup": True}],
     "latest_average": [{"count": 2, "every": 2}],
+    "ema": [{"debias": False}],
+    "adafactor": [
+        {"min_dim_size_to_factor": 2, "momentum": 0.9, "weight_decay": 0.01},
+        {
+            "learning_rate": 0.1,
+            "min_dim_size_to_factor": 0,
+            "factored_axes": "last",
+            "multiply_by_parameter_scale": False,
+            "clipping_threshold": None,
+            "momentum": 0.9,
+            "velocity": "gradients",
+            "decay_cap": 0.9,
+        },
+    ],
+    "scale_by_factored_rms": [{"min_dim_size_to_factor": 2, "step_offset": 1}],
+    "lamb": [{"weight_decay": 0.1, "max_norm": 1.0}],
+    "lars": [
+        {"weight_decay": 0.1, "nesterov": True},
+        {"weight_decay": 0.1, "sum_of_norms": False, "eps": 0.01, "momentum": 0.5},
+    ],
+    "hyperball": [{"per": "output", "scale_steps": False}, {"radius": 2.0, "learning_rate": 0.1}],
+    "clip_per_layer": [{"uniform": False}],
+    "adaptive_grad_clip": [{"axis": 0}],
+    "add_penalty": [{"l1": 0.1, "l2": 0.1, "group_l1": 0.1, "groups": "rows"}],
+    "proximal": [
+        {"l1": 0.1, "l2": 0.1, "group_l1": 0.5},
+        {"l1": 0.0, "group_l1": 0.5, "groups": "array", "learning_rate": 0.1},
+    ],
+    "keep_params_in_box": [{"low": -0.5, "high": 0.5}],
+    "ftrl": [{"l1": 0.1, "l2": 0.1, "initial_accumulator_value": 0.1, "beta": 0.0}],
     "add_decayed_weights": [
         {"weight_decay": 0.01},
         {"weight_decay": 0.01, "kind": "cautious"},
@@ -115,10 +145,11 @@ themselves."""
 
 OF_ALL_ARRAYS = {
     "schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adamw", "dog", "l_dog", "dowg", "cocob",
-    "polyak_sgd", "sps", "momo", "momo_adam",
+    "polyak_sgd", "sps", "momo", "momo_adam", "adafactor", "lamb", "lars", "ftrl",
 }  # fmt: skip
-"""Whole optimizers whose steps are made of all arrays, of where they started, or of a loss, and whose
-weight decay is none of -ηλθ. rules/test_parameter_free.py compares them with their references."""
+"""Whole optimizers whose steps are made of whole arrays, of all of them, of where they started, or of a
+loss, and are no sum of terms of one size. rules/test_parameter_free.py, rules/test_factored.py and
+rules/test_regularisation.py compare them with their references."""
 
 ILL_CONDITIONED = (
     "StdDev", "Lion", "Signum", "Prodigy", "DAdaptAdamW", "COCOB", "Mechanic", "MoMo", "MoMoAdam",

@@ -47,12 +47,13 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         for name, parameter in algorithm.parameters.items()
         if name in first.parameters and parameter.default != first.parameters[name].default
     }
-    if changes and not which and algorithm.whole:
+    own = documentation.equation_of(inspect.unwrap(algorithm.factory))
+    if changes and not which and algorithm.whole and not own:
         equation = f"`{first.name}` with " + ", ".join(f"`{k}={v}`" for k, v in changes.items())
     else:
         equation = equation_of(algorithm, rule)
     pieces = []
-    for piece in pieces_of(rule):
+    for piece in pieces_of(rule) if algorithm.whole else [algorithm]:
         taken = [f"{k}={v}" for k, v in changes.items() if k in piece.parameters]
         pieces.append(f"`{piece.name}({', '.join(taken)})`" if taken else f"`{piece.name}`")
     papers = paper_of(rule) if which else algorithm.papers
@@ -68,8 +69,10 @@ def row(algorithm: Algorithm, which: str = "") -> str:
 
 def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
     """The equation in a line, and what the options make of it."""
-    alone = algorithm.whole and not algorithm.also
-    source = rule if alone else inspect.unwrap(algorithm.factory)
+    # Of one that puts several rules together, what it does is no equation of one of them.
+    function = inspect.unwrap(algorithm.factory)
+    composes = algorithm.also or (documentation.equation_of(function) and not algorithm.variants)
+    source = rule if algorithm.whole and not composes else function
     found = documentation.equation_of(source) or documentation.equation_of(rule)
     parts = [", ".join(re.sub(r" {2,}", " ", line.strip()) for line in found.splitlines())]
     described = documentation.meanings_of(rule)

@@ -20,13 +20,16 @@ class Context:
       among them; in `measure` the rule's `scalars` before the step; in `evaluate` those of the state.
     extra: the extra arguments that the rule asks for by its `extra_args`: a number, or what there is
       for this array.
-    selected: whether the rule's mask selects this array; True without a mask.
+    selected: whether the rule's mask selects this array; True without a mask. Of a rule with several
+      masks a tuple, in the order of the fields.
     store: `store(name, value)` returns value as the slot will hold it. A rule that computes its
       direction from stored values takes the same steps after a restart, whatever the storage.
     gradient: the gradient of this array as it came to the outermost `aj.chain`, or to the row of rules
       where there is none around it. For rules with `needs_gradient`.
     learning_rate: the product of the learning rates of the rules before this one in its row; 1 if
-      there are none. A rule that is to see a learning rate comes after it.
+      there are none. A rule that is to see a learning rate comes after it. With
+      `needs_learning_rate`, those of the members of this library directly before it in an `aj.chain`
+      are in its row.
 
     Its property `key` is a key for random bits, and its method `refresh` computes every so many steps.
 
@@ -36,7 +39,7 @@ class Context:
     step: Any
     scalars: Mapping[str, Any]
     extra: Mapping[str, Any]
-    selected: bool
+    selected: Any
     store: Callable[[str, jax.Array], jax.Array]
     gradient: jax.Array
     learning_rate: Any

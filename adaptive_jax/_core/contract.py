@@ -109,15 +109,16 @@ def check_rates(rules: Sequence[Any]) -> None:
 
 def check_second_rates(owner: Any, before: Iterable[Any], after: Iterable[Any]) -> None:
     """Raises a ValueError if a rule before or after one that returns the step itself has a second rate."""
-    others = [*after, *(before if _has_rate(owner) else ())]
-    if second := next(filter(_has_rate, others), None):
+    others = [*after, *(before if has_rate(owner) else ())]
+    if second := next(filter(has_rate, others), None):
         raise ValueError(
             f"{owner!r} returns the step itself, learning rate included, and {second!r} would multiply "
             "by a second one: leave that out."
         )
 
 
-def _has_rate(rule: Any) -> bool:
+def has_rate(rule: Any) -> bool:
+    """Whether a rule multiplies by a learning rate."""
     field = rule.learning_rate_field
     return field is not None and getattr(rule, field, None) is not None
 

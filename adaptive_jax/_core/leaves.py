@@ -13,7 +13,7 @@ import numpy as np
 from . import pytrees
 from .extra import Extra
 from .lifted import Lifted
-from .rule import Rule, mask_of, places
+from .rule import Rule, masks_of, places
 from .views import MatrixAxes, axes_of_arrays, view
 
 
@@ -27,7 +27,7 @@ class Leaf:
       slots, and the scalars of a layerwise rule.
     extra: from names to what the extra arguments that are trees have for it.
     first: the gradient as it came to what stands around the rules, where one of them asks for it.
-    selected: of each rule, whether its mask selects the array.
+    selected: of each rule, whether its mask selects the array; what several say, in a tuple.
     own: of each rule, which of the hyperparameters in its trees are those of the array.
     axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree, or among the arrays of all groups.
@@ -41,7 +41,7 @@ class Leaf:
     entries: list[dict[str, Any]]
     extra: dict[str, Any]
     first: Any
-    selected: tuple[bool, ...]
+    selected: tuple[Any, ...]
     own: tuple[tuple[int, ...], ...]
     axes: tuple[MatrixAxes | None, ...]
     index: Any
@@ -73,7 +73,7 @@ class Piece:
     """
 
     indices: list[Any]
-    selected: tuple[bool, ...]
+    selected: tuple[Any, ...]
     axes: tuple[MatrixAxes | None, ...]
 
 
@@ -144,7 +144,7 @@ def matched(
     extras, first = (extra or Extra()).matched(gradients)
     if piece is None:
         indices: Sequence[Any] = [np.uint32(before + i) for i in range(len(gradients.leaves))]
-        by_rule = [gradients.selected(mask_of(rule), params) for rule in rules]
+        by_rule = [_selected(rule, gradients, params) for rule in rules]
         selected = list(zip(*by_rule, strict=True))
     else:
         indices, selected = piece.indices, [piece.selected] * len(gradients.leaves)
@@ -164,3 +164,9 @@ def matched(
         for i in range(len(gradients.leaves))
     ]
     return Matched(gradients, states, leaves)
+
+
+def _selected(rule: Rule, gradients: pytrees.Arrays, params: Any) -> list[Any]:
+    """What a rule's mask says of each array: True without one, a tuple where it has several."""
+    found = [gradients.selected(mask, params) for mask in masks_of(rule) or [None]]
+    return found[0] if len(found) == 1 else list(zip(*found, strict=True))

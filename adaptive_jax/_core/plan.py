@@ -34,7 +34,7 @@ class Stage:
     extra: the numbers among the extra arguments that the rule asks for.
     learning_rate: the product of those of the rules before it; None if they have none.
     storages: of each slot.
-    selected: whether the rule's mask selects the arrays.
+    selected: whether the rule's mask selects the arrays; what several say, in a tuple.
     axes: those of the arrays, if the rule sees matrices; else None.
     """
 
@@ -46,7 +46,7 @@ class Stage:
     extra: dict[str, jax.Array]
     learning_rate: Any
     storages: tuple[base.Storage, ...]
-    selected: bool
+    selected: bool | tuple[bool, ...]
     axes: MatrixAxes | None
 
 
@@ -135,7 +135,7 @@ def _plan(
     places: slice,
     dtype: Any,
     out_dtype: Any,
-    selected: Sequence[bool],
+    selected: Sequence[bool | tuple[bool, ...]],
     own: Sequence[tuple[int, ...]],
     axes: Sequence[MatrixAxes | None],
     is_empty: bool,

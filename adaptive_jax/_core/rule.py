@@ -90,9 +90,10 @@ class Rule:
 
     A field annotated `Hyper`, `NonNegative`, `Fraction` or `Decay` is data: changing its value
     compiles nothing again. Every other field is static, an option that chooses code. One annotated
-    `Mask` says which arrays the rule is for: what it says of each is in `ctx.selected`. A rule knows
-    nothing of pytrees, dtypes, schedules or storage: it sees arrays of float32 at least, and
-    hyperparameters as arrays of shape () in the same precision. Of one that is a tree, a prefix of the
+    `Mask` says which arrays the rule is for: what it says of each is in `ctx.selected`, and what several
+    say, as a tuple in the order of the fields. A rule knows nothing of pytrees, dtypes, schedules or
+    storage: it sees arrays of float32 at least, and hyperparameters as arrays of shape () in the same
+    precision. Of one that is a tree, a prefix of the
     parameters, each array sees its own number.
 
     Never branch in Python on a hyperparameter's value: it may be a tracer. `x is None` is fine.
@@ -122,6 +123,8 @@ class Rule:
         when it has slots.
       needs_params: whether it needs the parameters (otherwise `param` may be None).
       needs_gradient: whether it needs `ctx.gradient`.
+      needs_learning_rate: whether it needs in `ctx.learning_rate`, in an `aj.chain`, the rates of the
+        members of this library directly before it too.
       matrix: whether it sees matrices: the gradient, the parameter and slots are then (…, m, n), and what
         it returns is so too. It works on all matrices of an array at once, by `x.mT` and reductions over
         the axes (-2, -1). A static field `axes` of it says which axes of an array these are:
@@ -130,6 +133,9 @@ class Rule:
         is the last two. Slots are kept in the layout of the parameter; those that have a `shape` of
         their own, which is made of (…, m, n), as they are. Arrays with one axis or none, and complex
         ones, are refused.
+      takes_vectors: whether a rule for matrices takes arrays with one axis or none too, which it sees as
+        they are.
+      usual_axes: what `axes` is where nothing is given for an array.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
@@ -160,8 +166,11 @@ class Rule:
     counts_steps: ClassVar[bool | None] = None
     needs_params: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = False
+    needs_learning_rate: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
     matrix: ClassVar[bool] = False
+    takes_vectors: ClassVar[bool] = False
+    usual_axes: ClassVar[views.MatrixAxes] = views.MatrixAxes()
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"
@@ -255,9 +264,9 @@ class Rule:
         if self.matrix and "axes" in fields(type(self)).static:
             axes = views.axes_of_field(type(self).__name__, getattr(self, "axes"))  # noqa: B009
             object.__setattr__(self, "axes", axes)
-        name = fields(type(self)).mask
-        if name is not None and getattr(self, name) is not None:
-            object.__setattr__(self, name, Selection.of(getattr(self, name)))
+        for name in fields(type(self)).masks:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Selection.of(getattr(self, name)))
 
     def __repr__(self) -> str:
         """The call that made it; options that have their default are left out."""
@@ -304,14 +313,14 @@ class Fields(NamedTuple):
     intervals: of each of them the values that it may have.
     static: all others.
     switches: those of them that are True or False.
-    mask: the one of these that says which arrays the rule is for; None without one.
+    masks: those of these that say which arrays the rule is for.
     """
 
     data: tuple[str, ...]
     intervals: dict[str, hyper.Interval]
     static: tuple[str, ...]
     switches: tuple[str, ...]
-    mask: str | None
+    masks: tuple[str, ...]
 
 
 @functools.cache
@@ -330,25 +339,24 @@ def fields(cls: type[Rule]) -> Fields:
         name: each for name in names for each in metadata[name] if isinstance(each, hyper.Interval)
     }
     masks = [name for name in names if Selection in metadata[name]]
-    if len(masks) > 1:
-        raise TypeError(
-            f"{cls.__name__} has the masks {', '.join(masks)}: ctx.selected is what one mask says, so a "
-            "rule has one. Make two rules of it."
-        )
     if not masks and "mask" in names and "mask" not in intervals:
         masks = ["mask"]  # Known by its name, as all masks were before there was an annotation.
     static = tuple(name for name in names if name not in intervals)
     switches = tuple(name for name in static if hints.get(name) in (bool, "bool"))
-    return Fields(tuple(intervals), intervals, static, switches, masks[0] if masks else None)
+    return Fields(tuple(intervals), intervals, static, switches, tuple(masks))
 
 
 _ANNOTATIONS = {**hyper.ANNOTATIONS, "Mask": Mask}
 
 
 def mask_of(rule: Rule) -> Selection | None:
-    """Which arrays the rule is for; None for all."""
-    name = fields(type(rule)).mask
-    return None if name is None else getattr(rule, name)
+    """Which arrays the rule is for, by the first of its masks; None for all."""
+    return next(iter(masks_of(rule)), None)
+
+
+def masks_of(rule: Rule) -> list[Selection | None]:
+    """Which arrays the rule is for, by each of its masks; None for all."""
+    return [getattr(rule, name) for name in fields(type(rule)).masks]
 
 
 @functools.cache

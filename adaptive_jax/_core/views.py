@@ -7,6 +7,7 @@ import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -30,6 +31,8 @@ class MatrixAxes:
         the same of scanned layers (layers, in, out)      MatrixAxes()
         dense of PyTorch (out, in)                        MatrixAxes(rows=-1, columns=-2)
         convolution (height, width, in, out)              MatrixAxes(rows=(0, 1, 2), columns=3)
+        the same, and every dense kernel                  MatrixAxes(rows=..., columns=-1)
+        both of PyTorch, (out, in, height, width)         MatrixAxes(rows=..., columns=0)
         attention (in, heads, d), as one matrix           MatrixAxes(rows=0, columns=(1, 2))
         the same, one matrix for each head                MatrixAxes(rows=0, columns=2)
         its output (heads, d, out), as one matrix         MatrixAxes(rows=(0, 1), columns=2)
@@ -39,8 +42,8 @@ class MatrixAxes:
 
     Args:
       rows: the axis of the rows, or several in a tuple, which become one, the first the outermost.
-        Negative ones count from the last.
-      columns: the same for the columns.
+        Negative ones count from the last. An ellipsis, `...`, stands for all axes but those of the columns.
+      columns: the same for the columns. One of both is an ellipsis at most.
       heads: into how many matrices of equal size the columns are cut, which lie side by side; or a pair,
         into how many the rows and the columns are cut. Of several axes it is the first that is cut.
 
@@ -56,14 +59,19 @@ class MatrixAxes:
       (12, 3, 256, 256)
     """
 
-    rows: int | tuple[int, ...] = -2
-    columns: int | tuple[int, ...] = -1
+    rows: int | tuple[int, ...] | EllipsisType = -2
+    columns: int | tuple[int, ...] | EllipsisType = -1
     heads: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns"):
             what = "must be an axis, such as -1, or a tuple of some"
             object.__setattr__(self, name, self._whole(name, None, what))
+        if self.rows is ... and self.columns is ...:
+            raise ValueError(
+                "rows=... and columns=... in MatrixAxes: each would be all axes but those of the other. "
+                "Say which axes one of them has."
+            )
         if self.heads is not None:
             what = "must be None, a number of matrices, 1 or more, or a pair of such, for rows and columns"
             object.__setattr__(self, "heads", self._whole("heads", 1, what))
@@ -73,6 +81,8 @@ class MatrixAxes:
     def _whole(self, name: str, least: int | None, what: str) -> Any:
         """A field's number or numbers as Python's, so that axes hash, compare and print as one kind."""
         value = getattr(self, name)
+        if value is ... and least is None:
+            return value
         is_many = isinstance(value, (tuple, list))
         try:
             found = tuple(map(_index, value if is_many else (value,)))
@@ -98,13 +108,18 @@ class MatrixAxes:
 
     def __repr__(self) -> str:
         heads = "" if self.heads is None else f", heads={self.heads}"
-        return f"MatrixAxes(rows={self.rows}, columns={self.columns}{heads})"
+        rows, columns = ("..." if x is ... else x for x in (self.rows, self.columns))
+        return f"MatrixAxes(rows={rows}, columns={columns}{heads})"
 
 
 def _index(value: Any) -> int:
     if isinstance(value, (bool, np.bool_)):
         raise TypeError
     return operator.index(value)
+
+
+OUTPUTS = MatrixAxes(rows=..., columns=-1)
+"""The last axis is that of the outputs, and all others are inputs: the kernels of Flax and Keras."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +219,11 @@ def view(axes: MatrixAxes | None, shape: tuple[int, ...]) -> View:
 
 def _places(axes: MatrixAxes, name: str, ndim: int) -> tuple[int, ...]:
     value = getattr(axes, name)
+    if value is ...:
+        others = _places(axes, "columns" if name == "rows" else "rows", ndim)
+        if len(others) == ndim:
+            raise ValueError(f"leaves no axis for {name}=...")
+        return tuple(at for at in range(ndim) if at not in others)
     places = value if isinstance(value, tuple) else (value,)
     for at in places:
         if not -ndim <= at < ndim:
@@ -217,10 +237,10 @@ class AxesByPath:
 
     patterns: tuple[tuple[Pattern, MatrixAxes], ...]
 
-    def at(self, path: str) -> MatrixAxes:
+    def at(self, path: str, usual: MatrixAxes) -> MatrixAxes:
         """Those of the first pattern that is found; the usual ones without any."""
         found = (axes for pattern, axes in self.patterns if pattern.is_in(path))
-        return next(found, MatrixAxes())
+        return next(found, usual)
 
     def __repr__(self) -> str:
         return repr({pattern.given: axes for pattern, axes in self.patterns})
@@ -257,14 +277,15 @@ def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: x is None)
     if not rule.matrix or is_placeholder(tree):
         return [None] * len(leaves)
-    field = getattr(rule, "axes", None) or MatrixAxes()
+    usual = rule.usual_axes
+    field = getattr(rule, "axes", None) or usual
     found: list[MatrixAxes | None] = []
     for path, leaf in leaves:
-        if leaf is None:
+        if leaf is None or (rule.takes_vectors and np.ndim(leaf) < 2):
             found.append(None)
             continue
         name = path_name(path)
-        axes = field.at(name) if isinstance(field, AxesByPath) else field
+        axes = field.at(name, usual) if isinstance(field, AxesByPath) else field
         _check(type(rule).__name__, f"{what}{keystr(path)}", name, leaf, axes)
         found.append(axes)
     return found

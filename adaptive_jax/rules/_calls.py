@@ -23,6 +23,7 @@ _ELSEWHERE = {
     "rho": ("rho", "decay"),
     "epsilon": ("eps",),
     "weight_decay_mask": ("mask",),
+    "weight_decay_rate": ("weight_decay",),
 }
 """What PyTorch and Keras call an argument, and what it may be called here."""
 

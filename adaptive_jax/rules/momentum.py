@@ -7,13 +7,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .. import maths
 from .._core.arguments import one_of
 from .._core.hyper import Decay, Fraction, none_if_zero
 from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transform import build
 from .._core.transformation import Transformation
-from ..maths import complement, decayed_sum, scaled
+from ..maths import bias_correction, complement, decayed_sum, quotient, scaled
 from ._descent import VELOCITIES, descend, descend_with_velocity
 from ._factory import Paper, composed
 from .scaling import Identity
@@ -62,6 +63,32 @@ class Trace(Rule):
             grad = scaled(grad, weight)
         trace = ctx.store("trace", decayed_sum(grad, slots["trace"], self.decay))
         return decayed_sum(grad, trace, self.decay) if self.nesterov else trace, {"trace": trace}
+
+
+@dataclass(frozen=True)
+class Ema(Rule):
+    """The moving average of what comes.
+
+        m ← γm + (1-γ)g,   d = m/(1-γᵗ)
+
+    decay: the decay rate γ of the average, in [0, 1).
+    debias: False for d = m, which starts small.
+    """
+
+    paper = None
+    takes_any_rate = True
+
+    decay: Decay
+    debias: bool = True
+    slots = {"ema": Slot()}
+    state_type_name = "EmaState"
+
+    def update(self, grad, slots, param, ctx):
+        average = ctx.store("ema", maths.ema(grad, slots["ema"], self.decay))
+        direction = (
+            quotient(average, bias_correction(self.decay, ctx.step)) if self.debias else average
+        )
+        return direction, {"ema": average}
 
 
 @composed(Identity, variants={"momentum=γ": Trace})
@@ -129,3 +156,20 @@ def trace(
     storage = named.with_dtype(storage, "trace", accumulator_dtype)
     rule = Trace(decay, nesterov, none_if_zero(dampening), dampen_first)
     return build(trace, rule, storage=storage)
+
+
+@composed(Ema)
+def ema(
+    decay: Any, debias: bool = True, accumulator_dtype: Any = None, *, storage: Any = None
+) -> Transformation:
+    """The moving average of the updates, for a chain.
+
+    accumulator_dtype: the dtype of the average, float32 at least if None.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.chain(aj.ema(0.9), aj.scale_by_learning_rate(0.1))
+      chain(ema(decay=0.9), scale_by_learning_rate(learning_rate=0.1))
+    """
+    storage = named.with_dtype(storage, "ema", accumulator_dtype)
+    return build(ema, Ema(decay, debias), storage=storage)

@@ -22,6 +22,7 @@ from .decays import exponential_decay as exponential_decay
 from .decays import half_life_schedule as half_life_schedule
 from .decays import linear_schedule as linear_schedule
 from .decays import polynomial_schedule as polynomial_schedule
+from .decays import relative_step_schedule as relative_step_schedule
 from .pieces import join_schedules as join_schedules
 from .pieces import piecewise_constant_schedule as piecewise_constant_schedule
 from .pieces import piecewise_interpolate_schedule as piecewise_interpolate_schedule

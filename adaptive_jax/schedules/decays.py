@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._core.hyper import Hyper
+from .._core.hyper import Hyper, NonNegative
 from .._core.schedule import Length, PositiveLength, Schedule
 from .._core.values import Interval
 
@@ -37,6 +37,37 @@ class constant_schedule(Schedule):
 
     def at(self, count):
         return jnp.broadcast_to(self.value, count.shape)
+
+
+@dataclass(frozen=True)
+class relative_step_schedule(Schedule):
+    """Adafactor's relative step: constant, then down with the square root of the time.
+
+        η = min(M, 1/√(t + 1)), or min(ω(t + 1), 1/√(t + 1)) with a warm-up
+
+    Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235
+
+    Args:
+      max_value: the largest value M, >= 0.
+      warmup_rate: the value ω after the first step of a warm-up in the place of M, such as 1e-6; None for
+        none.
+
+    Raises:
+      TypeError, ValueError: for an argument of the wrong type or out of range, by name.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.schedules.relative_step_schedule()([0, 9_999, 39_999])
+      Array([0.01 , 0.01 , 0.005], dtype=float32)
+    """
+
+    max_value: NonNegative = 1e-2
+    warmup_rate: NonNegative = None
+
+    def at(self, count):
+        step = count + 1
+        most = self.max_value if self.warmup_rate is None else self.warmup_rate * step
+        return jnp.minimum(most, 1 / jnp.sqrt(step))
 
 
 @dataclass(frozen=True)

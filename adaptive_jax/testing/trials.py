@@ -181,8 +181,8 @@ def _between(x: Any) -> np.ndarray:
 
 
 def random_gradients(params: Any, seed: int) -> Any:
-    """Normal numbers in the shapes and dtypes of params."""
-    generator = np.random.default_rng(seed)
+    """Normal numbers in the shapes and dtypes of params, and others than these."""
+    generator = np.random.default_rng((1, seed))
     return jax.tree.map(lambda x: _normal(generator, x.shape, x.dtype), params)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optax
 
 from .._core import pytrees, states
-from .._core.extra import FIRST_GRADIENT, first_gradient, hands_on
-from .._core.lifted import Lifted
+from .._core.contract import has_rate
+from .._core.extra import ARRAYS_BEFORE, FIRST_GRADIENT, asked, first_gradient, hands_on
+from .._core.lifted import Lifted, with_complements
 from .._core.rule import Rule
-from .._core.tiles.row import Row, length_of_row
+from .._core.tiles.row import Row, length_of_rates, length_of_row
 from .._core.tiles.row import update_and_add as update_and_add_in_a_row
 from .._core.transformation import Transformation, data_of
+from .._core.update import update_tree
 from .._core.wrapper import Wrapper, check_one_evaluates, check_rates_in_a_row, walk
 from .precision import update_and_add
 
@@ -34,7 +36,8 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
 
     Raises:
       TypeError: for something that is not an optax gradient transformation.
-      ValueError: for a learning rate beside a rule that returns the step itself.
+      ValueError: for a learning rate beside a rule that returns the step itself, and where a rule needs
+        the learning rates before it and one of another library's, or of a wrapper, is not known.
 
     Example:
       >>> import adaptive_jax as aj
@@ -44,6 +47,7 @@ def chain(*transformations: optax.GradientTransformation) -> Transformation:
     chained = Chained(transformations)
     check_one_evaluates(chained)
     check_rates_in_a_row(chained.members)
+    _check_rates_are_known(chained.members)
     return Transformation.of(chained)
 
 
@@ -107,11 +111,32 @@ class Chained(Wrapper):
             first = first_gradient(asking[0], extra_args)
             extra_args[FIRST_GRADIENT] = updates if first is None else first
         new_state, rest = [], tuple(state[count:])
-        for each, old in zip(self.members[:count], state[:count], strict=True):
-            updates, new = each.update(updates, old, params, **extra_args)
-            new_state.append(new)
+        for places in self._groups(count):
+            updates, new = self._update(places, updates, state[places], params, **extra_args)
+            new_state += new
         result, rest = finish(updates, rest, params, **extra_args)
         return result, (*new_state, *rest)
+
+    def _groups(self, count: int) -> list[slice]:
+        """The first members, those that are one row together: one of them needs the rates before it."""
+        members, stop, groups = [data_of(member) for member in self.members[:count]], count, []
+        while stop:
+            start = stop - length_of_rates(members[:stop])
+            groups.insert(0, slice(start, stop))
+            stop = start
+        return groups
+
+    def _update(
+        self, places: slice, updates: Any, state: Any, params: Any, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        if places.stop - places.start == 1:
+            updates, new = self.members[places.start].update(updates, *state, params, **extra_args)
+            return updates, (new,)
+        row = Row(tuple(data_of(member) for member in self.members[places]))
+        extra, before = asked(row.rules, extra_args), extra_args.get(ARRAYS_BEFORE, 0)
+        return update_tree(
+            with_complements(row), pytrees.gradients(updates), state, params, extra, before=before
+        )
 
     def check(self, state: Any) -> None:
         states.check_chain(state, len(self.members))
@@ -122,6 +147,21 @@ class Chained(Wrapper):
     def with_states(self, state: Any, new: Iterable[Any]) -> Any:
         del state
         return tuple(new)
+
+
+def _check_rates_are_known(members: Sequence[Any]) -> None:
+    """Raises a ValueError for a rule that needs the learning rates before it, where these are not known."""
+    for place, member in enumerate(map(data_of, members)):
+        rules = member.rules if isinstance(member, Lifted) else ()
+        if not any(rule.needs_learning_rate for rule in rules):
+            continue
+        start = place + 1 - length_of_rates([*map(data_of, members[: place + 1])])
+        known = [rule for each in members[start:place] for rule in data_of(each).rules]
+        if start and not any(map(has_rate, known)):
+            raise ValueError(
+                f"{member!r} needs the learning rate of what is before it in the chain, and cannot see "
+                f"that of {data_of(members[start - 1])!r}: give it here too, as learning_rate=…."
+            )
 
 
 def _rules(data: Any) -> Iterator[Rule]:

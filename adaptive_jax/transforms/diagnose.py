@@ -138,6 +138,7 @@ def diagnose(
         update_ratio              ‖u‖/‖θ‖
         cosine                    -⟨u, g⟩/(‖u‖·‖g‖): 1 for gradient descent
         moving                    the share of the elements that θ + u changes, rounded to nearest
+        sparsity                  the share of the elements where θ + u is 0
         effective_learning_rate   quantiles of |u|/|g| over the elements whose g is not 0
         signal_to_noise           ‖E g‖²/E‖g - E g‖², from moving averages over some twenty steps
 

@@ -76,6 +76,14 @@ def _moving(group: Group) -> jax.Array:
     return maths.ratio(_sum(changed), jnp.float32(sum(p.size for p in group.params)))
 
 
+def _sparsity(group: Group) -> jax.Array:
+    zeros = [
+        jnp.sum(maths.saturating_cast(added(p, u), p.dtype) == 0)
+        for p, u in zip(group.params, group.updates, strict=True)
+    ]
+    return maths.ratio(_sum(zeros), jnp.float32(sum(p.size for p in group.params)))
+
+
 def _effective_learning_rate(group: Group) -> jax.Array:
     sizes = [
         (jnp.abs(_wide(whole(g))).ravel(), jnp.abs(_wide(whole(u))).ravel())
@@ -124,6 +132,7 @@ MEASURES: dict[str, Measure] = {
     "cosine": Measure(_cosine, "cosine of −u and g", limits=(-1.05, 1.05)),
     "moving": Measure(_moving, "share of elements that change", True, (-0.02, 1.02)),
     "effective_learning_rate": Measure(_effective_learning_rate, "effective learning rate |u|/|g|"),
+    "sparsity": Measure(_sparsity, "share of parameters that are 0", True, (-0.02, 1.02)),
     "signal_to_noise": Measure(_signal_to_noise, "signal to noise ‖E g‖²/E‖g − E g‖²"),
 }
 """All measures, by name."""

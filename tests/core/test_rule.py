@@ -75,14 +75,22 @@ def test_what_is_no_mask_is_refused():
         Damped(0.5, {"w": 1.0, "b": True})
 
 
-def test_a_rule_with_two_masks_is_refused():
+def test_what_two_masks_say_is_a_pair():
     @dataclass(frozen=True)
     class Two(aj.Rule):
         first: aj.Mask = None
         second: aj.Mask = None
 
-    with pytest.raises(TypeError, match="Two has the masks first, second"):
-        Two()
+        def update(self, grad, slots, param, ctx):
+            is_first, is_second = ctx.selected
+            return grad * (1 + is_first + 2 * is_second), {}
+
+    tx = aj.transform(Two({"w": True, "b": False}, lambda params: {"w": False, "b": True}))
+    params = {"w": jnp.ones(2), "b": jnp.ones(2)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_array_equal(updates["w"], 2.0)
+    np.testing.assert_array_equal(updates["b"], 3.0)
+    assert aj.transform(Two()).update(1.0 * jnp.ones(()), (), None)[0] == 4.0
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ SHARED = sorted(set(CATALOGUE) & set(dir(optax)) - set(OTHER_STATES))
 
 def as_optax_says(name, settings):
     """The one argument that has another name."""
-    if name != "adadelta" or "mask" not in settings:
+    if "weight_decay_mask" not in arguments(name) or "mask" not in settings:
         return settings
     return {("weight_decay_mask" if key == "mask" else key): x for key, x in settings.items()}
 
@@ -161,6 +161,10 @@ def arguments(name):
 @pytest.mark.parametrize("name", SHARED)
 def test_the_structure_is_that_of_optax(name):
     for settings in all_settings(name):
+        if name == "adafactor" and "learning_rate" not in settings:
+            continue  # optax has no relative step, and so no count for it.
+        if name == "lars" and callable(settings.get("weight_decay")):
+            continue  # The paper's ratio has the weight decay in it too, and a count for its schedule.
         theirs, ours = (jax.eval_shape(tx.init, PARAMS) for tx in both(name, settings))
         assert jax.tree.structure(ours) == jax.tree.structure(theirs), settings
 
@@ -174,6 +178,8 @@ def test_a_structure_that_is_not_that_of_optax(name):
 @pytest.mark.parametrize("name", SHARED)
 @jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
 def test_the_structure_with_injected_hyperparameters_is_that_of_optax(name):
+    if name == "scale_by_factored_rms":
+        pytest.skip("optax takes its decay_rate_fn for a schedule")
     settings = next(all_settings(name))
     if {*arguments(name)} - {*CATALOGUE[name].parameters, "weight_decay_mask"}:
         pytest.skip("its numbers are injected too, and some are left out here")

@@ -50,6 +50,7 @@ def test_measures_of_groups():
             "update_ratio": norm(u) / norm(p),
             "cosine": -u @ g / (norm(u) * norm(g)),
             "moving": np.mean(flat(moved) != p),
+            "sparsity": np.mean(flat(moved) == 0),
             "effective_learning_rate": np.quantile(np.abs(u) / np.abs(g), (0.25, 0.5)),
         }
         for name, value in expected.items():

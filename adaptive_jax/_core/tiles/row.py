@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..contract import has_rate
 from ..extra import asked
 from ..lifted import Lifted, with_complements
 from ..plan import Adding
@@ -78,17 +80,23 @@ def length_of_row(members: Sequence[Any], gradients: Any) -> int:
     members: what each is made of.
     gradients: that come to the chain. One of 16 bits would be rounded from member to member.
     """
+    least = length_of_rates(members)
     if any(jnp.result_type(x) != jnp.float32 for x in jax.tree.leaves(gradients)):
-        return 1
+        return least
     count = 0
     for member in reversed(members):
         # A rule sees the product of the learning rates before it in its own row.
-        rates = count and isinstance(member, Lifted) and any(map(_has_rate, member.rules))
+        rates = count and isinstance(member, Lifted) and any(map(has_rate, member.rules))
         if not isinstance(member, Lifted) or rates:
             break
         count += 1
-    return max(1, count)
+    return max(least, count)
 
 
-def _has_rate(rule: Rule) -> bool:
-    return getattr(rule, rule.learning_rate_field or "", None) is not None
+def length_of_rates(members: Sequence[Any]) -> int:
+    """How many of a chain's members are one row for the sake of the last: it needs their learning rates."""
+    last = members[-1]
+    if not (isinstance(last, Lifted) and any(rule.needs_learning_rate for rule in last.rules)):
+        return 1
+    before = itertools.takewhile(lambda member: isinstance(member, Lifted), reversed(members))
+    return sum(1 for _ in before)
