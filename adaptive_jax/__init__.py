@@ -132,6 +132,7 @@ from .transforms.monitor import monitor as monitor
 from .transforms.partition import masked as masked
 from .transforms.partition import partition as partition
 from .transforms.precision import apply_updates as apply_updates
+from .transforms.shards import state_shardings as state_shardings
 from .transforms.skip import raise_if_stopped as raise_if_stopped
 from .transforms.skip import skip_nonfinite as skip_nonfinite
 from .transforms.switching import Swats as Swats

@@ -6,10 +6,12 @@ enter by themselves, and their settings beyond the defaults, the ports and the w
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,8 @@ import optax
 
 import adaptive_jax as aj
 from adaptive_jax import rules
+from adaptive_jax._core.context import Context
+from adaptive_jax._core.rule import fields
 from adaptive_jax._core.transformation import Transformation
 from adaptive_jax._core.wrapper import Wrapper
 from adaptive_jax.rules._factory import CATALOGUE as CATALOGUE
@@ -180,6 +184,55 @@ def rules_of(tx: Any) -> list[aj.Rule]:
     nodes = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, aj.Rule))
     return [node for node in nodes if isinstance(node, aj.Rule)]
 
+
+def kinds_of(tx: Any) -> set[tuple[str, Any]]:
+    """What the lift has to know of the rules that a transformation is made of: all that they declare.
+
+    These are the class attributes of a rule, the fields of its slots, and what it uses of its context.
+    What is added to `Rule`, `Slot` or `Context` is another kind at once.
+    """
+    kinds: set[tuple[str, Any]] = set()
+    for rule in rules_of(tx):
+        declared = {name: getattr(rule, name) for name in aj.Rule.__annotations__}
+        kinds |= {(name, kind(value)) for name, value in declared.items()}
+        for slot in rule.slots.values():
+            kinds |= {(field.name, kind(getattr(slot, field.name))) for field in SLOT_FIELDS}
+        methods = [getattr(type(rule), name) for name in dir(type(rule))]
+        codes = [method.__code__ for method in methods if inspect.isfunction(method)]
+        used = {name for code in codes for name in code.co_names}
+        kinds |= {("ctx", name) for name in used & IN_CONTEXT}
+        kinds |= {("data", kind(getattr(rule, name))) for name in fields(type(rule)).data}
+    return kinds
+
+
+SLOT_FIELDS = dataclasses.fields(aj.Slot)
+IN_CONTEXT = {name for name in (*dir(Context), *Context.__annotations__) if name[0] != "_"}
+
+
+def kind(value: Any) -> Any:
+    """What matters of a declaration: a switch, or whether it is there and how it is given."""
+    if value is None or isinstance(value, bool) or value == "param":
+        return value
+    if isinstance(value, (Mapping, tuple)):
+        entries = value.values() if isinstance(value, Mapping) else value
+        return tuple(sorted({str(kind(entry)) for entry in entries}))
+    return "function" if callable(value) else type(value).__name__
+
+
+def representatives(cases: Collection[str]) -> list[str]:
+    """As few of the cases as have all the kinds of rules that there are."""
+    missing = {case: kinds_of(CASES[case][0](**CASES[case][1])) for case in cases}
+    chosen = []
+    while any(missing.values()):
+        best = max(missing, key=lambda case: len(missing[case]))  # The first of them.
+        chosen.append(best)
+        covered = missing[best]
+        missing = {case: kinds - covered for case, kinds in missing.items()}
+    return chosen
+
+
+REPRESENTATIVES = representatives(CASES)
+"""What every test of the lift has in the default run; the slow run has all."""
 
 PORTED = {
     label(f"{library}.{name}", settings): (getattr(getattr(aj.interop, library), name), settings)

@@ -13,16 +13,19 @@ from catalogue import (
     CATALOGUE,
     FIRST,
     PORTED,
+    REPRESENTATIVES,
     SETTINGS,
     WHOLE_OPTIMIZERS,
     WRAPPERS,
     exported_factories,
     exported_ports,
+    kinds_of,
 )
 
 import adaptive_jax as aj
-from adaptive_jax.testing import PROMISES
+from adaptive_jax.testing import PROMISES, check_rule
 from adaptive_jax.testing.promises import check_promises
+from adaptive_jax.testing.trials import Trial
 
 WRITE = "run `python tests/write_catalogue.py`; a layout that has changed breaks saved runs"
 
@@ -38,29 +41,49 @@ def test_what_is_derived_from_the_catalogue_is_written_down(path):
     assert path.read_text() == write_catalogue.files()[path], WRITE
 
 
-# Every rule in each run; its further settings and the ports, which are made of the same rules, in the
-# slow one.
-@pytest.mark.parametrize("promise", PROMISES)
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=[] if case in FIRST else [pytest.mark.slow])
-        for case in CASES | PORTED
-    ],
+OF_THE_LIFT = (
+    "it works in a scan",
+    "it works under vmap",
+    "it works under cond and eval_shape",
+    "None, empty trees, zero-size and scalar arrays just work",
+    "it works inside the wrappers of optax",
+    "a tree of equal hyperparameters does what the one number does, or is refused by name",
 )
-def test_promise(case, promise):
-    factory, settings = (CASES | PORTED)[case]
-    PROMISES[promise](factory(**settings))
+"""Promises that depend on what a rule declares more than on its maths."""
+
+
+def test_each_kind_of_rule_is_represented():
+    assert set(OF_THE_LIFT) < set(PROMISES)
+    assert len(REPRESENTATIVES) < len(CASES)
+    all_kinds, represented = (
+        set.union(*(kinds_of(factory(**settings)) for factory, settings in map(CASES.get, cases)))
+        for cases in (CASES, REPRESENTATIVES)
+    )
+    assert all_kinds == represented
+
+
+# Each is one test: what more than one promise looks at is compiled once.
+@pytest.mark.parametrize("case", dict.fromkeys([*FIRST, *REPRESENTATIVES]))
+def test_promises(case):
+    factory, settings = CASES[case]
+    left_out = () if case in REPRESENTATIVES else OF_THE_LIFT
+    promises = {name: check for name, check in PROMISES.items() if name not in left_out}
+    tx = factory(**settings)
+    check_promises(tx, promises, Trial(tx))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("case", CASES | PORTED)
+def test_every_promise(case):
+    factory, settings = (CASES | PORTED)[case]
+    check_rule(factory(**settings))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
-def test_promise_of_a_wrapper(name, promise):
+def test_every_promise_of_a_wrapper(name):
     tx, not_meant = WRAPPERS[name]
-    assert set(not_meant) <= set(PROMISES)
-    expected = {promise: not_meant[promise]} if promise in not_meant else {}
-    check_promises(tx, {promise: PROMISES[promise]}, tx, expected)
+    check_rule(tx, expected=not_meant)
 
 
 OTHER_DEFAULTS = {
