@@ -14,7 +14,7 @@ from .. import maths
 from .._core import export, hyper
 from .._core.transformation import Foreign, Transformation, data_of, member
 from .._core.wrapper import Wrapper, evaluating, walk
-from .precision import Compensate
+from .compensate import Compensate
 
 
 @export.state
