@@ -19,6 +19,11 @@ ESTIMATED = {"hessian_diagonal": "array", "has_hessian_diagonal": "number"}
 """What an estimator gives: an estimate ĥ, and whether there is one in this step."""
 
 
+def has_estimate(ctx):
+    """Whether there is an estimate in this step: what is in its place is not to be looked at."""
+    return ctx.extra["has_hessian_diagonal"].astype(bool)
+
+
 @dataclass(frozen=True)
 class Sophia(Rule):
     """A momentum divided by the curvature, in steps of one size at most in every coordinate.
@@ -51,9 +56,8 @@ class Sophia(Rule):
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
-        has, new = ctx.extra["has_hessian_diagonal"].astype(bool), ctx.extra["hessian_diagonal"]
-        nu = jnp.where(has, ema(new, slots["nu"], self.b2), slots["nu"])
-        nu = ctx.store("nu", nu)
+        new = ema(ctx.extra["hessian_diagonal"], slots["nu"], self.b2)
+        nu = ctx.store("nu", jnp.where(has_estimate(ctx), new, slots["nu"]))
         curvature, eps = self.gamma * nu, jnp.maximum(self.eps, least_denominator(nu.dtype))
         ratio = mu / (jnp.maximum(curvature, eps) if self.eps_in_max else curvature + eps)
         direction = jnp.clip(ratio, -self.clip_threshold, self.clip_threshold)
@@ -99,19 +103,16 @@ class AdaHessian(Rule):
     def advance(self, scalars, measured, ctx):
         old = scalars["correction"]
         new = ema(jnp.ones_like(old), old, self.b2)
-        return {"correction": jnp.where(ctx.extra["has_hessian_diagonal"].astype(bool), new, old)}
+        return {"correction": jnp.where(has_estimate(ctx), new, old)}
 
     def update(self, grad, slots, param, ctx):
-        has, diagonal = (
-            ctx.extra["has_hessian_diagonal"].astype(bool),
-            ctx.extra["hessian_diagonal"],
-        )
+        diagonal = ctx.extra["hessian_diagonal"]
         if axes := dict(self.average_axes or ()).get(grad.ndim):
             diagonal = jnp.abs(diagonal) if self.average_sizes else diagonal
             diagonal = jnp.broadcast_to(diagonal.mean(axes, keepdims=True), grad.shape)
         mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))
         new = second_moment(diagonal, slots["nu"], self.b2)
-        nu = ctx.store("nu", jnp.where(has, new, slots["nu"]))
+        nu = ctx.store("nu", jnp.where(has_estimate(ctx), new, slots["nu"]))
         correction = ctx.scalars["correction"]
         root = square_root(nu / jnp.where(correction > 0, correction, 1))
         # The root of 0 is a little more, and with a small power much more.

@@ -19,6 +19,7 @@ from catalogue import (
     WRAPPERS,
     exported_factories,
     exported_ports,
+    extra_args_of,
     kinds_of,
 )
 
@@ -127,7 +128,7 @@ def test_every_whole_optimizer_decays_weights_under_the_same_names(name):
     params = {"w": jax.numpy.ones((2, 2)), "b": jax.numpy.ones(2)}
     tx = getattr(aj, name)(0.5, weight_decay=0.1, mask={"w": True, "b": False})
     zeros = jax.tree.map(jax.numpy.zeros_like, params)
-    updates, _ = tx.update(zeros, tx.init(params), params)
+    updates, _ = tx.update(zeros, tx.init(params), params, **extra_args_of(tx, zeros))
     if name == "fromage":  # It shrinks parameters as it is.
         undecayed, _ = aj.fromage(0.5).update(zeros, optax.EmptyState(), params)
         updates = jax.tree.map(lambda x, y: x - y, updates, undecayed)

@@ -483,7 +483,7 @@ def step_by_step(tx: optax.GradientTransformation, gradients, params) -> np.ndar
     """The updates of all steps: with other hyperparameters nothing is compiled again."""
     state, all_updates = tx.init(params[0]), []
     for gradient, param in zip(gradients, params, strict=True):
-        updates, state = tx.update(gradient, state, param)
+        updates, state = tx.update(gradient, state, param, **extra_args_of(tx, gradient))
         all_updates.append(updates)
     return np.stack(all_updates)
 
