@@ -15,11 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from .._core import export, pytrees
 from .._core.lifted import Unquoted
 from .._core.transformation import member
-from ..transforms import precision
+from ..transforms.compensate import exact_params
 from ..transforms.evaluate import eval_params
 from ..transforms.shards import Axes, state_shardings
 from .arrays import is_key, own_copies
 from .loss_scale import LossScale, started
+from .processes import put
 
 
 @export.node
@@ -131,7 +132,7 @@ class TrainState:
 
     def exact_params(self) -> Any:
         """The parameters in float32, with what `compensate` keeps of them: see `exact_params`."""
-        return precision.exact_params(self.params, self.opt_state)
+        return exact_params(self.params, self.opt_state)
 
     def eval_params(self) -> Any:
         """The parameters to evaluate with, which an optimizer may tell from those that it trains: see
@@ -183,7 +184,7 @@ def _on_the_mesh_of(params: Any, rest: Any) -> Any:
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda x: (
-            jax.device_put(x, everywhere)
+            put(x, everywhere)
             if isinstance(getattr(x, "sharding", None), SingleDeviceSharding)
             else x
         ),

@@ -54,8 +54,8 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, axes: Axes) -
       >>> everywhere = NamedSharding(jax.make_mesh((1,), ("data",)), PartitionSpec())
       >>> params = {"w": jax.ShapeDtypeStruct((512, 256), jnp.float32, sharding=everywhere)}
       >>> places = aj.state_shardings(aj.sgd(0.1, momentum=0.9), params, "data")
-      >>> print(places[0].trace["w"].spec)
-      PartitionSpec('data',)
+      >>> print(places[0].trace["w"].spec[0])
+      data
     """
     tx = member(tx, "state_shardings")
     arrays = pytrees.Arrays("params", params)
@@ -69,7 +69,7 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, axes: Axes) -
             own = [each for at, each in kept if at == path]
             specs[path] = _spec(param, own, axes, mesh)
     places = {
-        id(leaf): _of_leaf(leaf, *specs[path], axes, mesh)
+        id(leaf): _of_leaf(leaf, specs[path], axes, mesh)
         for path, each in kept
         for leaf in jax.tree.leaves(each)
     }
@@ -170,7 +170,9 @@ def _spec_of(x: Any) -> Spec:
     return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in padded)
 
 
-def _spec(param: Any, kept: Sequence[Any], axes: tuple[str, ...], mesh: Any) -> tuple[Any, Any]:
+def _spec(
+    param: Any, kept: Sequence[Any], axes: tuple[str, ...], mesh: Any
+) -> tuple[Spec, int | None]:
     """How a parameter is split, and which of its axes is split further; None for none of them."""
     spec = _spec_of(param)
     if not set(axes).isdisjoint(sum(spec, ())):
@@ -192,9 +194,13 @@ def _spec(param: Any, kept: Sequence[Any], axes: tuple[str, ...], mesh: Any) -> 
 
 
 def _of_leaf(
-    leaf: Any, spec: Spec, axis: int | None, axes: tuple[str, ...], mesh: Any
+    leaf: Any, of_param: tuple[Spec, int | None], axes: tuple[str, ...], mesh: Any
 ) -> NamedSharding:
-    """Where one array that is kept for a parameter lies."""
+    """Where one array that is kept for a parameter lies.
+
+    of_param: how the parameter is split, and which of its axes is split further.
+    """
+    spec, axis = of_param
     own = list(_spec_of(leaf))
     if axis is not None:
         is_like = len(leaf.shape) == len(spec)
