@@ -195,14 +195,17 @@ def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.A
 
 
 def mean_of_squares(
-    value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array
+    value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array, more: Any = None
 ) -> jax.Array:
     """Exponential moving average of |value|², of sums and differences of two or three `bounded` values.
 
     A square that is too large counts as a little less than the largest number.
+
+    more: what is added to each square; None for nothing.
     """
     kept = decay.value if isinstance(decay, DecayRate) else 1 - complement(decay)
     square = lax.min(abs_squared(value), average.dtype.type(0.99 * jnp.finfo(average.dtype).max))
+    square = square if more is None else square + more
     return lax.add(scaled(average, kept), scaled(square, complement(decay)))
 
 

@@ -141,6 +141,7 @@ def composed(
     *,
     variants: Mapping[str, type[Rule]] | None = None,
     also: tuple[type[Rule], ...] = (),
+    renamed: Mapping[str, str] | None = None,
     paper: Any = OF_THE_RULE,
     **differences: Any,
 ) -> Callable[[Factory], Factory]:
@@ -150,6 +151,7 @@ def composed(
 
     variants: from the arguments that choose another rule, as in "centered=True", to that rule.
     also: rules that stand behind the first one, whose fields are arguments too.
+    renamed: from arguments to the fields that they are, "b1" or "Rule.b1", where these have other names.
     """
     check_rule("composed", rule)
     return lambda function: listed(
@@ -158,6 +160,7 @@ def composed(
         None,
         variants=variants or {},
         also=also,
+        renamed=renamed or {},
         paper=paper,
         differences=differences,
     )
@@ -170,6 +173,7 @@ def listed(
     *,
     variants: Mapping[str, type[Rule]] = {},  # It is only read.
     also: tuple[type[Rule], ...] = (),
+    renamed: Mapping[str, str] = {},
     paper: Any = OF_THE_RULE,
     differences: Mapping[str, Any],
     uses: tuple[str, ...] = (),
@@ -197,6 +201,8 @@ def listed(
         made = function(*args, **kwargs)  # Of a stub, Python's own words for what does not fit.
         return made if make is None else make(factory, {**defaults, **given})
 
+    if renamed:
+        factory.fields = renamed  # type: ignore[attr-defined]  # `Lifted.arguments` asks for it.
     rules = (rule, *variants.values(), *also)
     papers = _papers(name, rule, paper)
     algorithm = Algorithm(name, factory, rule, papers, variants, also)

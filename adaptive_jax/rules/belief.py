@@ -57,8 +57,8 @@ class AdaBelief(Rule):
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))
-        surprise = mean_of_squares(bounded(grad) - mu, slots["nu"], self.b2)
-        nu = ctx.store("nu", surprise + self.eps_root)
+        surprise, more = bounded(grad) - mu, quotient(self.eps_root, complement(self.b2))
+        nu = ctx.store("nu", mean_of_squares(surprise, slots["nu"], self.b2, more))
         mean, correction_1 = corrected_mean(grad, mu, self.b1, ctx.step, self.nesterov)
         root = denominator(quotient(nu, bias_correction(self.b2, ctx.step)), self.eps)
         direction = quotient(mean, scaled(root, correction_1))

@@ -89,7 +89,7 @@ def _rule(b1: Any, b2: Any, eps: Any) -> SM3:
     return SM3(b1, None if is_number(b2) and b2 == 1 else b2, eps)
 
 
-@composed(SM3)
+@composed(SM3, renamed={"momentum": "b1"})
 def sm3(
     learning_rate: Any,
     momentum: Any = 0.9,
@@ -116,9 +116,11 @@ def scale_by_sm3(
 ) -> Transformation:
     """SM3's direction for a chain. See `sm3`.
 
-    b2: β₂ for averages, as above; 1.0 for sums.
+    b2: β₂ for averages, in [0, 1); 1.0 for sums.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.scale_by_sm3(), aj.scale_by_sm3(b2=0.999)
+      (scale_by_sm3(b1=0.9, eps=0.0), scale_by_sm3(b1=0.9, b2=0.999, eps=0.0))
     """
     return build(scale_by_sm3, _rule(b1, b2, eps), storage=storage)
-
-
-sm3.fields = {"momentum": "b1"}

@@ -197,13 +197,10 @@ def mars(
       >>> import adaptive_jax as aj, jax
       >>> aj.mars(3e-3)
       mars(learning_rate=0.003, b1=0.95, b2=0.99, eps=1e-08, gamma=0.025)
-
-      As the authors do:
-
-      >>> groups = {"matrix": aj.mars(3e-3), "rest": aj.adamw(3e-3, 0.9, 0.95, weight_decay=0.1)}
-      >>> def labels(params):
+      >>> def labels(params):  # As the authors have it.
       ...     return jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "rest", params)
-      >>> tx = aj.partition(groups, labels)
+      >>> rest = aj.adamw(3e-3, 0.9, 0.95, weight_decay=0.1)
+      >>> tx = aj.partition({"matrix": aj.mars(3e-3), "rest": rest}, labels)
     """
     one_of("form", form, ("adam", "lion"))
     average = Adam(b1, b2, eps) if form == "adam" else Signum(b1)
@@ -245,7 +242,12 @@ def optimistic_gradient_descent(
 OPTIMISTIC_ADAM = Paper("Daskalakis et al. 2018", "https://arxiv.org/abs/1711.00141", "algorithm 1")
 
 
-@composed(OptimisticGradient, also=(Adam,), paper=OPTIMISTIC_ADAM)
+@composed(
+    OptimisticGradient,
+    also=(Adam,),
+    renamed={"learning_rate": "OptimisticGradient.alpha", "optimism": "OptimisticGradient.beta"},
+    paper=OPTIMISTIC_ADAM,
+)
 def optimistic_adam(
     learning_rate: Any,
     optimism: Any = None,
@@ -267,18 +269,17 @@ def optimistic_adam(
     optax's adds Nesterov's momentum by default, which the paper has not.
 
     optimism: the weight o of the change of u: η if None.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.optimistic_adam(1e-3)  # doctest: +ELLIPSIS
+      optimistic_adam(learning_rate=0.001, optimism=0.001, b1=0.9, ..., eps_root=0.0)
     """
     adam = Adam(b1, b2, eps, eps_root, nesterov)
     ahead = OptimisticGradient(learning_rate, learning_rate if optimism is None else optimism)
     storage = named.with_dtype(storage, "mu", mu_dtype)
     decay = decays_by(optimistic_adam, weight_decay, mask, learning_rate=learning_rate)
     return build(optimistic_adam, adam, ahead, LearningRate(1.0), *decay, storage=storage)
-
-
-optimistic_adam.fields = {
-    "learning_rate": "OptimisticGradient.alpha",
-    "optimism": "OptimisticGradient.beta",
-}
 
 
 @composed(OptimisticGradient, also=(Adam,), paper=OPTIMISTIC_ADAM)

@@ -87,7 +87,7 @@ class Fromage(Rule):
     learning_rate: NonNegative
     min_norm: NonNegative = 1e-6
 
-    def update(self, grad, slots, param, ctx):
+    def update(self, grad, slots, param: Any, ctx):
         largest = jnp.finfo(self.min_norm.dtype).max
         of_grad, of_param = (jnp.clip(norm(x), self.min_norm, largest) for x in (grad, param))
         root = jnp.sqrt(1 + self.learning_rate**2)

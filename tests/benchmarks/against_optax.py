@@ -92,6 +92,7 @@ The trees
 array   one array of 20 million float32
 gpt     a GPT of 42 million parameters in 146 arrays: token and position embeddings, and 12 layers
         of 12 arrays that end in a norm of their own, as in the first GPT
+layer   a GPT as gpt with one layer: 14 arrays, 7.5 million parameters
 many    1,000 arrays of 3,500
 small   the structure of gpt with a width of 16: 146 arrays, none larger than 1,024
 """
@@ -162,7 +163,7 @@ TORCH_IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "adagrad": ("foreach", "fused"),
 }
 
-TREES = ("array", "gpt", "many", "small")
+TREES = ("array", "gpt", "layer", "many", "small")
 COLUMNS = ("update", "first", "trace", "compile", "step", "memory", "torch")
 TIMES = (
     "update",
@@ -217,6 +218,8 @@ def tree_shapes(tree: str) -> PyTree:
             return (20_000_000,)
         case "gpt":
             return gpt_shapes(width=512, vocabulary=8_000, positions=512)
+        case "layer":
+            return gpt_shapes(width=512, vocabulary=8_000, positions=512, layers=1)
         case "many":
             return [(3_500,)] * 1_000
         case "small":
@@ -879,7 +882,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="adaptive_jax beside optax; the module's docstring explains each figure"
     )
     add = parser.add_argument
-    add("--trees", nargs="+", choices=TREES, help="default: all; with --quick array and small")
+    add("--trees", nargs="+", choices=TREES, help="default: all but layer; with --quick two")
     add("--optimizers", nargs="+", default=["sgd", "rmsprop", "adam"], help="names, or all of both")
     add("--columns", nargs="+", choices=COLUMNS, default=list(COLUMNS), help="default: all")
     add(
@@ -927,7 +930,8 @@ def main() -> None:
     found = environment(settings)
     # Modules stay for good: to look through them at each collection would only take time.
     gc.freeze()
-    trees = arguments.trees or (["array", "small"] if arguments.quick else TREES)
+    quick = ("array", "small")
+    trees = arguments.trees or (quick if arguments.quick else ("array", "gpt", "many", "small"))
     optimizers = arguments.optimizers
     if optimizers == ["all"]:
         optimizers = shared_optimizers()
