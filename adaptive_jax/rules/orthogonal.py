@@ -74,7 +74,7 @@ class Muon(Rule):
       tuple of such triples. The last one is repeated where there are fewer than steps.
     ns_steps: how many polynomials are applied, 1 or more.
     nesterov: True for m = β₁μ + (1-β₁)g, one step ahead.
-    scale: "spectral" for √max(1, out/in); "ratio" for √(out/in), as of Scion; "rms" for 0.2√max(in, out),
+    scale: by how much, "spectral": √max(1, out/in); "ratio": √(out/in), as of Scion; "rms": 0.2√max(in, out),
       with which each number of the update is about as large as Adam's, so that Adam's learning rate and
       weight decay carry over (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
     axes: which axes of an array are in and out: `aj.MatrixAxes(…)`, None for the last two, or a dict from
@@ -160,14 +160,17 @@ def orthogonalized(x: jax.Array, polynomials: Any, eps: jax.Array) -> jax.Array:
             x = times(value(gram(x), *abc), x)
         return x
     # All these factors commute, being polynomials of XXᵀ: they are multiplied first, and X, which is much
-    # longer, once.
-    square = gram(x)
-    total = factor = value(square, *polynomials[0])
-    for abc in polynomials[1:]:
-        square = product(product(factor, square), factor)
-        factor = value(square, *abc)
-        total = product(factor, total)
-    return times(total, x)
+    # longer, once. Not more than five, for each makes what was rounded in XXᵀ a² times as large.
+    for start in range(0, len(polynomials), 5):
+        first, *others = polynomials[start : start + 5]
+        square = gram(x)
+        total = factor = value(square, *first)
+        for abc in others:
+            square = product(product(factor, square), factor)
+            factor = value(square, *abc)
+            total = product(factor, total)
+        x = times(total, x)
+    return x
 
 
 def at_least(size: jax.Array) -> jax.Array:
@@ -243,7 +246,7 @@ def muon(
     meet the matrix, which takes a third of the time and of the memory.
 
     eps: ε >= 0, beside the Frobenius norm ‖m‖: much smaller gradients give smaller steps.
-    normuon: True for NorMuon, which keeps one number more for each output.
+    normuon: whether to take NorMuon, which keeps one number more for each output.
     where: which arrays are for Muon, in the place of what is said above: a tree of bools, a prefix of one,
       or a function of the parameters.
     rest: the optimizer of all else; None for Adam.

