@@ -15,6 +15,7 @@ from .lifted import Lifted
 from .plan import Adding, plans, sees_all, stretches
 from .slots import measure_array, update_array
 from .step import RuleAtStep
+from .storage.sharding import divided_as
 
 
 @functools.partial(jax.jit, static_argnames=("backend", "before"))
@@ -63,7 +64,12 @@ def update_tree(
                 continue
             if is_last and adding is not None:
                 plan = dataclasses.replace(plan, adding=adding)
-            leaf.direction, leaf.entries[places] = run(plan, *_of(leaf, places, rules))
+            new = run(plan, *_of(leaf, places, rules))
+            if any(stage is not None and stage.axes is not None for stage in plan.stages):
+                # Here, where each array is one: what is traced once for many would divide them all alike.
+                old = leaf.param if plan.adding is not None else leaf.direction
+                new = jax.tree.map(divided_as, (old, leaf.entries[places]), tuple(new))
+            leaf.direction, leaf.entries[places] = new
     if tiling is not None:
         tiling.tell(lifted)
     new_states = [

@@ -94,6 +94,7 @@ class Hidden:
     def __call__(self, params: Any) -> Any:
         """A tree of labels."""
         if self.where is not None:
+            self._selected(params)  # Raises where it does not fit.
             selected = self.where.tree(params)
             return jax.tree.map(lambda is_one: self.label if is_one else REST, selected)
         return tree_map_with_path(lambda path, x: self._of(path_name(path), x)[0], params)
@@ -103,11 +104,15 @@ class Hidden:
         if self.where is None:
             each = tree_leaves_with_path(params)
             return {keystr(path): self._of(path_name(path), x)[1] for path, x in each}
-        selected = pytrees.Arrays("params", params)
-        found = selected.broadcast("where", self.where.tree(params), "")
         texts = {True: "selected by where", False: "left out by where"}
-        pairs = zip(selected.paths(), found, strict=True)
-        return {path: texts[bool(is_one)] for path, is_one in pairs if is_one is not None}
+        found = self._selected(params).items()
+        return {path: texts[bool(is_one)] for path, is_one in found if is_one is not None}
+
+    def _selected(self, params: Any) -> dict[str, Any]:
+        """What `where` says of each array, by its path; None for None."""
+        arrays = pytrees.Arrays("parameters", params)
+        found = arrays.broadcast("where", self.where.tree(params))  # type: ignore[union-attr]
+        return dict(zip(arrays.paths(), found, strict=True))
 
     def _of(self, name: str, x: Any) -> tuple[str, str]:
         """The label of an array, and why."""

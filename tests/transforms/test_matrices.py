@@ -35,7 +35,9 @@ def test_words_that_only_look_like_others(path):
     assert role(path) is None
 
 
-@pytest.mark.parametrize(("kind", "path"), [(kind, x) for kind, each in OTHERS.items() for x in each])
+@pytest.mark.parametrize(
+    ("kind", "path"), [(kind, x) for kind, each in OTHERS.items() for x in each]
+)
 def test_what_an_array_is_by_its_path(kind, path):
     assert role(path).startswith(f"{kind}, by ")
 
@@ -100,22 +102,28 @@ def test_axes_and_where_have_the_last_word():
     tx = aj.muon(0.1, where=tree, rest=None, adam_learning_rate=1.0)
     updates, _ = tx.update(params, tx.init(params), params)
     np.testing.assert_allclose(updates["b"]["c"], -1.0, rtol=1e-5)
-    assert [row.why[0] for row in aj.describe(tx, params).rows][-1] == "label 'rest': left out by where"
+    assert [row.why[0] for row in aj.describe(tx, params).rows][
+        -1
+    ] == "label 'rest': left out by where"
 
 
 def test_the_rest_is_what_the_user_says():
     params = {"w": jnp.eye(2), "wte": jnp.ones((2, 2)), "b": jnp.ones(2), "none": None}
-    for rest, update in ((aj.sgd(0.5), -0.5), (None, -0.1), (aj.adamw(0.25, weight_decay=1.0), -0.5)):
+    for rest, update in (
+        (aj.sgd(0.5), -0.5),
+        (None, -0.1),
+        (aj.adamw(0.25, weight_decay=1.0), -0.5),
+    ):
         tx = aj.muon(0.1, rest=rest)
         updates, state = tx.update(params, tx.init(params), params)
         for name in ("wte", "b"):
             np.testing.assert_allclose(updates[name], update, rtol=1e-5)
         assert sorted(state.inner_states) == ["muon", "rest"]
-    with_mask = aj.muon(0.1, weight_decay=0.5, mask={"w": False, "wte": True, "b": True, "none": None})
-    without = aj.muon(0.1)
-    one, other = (
-        tx.update(params, tx.init(params), params)[0]["w"] for tx in (with_mask, without)
+    with_mask = aj.muon(
+        0.1, weight_decay=0.5, mask={"w": False, "wte": True, "b": True, "none": None}
     )
+    without = aj.muon(0.1)
+    one, other = (tx.update(params, tx.init(params), params)[0]["w"] for tx in (with_mask, without))
     np.testing.assert_array_equal(one, other)
 
 
