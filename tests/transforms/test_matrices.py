@@ -21,7 +21,7 @@ OTHERS = {
         "wte/embedding", "wpe", "transformer/wte", "token_embedder/embedding", "params/Embed_0/kernel",
         "embed_tokens/weight", "patch_embed/proj/kernel", "posEmb", "cls_token", "tokens", "positions",
     ],
-    "a head": ["lm_head/kernel", "head", "classifier/kernel", "Head_0/kernel", "logits_dense/logits", "output"],
+    "a head": ["lm_head/kernel", "head", "classifier/kernel", "Head_0/kernel", "d/logits", "output"],
     "a norm": [
         "LayerNorm_0/scale", "h/0/ln_1", "ln_f", "RMSNorm_3/weight", "layer_norm/kernel", "bn1/w",
         "attention/norm/kernel",
