@@ -1,18 +1,52 @@
 """Strict settings for every test, several devices to share arrays between, and room for programs."""
 
 import gc
+import mmap
 import os
 import pathlib
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-
 import jax
+import jaxlib
 import pytest
 
 if not hasattr(jax, "enable_x64"):  # Before jax 0.8.
     from jax.experimental import enable_x64
 
     jax.enable_x64 = enable_x64
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+QUICKLY_COMPILED = "--xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_configure(config):
+    """Compiles quickly in the default run, and as users do in every other.
+
+    Most of a test's time is XLA's, which compiles each program for a run of some steps. In the default
+    run it uses its older emitters, and optimizes little: half the time. `XLA_FLAGS`, where it is set, is
+    what counts.
+    """
+    is_default = config.option.markexpr == "not slow"
+    if "XLA_FLAGS" not in os.environ:  # It is read when a device is first asked for.
+        os.environ["XLA_FLAGS"] = DEVICES
+        if is_default:
+            jax.config.update("jax_disable_most_optimizations", True)
+            os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the workers of xdist.
+            if is_known_to_xla(QUICKLY_COMPILED.strip("-").partition("=")[0]):
+                os.environ["XLA_FLAGS"] += f" {QUICKLY_COMPILED}"
+    if getattr(config.option, "dist", None) == "load":
+        # Half of the tests for each of two workers, so that what needs the same programs is together.
+        config.option.dist = "worksteal"
+
+
+def is_known_to_xla(flag):
+    """Whether jaxlib has a flag: one that it does not know ends the process."""
+    [library] = pathlib.Path(jaxlib.__file__).parent.glob("libjax_common.so")
+    with (
+        library.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(flag.encode()) >= 0
+
 
 MEMORY_MAP = pathlib.Path("/proc/self/maps")
 MOST_MAPPINGS = 20_000

@@ -31,7 +31,7 @@ except ImportError as error:
 from catalogue import CASES, CATALOGUE  # noqa: E402
 
 from adaptive_jax._core import documentation  # noqa: E402
-from adaptive_jax.rules._factory import Algorithm, Paper, option, slots_of  # noqa: E402
+from adaptive_jax.rules._factory import Algorithm, Paper, numbers_kept, option  # noqa: E402
 
 LAYOUTS = ROOT / "tests" / "data" / "layouts.json"
 MARKERS = re.compile(
@@ -62,14 +62,15 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         ", ".join(pieces),
         equation.replace("|", "\\|"),
         "; ".join(", ".join(filter(None, (f"[{x.authors}]({x.link})", x.part))) for x in papers),
-        state_of(rule),
+        str(4 * sum(map(numbers_kept, (rule, *algorithm.also * (not which))))),
     ]
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
     """The equation in a line, and what the options make of it."""
-    source = rule if algorithm.whole else inspect.unwrap(algorithm.factory)
+    alone = algorithm.whole and not algorithm.also
+    source = rule if alone else inspect.unwrap(algorithm.factory)
     found = documentation.equation_of(source) or documentation.equation_of(rule)
     parts = [", ".join(re.sub(r" {2,}", " ", line.strip()) for line in found.splitlines())]
     described = documentation.meanings_of(rule)
@@ -84,13 +85,6 @@ def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
 def pieces_of(rule: type[aj.Rule]) -> list[Algorithm]:
     """What is only this rule, for a chain."""
     return [each for each in CATALOGUE.values() if each.rule is rule and not each.whole]
-
-
-def state_of(rule: type[aj.Rule]) -> str:
-    """Bytes per parameter, and the slots of which there are fewer numbers, or more."""
-    slots = slots_of(rule)
-    others = [f"`{name}`" for name, slot in slots.items() if slot.shape is not None]
-    return " + ".join([str(4 * (len(slots) - len(others))), *others])
 
 
 def paper_of(rule: type[aj.Rule]) -> tuple[Paper, ...]:

@@ -52,8 +52,9 @@ def update_tree(
 
         tiling = Tiling(backend)
     every = zip(*(rule.keys([leaf.index for leaf in trees.leaves]) for rule in rules), strict=True)
-    for leaf, keys in zip(trees.leaves, every, strict=True):
+    for place, (leaf, keys) in enumerate(zip(trees.leaves, every, strict=True)):
         leaf.keys = keys
+        leaf.adding = None if adding is None else adding.of_array(place)
     for places in stretches(lifted.rules):
         _advance(rules, places, trees.leaves)
         is_last = places.stop == len(rules)
@@ -62,13 +63,11 @@ def update_tree(
         for leaf, plan in zip(trees.leaves, plans(rules, places, trees.leaves), strict=True):
             if plan is None:
                 continue
-            if is_last and adding is not None:
-                plan = dataclasses.replace(plan, adding=adding)
-            new = run(plan, *_of(leaf, places, rules))
+            plan = dataclasses.replace(plan, adding=leaf.adding if is_last else None)
+            new = run(plan, *_of(leaf, places, rules, is_last))
             if any(stage is not None and stage.axes is not None for stage in plan.stages):
                 # Here, where each array is one: what is traced once for many would divide them all alike.
-                old = leaf.param if plan.adding is not None else leaf.direction
-                new = jax.tree.map(divided_as, (old, leaf.entries[places]), tuple(new))
+                new = jax.tree.map(divided_as, (leaf.direction, leaf.entries[places]), tuple(new))
             leaf.direction, leaf.entries[places] = new
     if tiling is not None:
         tiling.tell(lifted)
@@ -100,11 +99,16 @@ def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf])
         rule.advance(measured, rules[:place], dtypes, rows)
 
 
-def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:
-    """What a stretch of the rules gets of an array."""
+def _of(
+    leaf: Leaf, places: slice, rules: Sequence[RuleAtStep], adds: bool = False
+) -> tuple[Any, ...]:
+    """What a stretch of the rules gets of an array.
+
+    adds: whether it adds to the parameter, which then comes as it is kept.
+    """
     needs_first = any(rule.rule.needs_gradient for rule in rules[places])
     first = leaf.first if needs_first else None
     return (
-        leaf.direction, leaf.entries[places], leaf.param, leaf.index, leaf.extra, first,
-        leaf.keys[places],
+        leaf.direction, leaf.entries[places], leaf.param if adds else leaf.seen, leaf.index,
+        leaf.extra, first, leaf.keys[places],
     )  # fmt: skip

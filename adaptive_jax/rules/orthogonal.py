@@ -75,8 +75,8 @@ class Muon(Rule):
     ns_steps: how many polynomials are applied, 1 or more.
     nesterov: True for m = β₁μ + (1-β₁)g, one step ahead.
     scale: by how much, "spectral": √max(1, out/in); "ratio": √(out/in), as of Scion; or "rms":
-      0.2√max(in, out), with which each number of the update is about as large as Adam's, so that Adam's learning rate and
-      weight decay carry over (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
+      0.2√max(in, out), with which each number of the update is about as large as Adam's, so that its
+      learning rate and weight decay carry over (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
     axes: which axes of an array are in and out: `aj.MatrixAxes(…)`, None for the last two, or a dict from
       regular expressions for paths to some.
     """

@@ -21,7 +21,7 @@ else:  # Before jax 0.8.
 @of_trial
 def _check_dtypes(trial: Trial) -> None:
     for dtype in (jnp.float16, jnp.bfloat16):
-        name, low = np.dtype(dtype).name, trial.params(dtype)
+        name, low = np.dtype(dtype).name, trial.params_in(dtype)
         high, gradients = cast(low, np.float32), random_gradients(low, 0)
         wide_gradients = cast(gradients, np.float32)
         first = trial.init(low)

@@ -112,32 +112,38 @@ def _check_stable_state(trial: Trial) -> None:
 
 @of_trial
 def _check_scan(trial: Trial) -> None:
+    def scan(state: Any, gradients: Any, params: Any) -> Any:
+        def body(state: Any, updates: Any) -> Any:
+            updates, state = trial.step(updates, state, params)
+            return state, updates
+
+        return jax.lax.scan(body, state, gradients)
+
+    def all_gradients(params: Any) -> Any:
+        return stacked(*(random_gradients(params, step) for step in range(STEPS)))
+
     params = trial.params()
-    gradients = stacked(*(random_gradients(params, step) for step in range(STEPS)))
-
-    def body(state: Any, updates: Any) -> Any:
-        updates, state = trial.step(updates, state, params)
-        return state, updates
-
-    state, updates = jax.lax.scan(body, trial.plain.states[0], gradients)
-    require_close(state, trial.plain.states[-1], "the state of a scan")
-    require_close(updates, stacked(*trial.plain.updates), "a scan")
+    jax.eval_shape(scan, trial.plain.states[0], all_gradients(params), params)
+    plain, params = trial.plain_matrix, one_matrix()
+    state, updates = scan(plain.states[0], all_gradients(params), params)
+    require_close(state, plain.states[-1], "the state of a scan")
+    require_close(updates, stacked(*plain.updates), "a scan")
 
 
 @of_trial
 def _check_vmap(trial: Trial) -> None:
-    one = trial.params()
-    half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
-
     def run(init: Any, update: Any, params: Any) -> Any:
         state, gradients = init(params), params
         for _ in range(2):
             gradients, state = update(gradients, state, params)
         return gradients, state
 
-    both = stacked(one, half)
     # With a state that is not mapped yet.
-    jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.step)), both)
+    mapped = jax.vmap(functools.partial(run, trial.tx.init, trial.step))
+    jax.eval_shape(mapped, stacked(trial.params(), trial.params()))
+    one = one_matrix()
+    half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
+    both = stacked(one, half)
     many = run(jax.jit(jax.vmap(trial.tx.init)), jax.vmap(trial.update), both)
     each = [run(trial.tx.init, trial.update, params) for params in (one, half)]
     require_close(many, stacked(*each), "under vmap")
@@ -177,7 +183,7 @@ def _shapes(tree: Any) -> Any:
 
 @of_trial
 def _check_grad(trial: Trial) -> None:
-    params = trial.params()
+    params = trial.params() if trial.depends_on_shapes else one_matrix()
 
     def loss(gradients: Any, params: Any) -> jax.Array:
         state, total = trial.tx.init(params), jnp.zeros(())
@@ -219,7 +225,7 @@ def _extremes(dtype: Any) -> Iterator[tuple[str, list[float]]]:
 @of_trial
 def _check_finite(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = full_of(1.0, trial.params(dtype))
+        params = full_of(1.0, trial.params_in(dtype))
         first = trial.init(params)
         for name, values in _extremes(dtype):
             gradients = {value: full_of(value, params) for value in values}
@@ -239,7 +245,7 @@ def _check_finite(trial: Trial) -> None:
 @of_trial
 def _check_zero(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        zeros = full_of(0.0, trial.params(dtype))
+        zeros = full_of(0.0, trial.params_in(dtype))
         state = trial.init(zeros)
         for _ in range(STEPS):
             updates, state = trial.update(zeros, state, zeros)
@@ -250,9 +256,35 @@ def _check_zero(trial: Trial) -> None:
 
 
 @of_trial
+def _check_first_step(trial: Trial) -> None:
+    """Of what is made of rules: a wrapper may well wait."""
+    if not trial.is_one_program:
+        return
+    waiting = [rule for rule in trial.rules if rule.only_initialises]
+    for step, updates in enumerate(trial.plain.updates[:2], 1):
+        moving = [path for path, x in jax.tree_util.tree_leaves_with_path(updates) if np.any(x)]
+        still = [
+            jax.tree_util.keystr(path)
+            for path, x in jax.tree_util.tree_leaves_with_path(updates)
+            if x.size and path not in moving
+        ]
+        if step == 1 and waiting:
+            require(
+                not moving,
+                f"{waiting[0]!r} says that its first update only initialises, and it moves.",
+            )
+            continue
+        require(
+            not still,
+            f"Update {step} leaves {', '.join(still)} where they are, whose gradients are not zero. (A "
+            "rule whose first update gives its slots what they start from says only_initialises = True.)",
+        )
+
+
+@of_trial
 def _check_not_hidden(trial: Trial) -> None:
     for dtype in _PRECISIONS:
-        params = full_of(1.0, trial.params(dtype))
+        params = full_of(1.0, trial.params_in(dtype))
         state = trial.init(params)
         with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
         leaves = [leaf for _, leaf in with_paths]
@@ -420,6 +452,7 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "it works under cond and eval_shape": _check_transforms,
     "finite gradients give finite updates": _check_finite,
     "zero gradients from the start give zero updates": _check_zero,
+    "it moves from the first update on, or says that this only initialises": _check_first_step,
     "a gradient that is not finite stays visible": _check_not_hidden,
     **PRECISION_PROMISES,
     "it can be differentiated, at zero too": _check_grad,

@@ -85,6 +85,23 @@ class Trial:
         """A tree of arrays that it takes."""
         return (random_matrices if self.takes_only_matrices else random_params)(dtype)
 
+    def params_in(self, dtype: Any) -> dict[str, Any]:
+        """A tree in a dtype: in float32 of all shapes, in others one matrix if shapes do not matter.
+
+        Other dtypes are converted around the same maths.
+        """
+        if dtype == np.float32 or self.depends_on_shapes:
+            return self.params(dtype)
+        return cast(one_matrix(), dtype)
+
+    @functools.cached_property
+    def depends_on_shapes(self) -> bool:
+        """Whether a rule says that arrays of other shapes are something else to it, or may do so."""
+        return not self.is_one_program or any(
+            rule.matrix or any(slot.shape is not None for slot in rule.slots.values())
+            for rule in self.rules
+        )
+
     def init(self, params: Any) -> Any:
         """The state at first, as one program."""
         return jax.jit(self.tx.init)(params)

@@ -17,10 +17,13 @@ import orbax.checkpoint
 import pytest
 import saved_runs
 import write_catalogue
-from catalogue import CASES, CATALOGUE, label, required, sees_matrices
+from catalogue import CASES, CATALOGUE, FIRST, REPRESENTATIVES, label, required, sees_matrices
 
 import adaptive_jax as aj
 from adaptive_jax.training import versions
+from tests.departures import OTHERWISE_IN_OPTAX
+
+pytestmark = pytest.mark.filterwarnings("ignore:`optimistic_adam` is deprecated")
 
 PARAMS = {"w": jnp.array([1.0, -2.0]), "half": jnp.ones(3, jnp.bfloat16), "none": None}
 MATRICES = {"w": jnp.array([[1.0, -2.0]]), "half": jnp.eye(3, dtype=jnp.bfloat16), "none": None}
@@ -55,28 +58,35 @@ def run(tx, state, steps, params=PARAMS):
     return updates, state
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("save", ["pickle", "deepcopy", "orbax"])
-def test_a_run_continues_from_a_saved_state_bit_by_bit(case, save, tmp_path):
+def through_orbax(state, folder):
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder, state)
+        checkpointer.wait_until_finished()
+        return checkpointer.restore(folder, jax.eval_shape(lambda: state))
+
+
+# That each rule's state can be pickled is a promise of its own, see `aj.testing.PROMISES`.
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in REPRESENTATIVES else [pytest.mark.slow])
+        for case in dict.fromkeys([*FIRST, *REPRESENTATIVES])
+    ],
+)
+def test_a_run_continues_from_a_saved_state_bit_by_bit(case, tmp_path):
     factory, settings = CASES[case]
     tx = factory(**settings)
     params = MATRICES if sees_matrices(tx) else PARAMS
     _, state = run(tx, tx.init(params), range(3), params)
-    if save == "pickle":
-        restored = pickle.loads(pickle.dumps(state))
-    elif save == "deepcopy":
-        restored = copy.deepcopy(state)
-    else:
-        if not jax.tree.leaves(state):
-            pytest.skip("Orbax saves no tree without arrays")
-        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-            checkpointer.save(tmp_path / "state", state)
-            checkpointer.wait_until_finished()
-            restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
-    there, here = (run(tx, each, range(3, 6), params) for each in (restored, state))
-    assert jax.tree.structure(there) == jax.tree.structure(here)
-    for x, y in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+    here = run(tx, state, range(3, 6), params)
+    saved = [pickle.loads(pickle.dumps(state)), copy.deepcopy(state)]
+    if jax.tree.leaves(state):  # Orbax saves no tree without arrays.
+        saved.append(through_orbax(state, tmp_path / "state"))
+    for restored in saved:
+        there = run(tx, restored, range(3, 6), params)
+        assert jax.tree.structure(there) == jax.tree.structure(here)
+        for x, y in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
 # The state is that of optax
@@ -110,7 +120,15 @@ OPTIONS = {
     "flip_sign": [False],
 }
 """Values for the options of optax that decide on code; the others are numbers."""
-SHARED = sorted(set(CATALOGUE) & set(dir(optax)))
+OTHER_STATES = {
+    "adan": "the steps that it counts are its first entry and called so, as everywhere here",
+    "scale_by_adan": "as adan",
+    "sm3": "a sum for each axis is a slot: a list of them would be no tree like the parameters",
+    "scale_by_sm3": "as sm3",
+    "fromage": "one rule that keeps nothing, and not three",
+}
+"""What has another state than in optax."""
+SHARED = sorted(set(CATALOGUE) & set(dir(optax)) - set(OTHER_STATES))
 
 
 def as_optax_says(name, settings):
@@ -129,6 +147,10 @@ def all_settings(name):
     """Every combination of the options that optax has, each left out as well."""
     parameters = {x.replace("weight_decay_", ""): p for x, p in arguments(name).items()}
     options = [x for x in parameters if x in OPTIONS]
+    if (
+        "rprop" in name or name == "optimistic_adam"
+    ):  # There a schedule is refused, by optax or by both.
+        options.remove("learning_rate")
     for values in itertools.product(*([None, *OPTIONS[x]] for x in options)):
         given = {x: value for x, value in zip(options, values, strict=True) if value is not None}
         yield required(name) | given
@@ -145,12 +167,20 @@ def test_the_structure_is_that_of_optax(name):
         assert jax.tree.structure(ours) == jax.tree.structure(theirs), settings
 
 
+@pytest.mark.parametrize("name", OTHER_STATES)
+def test_a_structure_that_is_not_that_of_optax(name):
+    theirs, ours = (jax.eval_shape(tx.init, PARAMS) for tx in both(name, required(name)))
+    assert jax.tree.structure(ours) != jax.tree.structure(theirs), "take it out of OTHER_STATES"
+
+
 @pytest.mark.parametrize("name", SHARED)
 @jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
 def test_the_structure_with_injected_hyperparameters_is_that_of_optax(name):
     settings = next(all_settings(name))
     if {*arguments(name)} - {*CATALOGUE[name].parameters, "weight_decay_mask"}:
         pytest.skip("its numbers are injected too, and some are left out here")
+    if name == "yogi":
+        pytest.skip("its numbers are injected too, and there are more of them here")
     theirs, ours = (
         optax.inject_hyperparams(getattr(library, name))(**settings) for library in (optax, aj)
     )
@@ -180,7 +210,7 @@ CONTINUED = {
         *(
             (name, {"learning_rate": 0.1} if CATALOGUE[name].whole else required(name))
             for name in SHARED
-            if CATALOGUE[name].rule.slots
+            if CATALOGUE[name].rule.slots and name not in OTHERWISE_IN_OPTAX
         ),
     ]
 }
@@ -465,3 +495,13 @@ def test_modules_that_are_no_more_hand_on_what_is_public_and_what_was_pickled():
     assert pickle.loads(text) == aj.Blocks(bits=16)
     with pytest.raises(ImportError, match="cannot import name 'adagad'"):
         from adaptive_jax.optimizers import adagad  # noqa: F401
+
+
+def test_rules_that_have_gone_to_another_family_are_found_where_they_were_pickled():
+    tx = aj.amsgrad(0.1)
+    text = pickle.dumps(tx, 0)  # The protocol that is text.
+    old = text.replace(b"rules.adamax", b"rules.adam")
+    assert old != text
+    assert repr(pickle.loads(old)) == repr(tx)
+    with pytest.raises(ImportError, match="cannot import name 'NoRule'"):
+        from adaptive_jax.rules.adam import NoRule  # noqa: F401

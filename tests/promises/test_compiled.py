@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CASES, sees_matrices, takes_only_matrices
+from catalogue import CASES, FIRST, REPRESENTATIVES, sees_matrices, takes_only_matrices
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
@@ -24,8 +26,8 @@ COMPARED = [
 ]
 TREES = {
     "one large array": [(1 << 20,)],
-    "many small arrays": [(8, 16), (16,), (16, 4), (4,), ()] * 20,
-    "many middle arrays": [(3500,)] * 50,
+    "many small arrays": [(8, 16), (16,), (16, 4), (4,), ()] * 8,
+    "many middle arrays": [(3500,)] * 20,
 }
 
 
@@ -42,8 +44,15 @@ def temporaries(tx, shapes):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize(("name", "settings"), COMPARED)
+@pytest.mark.parametrize(
+    ("name", "settings", "tree"),
+    [
+        # In the default run each tree once, and each optimizer once.
+        pytest.param(*each, tree, marks=[] if tree == default or i == 4 else [pytest.mark.slow])
+        for i, (each, default) in enumerate(zip(COMPARED, itertools.cycle(TREES)))
+        for tree in TREES
+    ],
+)
 @jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
 def test_temporaries_are_no_larger_than_those_of_optax(name, settings, tree):
     ours = temporaries(getattr(aj, name)(0.1, **settings), TREES[tree])
@@ -84,7 +93,13 @@ def test_a_second_trace_of_an_update_reuses_the_first():
     assert len({id(eqn.params["jaxpr"]) for eqn in calls}) == 2
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[] if case in REPRESENTATIVES else [pytest.mark.slow])
+        for case in dict.fromkeys([*FIRST, *REPRESENTATIVES])
+    ],
+)
 def test_the_state_is_sharded_like_its_parameters(case, make_mesh):
     factory, settings = CASES[case]
     tx = factory(**settings)

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CASES, ILL_CONDITIONED, PORTED, label, required, rules_of, sees_matrices
+from catalogue import (
+    CASES,
+    FIRST,
+    ILL_CONDITIONED,
+    PORTED,
+    label,
+    required,
+    rules_of,
+    sees_matrices,
+)
 
 STEPS = 8  # RAdam turns into Adam in the sixth.
 EVERYTHING = CASES | PORTED
@@ -101,12 +110,13 @@ def test_derivatives_are_finite_differences(case):
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
-        *((case, dtype) for case in DEFAULT for dtype in (np.float32, np.float64)),
-        # The ports are made of the same rules.
+        *((case, np.float32) for case in DEFAULT),
+        *(pytest.param(case, np.float64, marks=pytest.mark.slow) for case in DEFAULT),
+        # The ports are made of the same rules. With ε = 0, zero is where a quotient has no derivative.
         *(
             pytest.param(case, np.float32, marks=pytest.mark.slow)
-            for case in CASES
-            if case not in DEFAULT
+            for case, (_, settings) in CASES.items()
+            if case not in DEFAULT and (case in FIRST or settings.get("eps") == 0)
         ),
     ],
 )

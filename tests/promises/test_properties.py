@@ -1,7 +1,7 @@
 """Properties of everything exported, for generated trees, dtypes and numbers.
 
 `test_numbers` has one tree of arrays in every dtype and generates its numbers: each function is
-compiled once, and then runs hundreds of times. `test_trees` generates trees, and traces or runs them
+compiled once, and then runs hundreds of times, for each kind of rule under scan and vmap too.
 without compiling. All tests draw the same examples in every run.
 """
 
@@ -25,6 +25,7 @@ from catalogue import (
     FIRST,
     ILL_CONDITIONED,
     PORTED,
+    REPRESENTATIVES,
     WRAPPERS,
     rules_of,
     sees_matrices,
@@ -38,19 +39,19 @@ STEPS = 3
 ELEMENTS = 4
 MATRICES = (2, 2, 3)
 EVERYTHING = [*CASES, *PORTED, *WRAPPERS]
-DEFAULT = [*FIRST, *WRAPPERS]
+DEFAULT = {"numbers": [*REPRESENTATIVES, *WRAPPERS], "trees": [*FIRST, *WRAPPERS]}
 
 # In the default run and in the slow one, of all optimizers together: more of these take no longer.
 EXAMPLES = {"numbers": (1_000, 8_000), "trees": (300, 2_000)}
 
 
 def parametrized(kind: str) -> Callable[[Any], Any]:
-    """Everything exported in the slow run; in the default run every rule once, with fewer examples."""
-    default = math.ceil(EXAMPLES[kind][0] / len(DEFAULT))
+    """Everything exported in the slow run; in the default run rules of each kind, with fewer examples."""
+    default = math.ceil(EXAMPLES[kind][0] / len(DEFAULT[kind]))
     slow = math.ceil(EXAMPLES[kind][1] / len(EVERYTHING))
     return pytest.mark.parametrize(
         ("case", "examples"),
-        [pytest.param(case, default, id=case) for case in DEFAULT]
+        [pytest.param(case, default, id=case) for case in DEFAULT[kind]]
         + [
             pytest.param(case, slow, id=f"{case}-more", marks=pytest.mark.slow)
             for case in EVERYTHING
@@ -201,6 +202,7 @@ def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
 
     start = tx.init(params)
     step = jax.jit(lambda *args: tx.update(*args))
+    of_the_lift = case not in CASES or case in REPRESENTATIVES
     scan, vmapped = jax.jit(run), jax.jit(jax.vmap(run, in_axes=1, out_axes=(0, 0)))
 
     def check(gradients: Any) -> None:
@@ -224,14 +226,16 @@ def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
         if is_ill_conditioned(case):
             return
 
+        with jax.disable_jit():
+            first = tx.update(jax.tree.map(lambda x: jnp.asarray(x[0]), gradients), start, params)
+        assert_agree(first[0], all_updates[0])
+        if not of_the_lift:
+            return
         loop = state, jax.tree.map(lambda *x: np.stack(x), *all_updates)
         assert_agree(scan(gradients), loop, tolerance)
         pair = jax.tree.map(lambda x: np.stack([x, x[::-1]], axis=1), gradients)
         both = vmapped(pair)
         assert_agree(jax.tree.map(lambda x: x[0], both), loop, tolerance)
-        with jax.disable_jit():
-            first = tx.update(jax.tree.map(lambda x: jnp.asarray(x[0]), gradients), start, params)
-        assert_agree(first[0], all_updates[0], tolerance)
 
     share = 1 / 64 if sums_gradients(case) else 1.0
     generated = (matrices_of if of_matrices else gradient_trees)(dtypes, share)
