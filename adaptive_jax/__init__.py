@@ -100,6 +100,9 @@ from .rules.momentum import trace as trace
 from .rules.normalized import fromage as fromage
 from .rules.normalized import novograd as novograd
 from .rules.normalized import scale_by_novograd as scale_by_novograd
+from .rules.orthogonal import muon as muon
+from .rules.orthogonal import scale_by_muon as scale_by_muon
+from .rules.orthogonal import scale_by_normuon as scale_by_normuon
 from .rules.parameter_free import dadapt_adamw as dadapt_adamw
 from .rules.parameter_free import prodigy as prodigy
 from .rules.polyak import momo as momo

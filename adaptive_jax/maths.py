@@ -86,7 +86,7 @@ def complement(decay: DecayRate | jax.Array) -> jax.Array:
 
 
 def scaled(x: jax.Array, factor: jax.Array) -> jax.Array:
-    """factor · x, for a real factor of shape ()."""
+    """factor · x, for a real factor of shape (), or of the shape of x."""
     return lax.mul(lax.convert_element_type(factor, x.dtype), x)
 
 
@@ -254,18 +254,29 @@ def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def norm(x: jax.Array) -> jax.Array:
-    """√Σ|x|² of one array, relative to its largest element: no square over- or underflows."""
+def norm(x: jax.Array, axes: int | tuple[int, ...] | None = None) -> jax.Array:
+    """√Σ|x|² of one array, relative to its largest element: no square over- or underflows.
+
+    axes: along which axes to add up, which then have length 1; None for all, and a result of shape ().
+    """
     limits = jnp.finfo(x.dtype)
     # The norm does not depend on what it is taken relative to: neither does its derivative. Within
     # these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
     limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
-    axes = range(x.ndim)
-    largest = lax.reduce(lax.abs(x), limits.dtype.type(0), lax.max, axes)
+    some = (axes,) if isinstance(axes, int) else axes
+    along = range(x.ndim) if some is None else [axis % x.ndim for axis in some]
+
+    def reduced(values: jax.Array, function: Any) -> jax.Array:
+        found = lax.reduce(values, limits.dtype.type(0), function, along)
+        return found if axes is None else lax.expand_dims(found, along)
+
+    largest = reduced(lax.abs(x), lax.max)
     least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
     unit = lax.stop_gradient(lax.clamp(least, largest, most))
     # A product: of a quotient's quotient XLA makes one, whose divisor may be 0.
-    total = lax.reduce(abs_squared(scaled(x, 1 / unit)), limits.dtype.type(0), lax.add, axes)
+    factor = 1 / unit
+    every = factor if axes is None else lax.broadcast_in_dim(factor, x.shape, range(x.ndim))
+    total = reduced(abs_squared(scaled(x, every)), lax.add)
     # For zeros, unit · √tiny is 0, with a derivative of 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
 
@@ -295,21 +306,15 @@ def norm_in_one_pass(x: jax.Array) -> jax.Array:
     )
 
 
-def norms(x: jax.Array, axes: int | tuple[int, ...]) -> jax.Array:
-    """√Σ|x|² along some axes, which keep the length 1, each relative to its largest element."""
-    limits = jnp.finfo(x.dtype)
-    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
-    largest = jnp.max(lax.abs(x), axes, keepdims=True, initial=0)
-    least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
-    unit = lax.stop_gradient(lax.clamp(least, largest, most))
-    total = jnp.sum(abs_squared(x * (1 / unit).astype(x.dtype)), axes, keepdims=True)
-    return unit * lax.sqrt(lax.max(total, total.dtype.type(limits.tiny)))
-
-
 def root_mean_square(x: jax.Array) -> jax.Array:
     """√(Σ|x|²/n) of one array of n numbers; 0 without any."""
     length = norm(x)
     return length / length.dtype.type(math.sqrt(max(1, x.size)))
+
+
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x @ y of matrices, (…, m, n), in their own precision: accelerators round what they multiply."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:

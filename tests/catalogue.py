@@ -22,8 +22,9 @@ import optax
 import adaptive_jax as aj
 from adaptive_jax import rules
 from adaptive_jax._core.context import Context
+from adaptive_jax._core.lifted import Lifted
 from adaptive_jax._core.rule import fields
-from adaptive_jax._core.transformation import Transformation
+from adaptive_jax._core.transformation import Transformation, data_of
 from adaptive_jax._core.wrapper import Wrapper
 from adaptive_jax.rules._factory import CATALOGUE as CATALOGUE
 from adaptive_jax.transforms.extra_args import asked_for
@@ -74,6 +75,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "novograd": [{"b1": 0.95, "b2": 0.98}, {"grad_averaging": True, "eps": 0.0}],
     "sm3": [{"b2": 0.9, "eps": 1e-8}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
+    "muon": [
+        {"ns_steps": 5, "weight_decay": 0.01},
+        {"normuon": True, "ns_coeffs": "polar_express", "scale": "rms", "nesterov": False},
+    ],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
     "schedule_free_sgd": [{"learning_rate": 0.1, "warmup_steps": 4, "weight_decay": 0.1, "r": 1.0}],
     "schedule_free_adamw": [
@@ -164,6 +169,12 @@ def label(name: str, settings: dict[str, Any]) -> str:
     return f"{name}({','.join(shown)})"
 
 
+CHEAP: dict[str, dict[str, Any]] = {
+    name: {"ns_steps": 1} for name in ("muon", "scale_by_muon", "scale_by_normuon")
+}
+"""Settings in the place of defaults that take a compiler long, and of which no promise depends."""
+
+
 def required(name: str) -> dict[str, Any]:
     """Values for the arguments that have no default."""
     values = {"learning_rate": 0.1, "decay": 0.9, "init_step": ("heuristic", 1e-6)}
@@ -227,7 +238,7 @@ CASES = {
     label(name, settings): (given(algorithm), settings)
     for name, algorithm in CATALOGUE.items()
     for settings in (
-        required(name) | beyond_the_defaults
+        required(name) | CHEAP.get(name, {}) | beyond_the_defaults
         for beyond_the_defaults in [{}, *SETTINGS.get(name, [])]
     )
 }
@@ -236,7 +247,7 @@ CASES = {
 WHOLE_OPTIMIZERS = [name for name, algorithm in CATALOGUE.items() if algorithm.whole]
 
 FIRST = [
-    label(name, required(name))
+    label(name, required(name) | CHEAP.get(name, {}))
     for name, algorithm in CATALOGUE.items()
     if algorithm.whole or algorithm.rule not in {CATALOGUE[x].rule for x in WHOLE_OPTIMIZERS}
 ]
@@ -247,6 +258,16 @@ def rules_of(tx: Any) -> list[aj.Rule]:
     """The rules that a transformation is made of, those of what is wrapped in it among them."""
     nodes = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, aj.Rule))
     return [node for node in nodes if isinstance(node, aj.Rule)]
+
+
+def sees_matrices(tx: Any) -> bool:
+    """Whether a rule in it sees arrays as matrices."""
+    return any(rule.matrix for rule in rules_of(tx))
+
+
+def takes_only_matrices(tx: Any) -> bool:
+    """Whether it refuses arrays with one axis or none: no partition gives these to others."""
+    return sees_matrices(tx) and isinstance(data_of(tx), Lifted)
 
 
 def kinds_of(tx: Any) -> set[tuple[str, Any]]:

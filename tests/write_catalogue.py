@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402  # after the line that makes the package importable
 import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
 
 try:
     import adaptive_jax as aj
@@ -130,6 +131,9 @@ def rules() -> dict[str, str]:
 
 def outline(state: Any) -> str:
     """The names in a state."""
+    if isinstance(state, optax.PartitionState):
+        groups = state.inner_states.items()
+        return f"PartitionState({', '.join(f'{k}: {outline(x.inner_state)}' for k, x in groups)})"
     if hasattr(state, "_fields"):
         return f"{type(state).__name__}({', '.join(state._fields)})"
     return f"({', '.join(map(outline, state))})"
@@ -137,7 +141,7 @@ def outline(state: Any) -> str:
 
 def layouts() -> dict[str, str]:
     """What the state of each case holds."""
-    params = {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    params = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
     return {
         case: outline(jax.eval_shape(factory(**settings).init, params))
         for case, (factory, settings) in CASES.items()

@@ -17,7 +17,7 @@ from . import contract
 from .context import Context
 from .plan import Plan, Stage
 from .step import advanced, cast, in_precision, product_of_rates
-from .storage.sharding import divided_as, explicit_sharding
+from .storage.sharding import explicit_sharding
 from .views import view
 
 
@@ -101,7 +101,7 @@ def _updated(
         shapes = {name: None if x is None else x.shape for name, x in slots.items()}
         direction, values = contract.checked_result(rule, grad, result, shapes)
         if stage.axes is not None:
-            direction = divided_as(array.direction, kept.view.back(direction))
+            direction = kept.view.back(direction)
         array.direction = direction
         own = {name: after[name] for name in rule.scalars if name in after}
         new.append(kept.encoded(values) | own)
@@ -329,5 +329,4 @@ class _Slots:
         for name, value in values.items():
             if name not in self._codes or self._codes[name][0] is not value:
                 self.store(name, value)
-        new = self._stored | {name: code for name, (_, code) in self._codes.items()}
-        return jax.tree.map(divided_as, self._stored, new) if self._rule.matrix else new
+        return self._stored | {name: code for name, (_, code) in self._codes.items()}

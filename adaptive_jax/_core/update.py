@@ -15,6 +15,7 @@ from .lifted import Lifted
 from .plan import Adding, plans, sees_all, stretches
 from .slots import measure_array, update_array
 from .step import RuleAtStep
+from .storage.sharding import divided_as
 
 
 @functools.partial(jax.jit, static_argnames=("backend", "before"))
@@ -63,7 +64,11 @@ def update_tree(
             if plan is None:
                 continue
             plan = dataclasses.replace(plan, adding=leaf.adding if is_last else None)
-            leaf.direction, leaf.entries[places] = run(plan, *_of(leaf, places, rules, is_last))
+            new = run(plan, *_of(leaf, places, rules, is_last))
+            if any(stage is not None and stage.axes is not None for stage in plan.stages):
+                # Here, where each array is one: what is traced once for many would divide them all alike.
+                new = jax.tree.map(divided_as, (leaf.direction, leaf.entries[places]), tuple(new))
+            leaf.direction, leaf.entries[places] = new
     if tiling is not None:
         tiling.tell(lifted)
     new_states = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -53,7 +53,7 @@ class MatrixAxes:
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.MatrixAxes(rows=(0, 1, 2), columns=3).matrix_shape((3, 3, 16, 32))
+      >>> aj.MatrixAxes(rows=..., columns=-1).matrix_shape((3, 3, 16, 32))
       (144, 32)
       >>> aj.MatrixAxes(heads=3).matrix_shape((12, 256, 768))
       (12, 3, 256, 256)
@@ -64,7 +64,7 @@ class MatrixAxes:
     heads: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns"):
+        for name in ("rows", "columns")[self.rows is ... :]:
             what = "must be an axis, such as -1, or a tuple of some"
             object.__setattr__(self, name, self._whole(name, None, what))
         if self.rows is ... and self.columns is ...:
@@ -222,7 +222,7 @@ def _places(axes: MatrixAxes, name: str, ndim: int) -> tuple[int, ...]:
     if value is ...:
         others = _places(axes, "columns" if name == "rows" else "rows", ndim)
         if len(others) == ndim:
-            raise ValueError(f"leaves no axis for {name}=...")
+            raise ValueError(f"leaves no axis for the {name}")
         return tuple(at for at in range(ndim) if at not in others)
     places = value if isinstance(value, tuple) else (value,)
     for at in places:
@@ -233,14 +233,22 @@ def _places(axes: MatrixAxes, name: str, ndim: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class AxesByPath:
-    """The axes of arrays by what is found in their paths, a/b/c: static data that hashes."""
+    """The axes of arrays by what is found in their paths, a/b/c: static data that hashes.
+
+    patterns: what a user gives, each of which must be found somewhere.
+    usual: a function of the path for all others; None for the usual ones of the rule.
+    """
 
     patterns: tuple[tuple[Pattern, MatrixAxes], ...]
+    usual: Callable[[str], MatrixAxes] | None = None
 
     def at(self, path: str, usual: MatrixAxes) -> MatrixAxes:
         """Those of the first pattern that is found; the usual ones without any."""
         found = (axes for pattern, axes in self.patterns if pattern.is_in(path))
-        return next(found, usual)
+        own = next(found, None)
+        if own is None:
+            return usual if self.usual is None else self.usual(path)
+        return own
 
     def __repr__(self) -> str:
         return repr({pattern.given: axes for pattern, axes in self.patterns})

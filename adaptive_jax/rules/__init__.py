@@ -46,6 +46,8 @@ from .momentum import Ema as Ema
 from .momentum import Trace as Trace
 from .normalized import Fromage as Fromage
 from .normalized import NovoGrad as NovoGrad
+from .orthogonal import Muon as Muon
+from .orthogonal import NorMuon as NorMuon
 from .parameter_free import DAdaptAdamW as DAdaptAdamW
 from .parameter_free import Prodigy as Prodigy
 from .polyak import MoMo as MoMo

@@ -440,7 +440,8 @@ def _example(algorithm: Algorithm) -> str:
             call.append(f"{value!r}")
         is_off = name == "weight_decay" and value == 0
         if value is not None and not isinstance(value, (bool, str)) and not is_off:
-            shown.append(f"{name}={float(value)!r}")
+            is_static = name in kinds_of_fields(algorithm.rule).static
+            shown.append(f"{name}={value if is_static else float(value)!r}")
     name = algorithm.name
     return (
         f"Example:\n  >>> import adaptive_jax as aj\n  >>> aj.{name}({', '.join(call)})\n"

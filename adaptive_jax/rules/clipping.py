@@ -160,7 +160,7 @@ class AdaptiveClip(Rule):
     def norms(self, x):
         inputs = -2 if self.axis is None else self.axis
         has = all(-x.ndim <= at < x.ndim for at in np.atleast_1d(inputs))
-        return maths.norms(x, inputs if has else tuple(range(x.ndim)))
+        return maths.norm(x, inputs if has else tuple(range(x.ndim)))
 
     def update(self, grad, slots, param, ctx):
         limit = self.clipping * jnp.maximum(self.norms(param), self.eps)

@@ -14,7 +14,7 @@ from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
 from .._core.views import OUTPUTS
-from ..maths import norm, norms, ratio, root_mean_square, scaled
+from ..maths import norm, ratio, root_mean_square, scaled
 from ._descent import decays_by
 from ._factory import Paper, composed, preconditioner
 from .adam import Adam
@@ -185,7 +185,7 @@ class Hyperball(Rule):
         return self.scale_steps and self.learning_rate is None
 
     def norms(self, x):
-        return norms(x, (-2, -1) if self.per == "matrix" else -2)
+        return norm(x, (-2, -1) if self.per == "matrix" else -2)
 
     @property
     def slots(self):

@@ -15,7 +15,7 @@ from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
 from .._core.views import OUTPUTS
-from ..maths import abs_squared, bounded, clamped, norms, ratio, saturated, square_root
+from ..maths import abs_squared, bounded, clamped, norm, ratio, saturated, square_root
 from ._factory import Paper, composed, preconditioner
 
 PROXIMAL = Paper("Parikh & Boyd 2014", "https://doi.org/10.1561/2400000003", "section 6.5")
@@ -69,8 +69,8 @@ class Penalty(Rule):
     def group_norms(self, x):
         """‖θ_group‖ for each number, or in a shape that is broadcast to it."""
         if self.groups == "array":
-            return norms(x, tuple(range(x.ndim)))
-        return lax.abs(x) if x.ndim < 2 else norms(x, -2 if self.groups == "columns" else -1)
+            return norm(x, tuple(range(x.ndim)))
+        return lax.abs(x) if x.ndim < 2 else norm(x, -2 if self.groups == "columns" else -1)
 
     def update(self, grad, slots, param: Any, ctx):
         if not ctx.selected:

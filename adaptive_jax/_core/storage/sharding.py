@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.core import Tracer
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 try:
@@ -46,8 +48,17 @@ def divided_as(old: jax.Array, new: jax.Array) -> jax.Array:
 
     A product of matrices is divided as the compiler likes, and the next step would be another program.
     What is computed element by element is divided as it was without this.
+
+    To be called where each array is traced by itself.
     """
-    return new if shard_alike is None else shard_alike(old, new)[1]
+    if shard_alike is None:
+        return new
+    # JAX lowers equal operations once, and all arrays of a shape would be divided as the first of them.
+    with set_xla_metadata(array=str(next(_OPERATIONS))):
+        return shard_alike(old, new)[1]
+
+
+_OPERATIONS = itertools.count()
 
 
 def _split_like(sharding: Any, shape: tuple[int, ...]) -> Any:
