@@ -45,6 +45,10 @@ from .rules.adam import scale_by_radam as scale_by_radam
 from .rules.clipping import clip as clip
 from .rules.clipping import clip_by_global_norm as clip_by_global_norm
 from .rules.clipping import clip_by_norm as clip_by_norm
+from .rules.kronecker import scale_by_shampoo as scale_by_shampoo
+from .rules.kronecker import scale_by_soap as scale_by_soap
+from .rules.kronecker import shampoo as shampoo
+from .rules.kronecker import soap as soap
 from .rules.momentum import sgd as sgd
 from .rules.momentum import trace as trace
 from .rules.orthogonal import scale_by_muon as scale_by_muon

@@ -56,6 +56,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "scale_by_muon": [{"ns_steps": 5}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
+    "soap": [{"skip_first": True, "one_sided": True}, {"kl": True, "refresh_every": 1, "b3": 0.9}],
+    "shampoo": [
+        {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
+        {"kl": True, "graft": "sgd", "refresh_every": 1},
+    ],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
@@ -116,7 +121,8 @@ def sees_matrices(tx: Any) -> bool:
 
 def takes_only_matrices(tx: Any) -> bool:
     """Whether it refuses arrays with one axis or none: no partition gives these to others."""
-    return sees_matrices(tx) and isinstance(data_of(tx), Lifted)
+    is_alone = isinstance(data_of(tx), Lifted)
+    return is_alone and any(rule.matrix and not rule.takes_vectors for rule in rules_of(tx))
 
 
 PORTED = {
