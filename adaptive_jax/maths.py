@@ -234,19 +234,33 @@ def saturating_cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return lax.convert_element_type(x, dtype)
 
 
-def norm(x: jax.Array) -> jax.Array:
-    """√Σ|x|² of one array, relative to its largest element: no square over- or underflows."""
+def norm(x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
+    """√Σ|x|² of one array, relative to its largest element: no square over- or underflows.
+
+    axes: along which axes to add up, which then have length 1; None for all, and a result of shape ().
+    """
     limits = jnp.finfo(x.dtype)
     # The norm does not depend on what it is taken relative to: neither does its derivative. Within
     # these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
     limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
-    axes = range(x.ndim)
-    largest = lax.reduce(lax.abs(x), limits.dtype.type(0), lax.max, axes)
+    along = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
+
+    def reduced(values: jax.Array, function: Any) -> jax.Array:
+        found = lax.reduce(values, limits.dtype.type(0), function, along)
+        return found if axes is None else lax.expand_dims(found, along)
+
+    largest = reduced(lax.abs(x), lax.max)
     least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
     unit = lax.stop_gradient(lax.clamp(least, largest, most))
-    total = lax.reduce(abs_squared(quotient(x, unit)), limits.dtype.type(0), lax.add, axes)
+    every = unit if axes is None else lax.broadcast_in_dim(unit, x.shape, range(x.ndim))
+    total = reduced(abs_squared(quotient(x, every)), lax.add)
     # For zeros, unit · √tiny is 0, with a derivative of 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
+
+
+def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x @ y of matrices, (…, m, n), in their own precision: accelerators round what they multiply."""
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:

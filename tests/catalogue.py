@@ -17,6 +17,8 @@ import optax
 
 import adaptive_jax as aj
 from adaptive_jax import rules
+from adaptive_jax._core.lifted import Lifted
+from adaptive_jax._core.transformation import data_of
 from adaptive_jax.rules._factory import CATALOGUE as CATALOGUE
 
 for _module in pkgutil.iter_modules(rules.__path__, f"{rules.__name__}."):
@@ -52,6 +54,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adamax": [{"eps": 0.0}, {"eps": 0.0, "eps_in_max": False}],
     "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
+    "scale_by_muon": [{"ns_steps": 5}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
@@ -69,6 +72,10 @@ def label(name: str, settings: dict[str, Any]) -> str:
     return f"{name}({','.join(shown)})"
 
 
+CHEAP: dict[str, dict[str, Any]] = {"scale_by_muon": {"ns_steps": 2}}
+"""Settings in the place of defaults that take a compiler long, and of which no promise depends."""
+
+
 def required(name: str) -> dict[str, Any]:
     """Values for the arguments that have no default."""
     values = {"learning_rate": 0.1, "decay": 0.9}
@@ -80,7 +87,7 @@ CASES = {
     label(name, settings): (algorithm.factory, settings)
     for name, algorithm in CATALOGUE.items()
     for settings in (
-        required(name) | beyond_the_defaults
+        required(name) | CHEAP.get(name, {}) | beyond_the_defaults
         for beyond_the_defaults in [{}, *SETTINGS.get(name, [])]
     )
 }
@@ -89,7 +96,7 @@ CASES = {
 WHOLE_OPTIMIZERS = [name for name, algorithm in CATALOGUE.items() if algorithm.whole]
 
 FIRST = [
-    label(name, required(name))
+    label(name, required(name) | CHEAP.get(name, {}))
     for name, algorithm in CATALOGUE.items()
     if algorithm.whole or algorithm.rule not in {CATALOGUE[x].rule for x in WHOLE_OPTIMIZERS}
 ]
@@ -100,6 +107,16 @@ def rules_of(tx: Any) -> list[aj.Rule]:
     """The rules that a transformation is made of, those of what is wrapped in it among them."""
     nodes = jax.tree.leaves(tx, is_leaf=lambda x: isinstance(x, aj.Rule))
     return [node for node in nodes if isinstance(node, aj.Rule)]
+
+
+def sees_matrices(tx: Any) -> bool:
+    """Whether a rule in it sees arrays as matrices."""
+    return any(rule.matrix for rule in rules_of(tx))
+
+
+def takes_only_matrices(tx: Any) -> bool:
+    """Whether it refuses arrays with one axis or none: no partition gives these to others."""
+    return sees_matrices(tx) and isinstance(data_of(tx), Lifted)
 
 
 PORTED = {

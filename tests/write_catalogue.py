@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402  # after the line that makes the package importable
 import jax.numpy as jnp  # noqa: E402
+import optax  # noqa: E402
 
 try:
     import adaptive_jax as aj
@@ -30,7 +31,7 @@ except ImportError as error:
 from catalogue import CASES, CATALOGUE  # noqa: E402
 
 from adaptive_jax._core import documentation  # noqa: E402
-from adaptive_jax.rules._factory import Algorithm, Paper, option  # noqa: E402
+from adaptive_jax.rules._factory import Algorithm, Paper, option, slots_of  # noqa: E402
 
 LAYOUTS = ROOT / "tests" / "data" / "layouts.json"
 MARKERS = re.compile(
@@ -61,7 +62,7 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         ", ".join(pieces),
         equation.replace("|", "\\|"),
         "; ".join(", ".join(filter(None, (f"[{x.authors}]({x.link})", x.part))) for x in papers),
-        str(4 * len(rule.slots)),
+        state_of(rule),
     ]
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
@@ -83,6 +84,13 @@ def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
 def pieces_of(rule: type[aj.Rule]) -> list[Algorithm]:
     """What is only this rule, for a chain."""
     return [each for each in CATALOGUE.values() if each.rule is rule and not each.whole]
+
+
+def state_of(rule: type[aj.Rule]) -> str:
+    """Bytes per parameter, and the slots of which there are fewer numbers, or more."""
+    slots = slots_of(rule)
+    others = [f"`{name}`" for name, slot in slots.items() if slot.shape is not None]
+    return " + ".join([str(4 * (len(slots) - len(others))), *others])
 
 
 def paper_of(rule: type[aj.Rule]) -> tuple[Paper, ...]:
@@ -126,6 +134,9 @@ def rules() -> dict[str, str]:
 
 def outline(state: Any) -> str:
     """The names in a state."""
+    if isinstance(state, optax.PartitionState):
+        groups = state.inner_states.items()
+        return f"PartitionState({', '.join(f'{k}: {outline(x.inner_state)}' for k, x in groups)})"
     if hasattr(state, "_fields"):
         return f"{type(state).__name__}({', '.join(state._fields)})"
     return f"({', '.join(map(outline, state))})"
@@ -133,7 +144,7 @@ def outline(state: Any) -> str:
 
 def layouts() -> dict[str, str]:
     """What the state of each case holds."""
-    params = {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    params = {"w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
     return {
         case: outline(jax.eval_shape(factory(**settings).init, params))
         for case, (factory, settings) in CASES.items()

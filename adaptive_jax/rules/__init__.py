@@ -11,6 +11,7 @@ from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
 from .momentum import Trace as Trace
+from .orthogonal import Muon as Muon
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
 from .rms import StdDev as StdDev

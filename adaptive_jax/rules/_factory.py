@@ -368,7 +368,7 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
     states = [f"State: {_state(rule)}"] + [
         f"with {which} {_state(variant)}"
         for which, variant in algorithm.variants.items()
-        if len(variant.slots) != len(rule.slots)
+        if len(slots_of(variant)) != len(slots_of(rule))
     ]
     source = textwrap.fill(f"{source}{'; '.join(states)}.", 96, break_on_hyphens=False)
     equation = equation_of(function) or _equation(algorithm)
@@ -377,8 +377,16 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
 
 def _state(rule: type[Rule]) -> str:
     """What a rule keeps."""
-    number = ("none", "one", "two", "three", "four", "five", "six")[len(rule.slots)]
-    return f"{number} float32 per parameter" if rule.slots else number
+    slots = slots_of(rule)
+    others = [name for name, slot in slots.items() if slot.shape is not None]
+    number = ("none", "one", "two", "three", "four", "five", "six")[len(slots) - len(others)]
+    known = [f"{number} float32 per parameter" if len(slots) > len(others) else number]
+    return " and ".join([*known, *others])
+
+
+def slots_of(rule: type[Rule]) -> Mapping[str, Any]:
+    """Its slots; where options decide, those with its defaults."""
+    return rule.slots if isinstance(rule.slots, Mapping) else rule().slots
 
 
 def _equation(algorithm: Algorithm) -> str:
@@ -405,7 +413,8 @@ def _example(algorithm: Algorithm) -> str:
             call.append(f"{value!r}")
         is_off = name == "weight_decay" and value == 0
         if value is not None and not isinstance(value, (bool, str)) and not is_off:
-            shown.append(f"{name}={float(value)!r}")
+            is_static = name in kinds_of_fields(algorithm.rule).static
+            shown.append(f"{name}={value if is_static else float(value)!r}")
     name = algorithm.name
     return (
         f"Example:\n  >>> import adaptive_jax as aj\n  >>> aj.{name}({', '.join(call)})\n"

@@ -17,17 +17,18 @@ import orbax.checkpoint
 import pytest
 import saved_runs
 import write_catalogue
-from catalogue import CASES, CATALOGUE, label, required
+from catalogue import CASES, CATALOGUE, label, required, sees_matrices
 
 import adaptive_jax as aj
 from adaptive_jax.training import versions
 
 PARAMS = {"w": jnp.array([1.0, -2.0]), "half": jnp.ones(3, jnp.bfloat16), "none": None}
+MATRICES = {"w": jnp.array([[1.0, -2.0]]), "half": jnp.eye(3, dtype=jnp.bfloat16), "none": None}
 
 
-def gradients(step):
+def gradients(step, params=PARAMS):
     return jax.tree.map(
-        lambda x: (jnp.cos(3.0 * step) * x.astype(jnp.float32)).astype(x.dtype), PARAMS
+        lambda x: (jnp.cos(3.0 * step) * x.astype(jnp.float32)).astype(x.dtype), params
     )
 
 
@@ -36,7 +37,8 @@ def gradients(step):
 @pytest.mark.parametrize("case", CASES)
 def test_layout(case):
     factory, settings = CASES[case]
-    state = factory(**settings).init(PARAMS)
+    tx = factory(**settings)
+    state = tx.init(MATRICES if sees_matrices(tx) else PARAMS)
     recorded = json.loads(write_catalogue.LAYOUTS.read_text())
     assert write_catalogue.outline(state) == recorded.get(case), (
         f"python tests/write_catalogue.py records new layouts. That of {case} is recorded as it was: if "
@@ -47,10 +49,9 @@ def test_layout(case):
         assert leaf.dtype == (jnp.int32 if is_count else jnp.float32)
 
 
-def run(tx, state, steps):
-    params = PARAMS
+def run(tx, state, steps, params=PARAMS):
     for step in steps:
-        updates, state = tx.update(gradients(step), state, params)
+        updates, state = tx.update(gradients(step, params), state, params)
     return updates, state
 
 
@@ -59,7 +60,8 @@ def run(tx, state, steps):
 def test_a_run_continues_from_a_saved_state_bit_by_bit(case, save, tmp_path):
     factory, settings = CASES[case]
     tx = factory(**settings)
-    _, state = run(tx, tx.init(PARAMS), range(3))
+    params = MATRICES if sees_matrices(tx) else PARAMS
+    _, state = run(tx, tx.init(params), range(3), params)
     if save == "pickle":
         restored = pickle.loads(pickle.dumps(state))
     elif save == "deepcopy":
@@ -70,8 +72,8 @@ def test_a_run_continues_from_a_saved_state_bit_by_bit(case, save, tmp_path):
         with orbax.checkpoint.StandardCheckpointer() as checkpointer:
             checkpointer.save(tmp_path / "state", state)
             checkpointer.wait_until_finished()
-            restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, PARAMS))
-    there, here = run(tx, restored, range(3, 6)), run(tx, state, range(3, 6))
+            restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(tx.init, params))
+    there, here = (run(tx, each, range(3, 6), params) for each in (restored, state))
     assert jax.tree.structure(there) == jax.tree.structure(here)
     for x, y in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CASES
+from catalogue import CASES, rules_of, sees_matrices
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
@@ -29,7 +29,7 @@ def slots_of(case):
     """The slots of an optimizer."""
     factory, settings = CASES[case]
     return {
-        name: slot for rule in factory(**settings).data.rules for name, slot in rule.slots.items()
+        name: slot for rule in rules_of(factory(**settings)) for name, slot in rule.slots.items()
     }
 
 
@@ -38,8 +38,10 @@ def kinds(case):
     return frozenset((slot.nonnegative, slot.initial == 0.0) for slot in slots_of(case).values())
 
 
-# A storage sees slots and no rules: one optimizer for each set of kinds of slots.
-WITH_SLOTS = list({kinds(case): case for case in reversed(CASES) if kinds(case)}.values())[::-1]
+# A storage sees slots and no rules: one optimizer for each set of kinds of slots. Those of rules that see
+# matrices are in test_slots.
+ELEMENTWISE = [case for case, (make, given) in CASES.items() if not sees_matrices(make(**given))]
+WITH_SLOTS = list({kinds(case): case for case in ELEMENTWISE[::-1] if kinds(case)}.values())[::-1]
 
 
 def stored(case, name):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CASES, ILL_CONDITIONED, PORTED, label, required, rules_of
+from catalogue import CASES, ILL_CONDITIONED, PORTED, label, required, rules_of, sees_matrices
 
 STEPS = 8  # RAdam turns into Adam in the sixth.
 EVERYTHING = CASES | PORTED
@@ -39,7 +39,7 @@ def training(
     """
     factory, settings = EVERYTHING[case]
     leaves, treedef = jax.tree.flatten(factory(**settings))
-    steepness = jnp.array(slope, dtype)
+    steepness = jnp.broadcast_to(jnp.array(slope, dtype), shape_of_params(case))
 
     def loss(hyperparameters, start, noise):
         tx = treedef.unflatten(hyperparameters)
@@ -55,6 +55,11 @@ def training(
     return loss, [jnp.asarray(leaf, dtype) for leaf in leaves]
 
 
+def shape_of_params(case: str) -> tuple[int, ...]:
+    factory, settings = EVERYTHING[case]
+    return (2, 3) if sees_matrices(factory(**settings)) else (3,)
+
+
 @each
 def test_derivatives_are_finite_differences(case):
     """In float64, forward and backward. Along each hyperparameter, and one way for the arrays."""
@@ -63,8 +68,9 @@ def test_derivatives_are_finite_differences(case):
         # Where a difference can be taken: within the limits, and not of a term that is hardly there.
         base = [jnp.maximum(value, 1e-3) for value in hyperparameters]
         rng = np.random.default_rng(0)
-        start, towards = rng.normal(size=(2, 3))
-        noise, change = rng.normal(size=(2, STEPS, 3))
+        shape = shape_of_params(case)
+        start, towards = rng.normal(size=(2, *shape))
+        noise, change = rng.normal(size=(2, STEPS, *shape))
 
         def moved(distance):
             return loss(
@@ -111,8 +117,8 @@ def test_derivatives_are_finite_at_zero_gradients(case, dtype):
         # well be larger than what float32 can hold.
         loss, hyperparameters = training(case, dtype, (0.0, 0.0, 0.0))
         slopes = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
-        zeros = np.zeros(3, dtype), np.zeros((STEPS, 3), dtype)
-        halfway = np.zeros((STEPS, 3), dtype)
+        zeros = [np.zeros((*steps, *shape_of_params(case)), dtype) for steps in ((), (STEPS,))]
+        halfway = np.zeros_like(zeros[1])
         halfway[STEPS // 2] = 1.0
         for start, noise in (zeros, (zeros[0], halfway)):
             for slope in jax.tree.leaves(slopes(hyperparameters, start, noise)):

@@ -20,13 +20,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import CASES, FIRST, ILL_CONDITIONED, PORTED, WRAPPERS, rules_of
+from catalogue import (
+    CASES,
+    FIRST,
+    ILL_CONDITIONED,
+    PORTED,
+    WRAPPERS,
+    rules_of,
+    sees_matrices,
+    takes_only_matrices,
+)
 
 from adaptive_jax import rules
 from adaptive_jax.maths import least_denominator
 
 STEPS = 3
 ELEMENTS = 4
+MATRICES = (2, 2, 3)
 EVERYTHING = [*CASES, *PORTED, *WRAPPERS]
 DEFAULT = [*FIRST, *WRAPPERS]
 
@@ -109,6 +119,15 @@ def numbers(dtype: Any, largest: float, shape: tuple[int, ...]) -> st.SearchStra
     return generated.map(lambda x: np.clip(x, -largest, largest).astype(dtype))
 
 
+def matrices_of(dtypes: tuple[Any, ...], share: float) -> st.SearchStrategy:
+    """Gradients of all steps, two matrices in each array."""
+    arrays = {
+        np.dtype(x).name: numbers(x, share * float(jnp.finfo(x).max), (STEPS, *MATRICES))
+        for x in dtypes
+    }
+    return st.fixed_dictionaries(arrays)
+
+
 def gradient_trees(dtypes: tuple[Any, ...], share: float) -> st.SearchStrategy:
     """Gradients of all steps, and at the end of each array their absolute values.
 
@@ -131,8 +150,8 @@ def assert_finite(tree: Any) -> None:
             assert np.isfinite(np.asarray(leaf).astype(np.complex128)).all(), (path, leaf)
 
 
-def assert_agree(got: Any, expected: Any) -> None:
-    """Equal but for rounding, measured in the size of what was added up."""
+def assert_agree(got: Any, expected: Any, tolerance: float = 2e-5) -> None:
+    """Equal but for rounding, measured in the size of what was added up: of matrices, in their own."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True
@@ -145,11 +164,13 @@ def assert_agree(got: Any, expected: Any) -> None:
         size = np.maximum(np.abs(x), np.abs(y))
         if size.shape[-1:] == (2 * ELEMENTS,):
             size[..., :ELEMENTS] = np.maximum(size[..., :ELEMENTS], size[..., ELEMENTS:])
+        if size.shape[-3:] == MATRICES:
+            size = np.max(size, axis=(-2, -1), keepdims=True)
         # What is not normal may be taken for 0, or not, and is then divided by ε or what stands for it.
         computed = jnp.finfo(np.float64 if info.bits == 64 else np.float32)
         least = 16 * float(info.tiny) + float(computed.tiny) / least_denominator(computed.dtype)
-        tolerance = max(4 * float(info.eps), 2e-5) * size + least
-        assert (np.abs(x - y) <= tolerance).all(), (path, x, y)
+        allowed = max(4 * float(info.eps), tolerance) * size + least
+        assert (np.abs(x - y) <= allowed).all(), (path, x, y)
 
 
 def signature(tree: Any) -> Any:
@@ -163,8 +184,11 @@ def restarted(state: Any) -> Any:
 
 def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
     tx = make(case)
+    # What is smallest in a matrix is rounded as what is largest, and then as large.
+    of_matrices = sees_matrices(tx)
+    shape, tolerance = (MATRICES, 1e-3) if of_matrices else ((2 * ELEMENTS,), 2e-5)
     params = {
-        np.dtype(dtype).name: jnp.linspace(-2.0, 2.0, 2 * ELEMENTS).astype(dtype)
+        np.dtype(dtype).name: jnp.linspace(-2.0, 2.0, math.prod(shape)).reshape(shape).astype(dtype)
         for dtype in dtypes
     }
 
@@ -201,16 +225,17 @@ def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
             return
 
         loop = state, jax.tree.map(lambda *x: np.stack(x), *all_updates)
-        assert_agree(scan(gradients), loop)
+        assert_agree(scan(gradients), loop, tolerance)
         pair = jax.tree.map(lambda x: np.stack([x, x[::-1]], axis=1), gradients)
         both = vmapped(pair)
-        assert_agree(jax.tree.map(lambda x: x[0], both), loop)
+        assert_agree(jax.tree.map(lambda x: x[0], both), loop, tolerance)
         with jax.disable_jit():
             first = tx.update(jax.tree.map(lambda x: jnp.asarray(x[0]), gradients), start, params)
-        assert_agree(first[0], all_updates[0])
+        assert_agree(first[0], all_updates[0], tolerance)
 
     share = 1 / 64 if sums_gradients(case) else 1.0
-    check_examples(examples, gradient_trees(dtypes, share), check)
+    generated = (matrices_of if of_matrices else gradient_trees)(dtypes, share)
+    check_examples(examples, generated, check)
 
 
 @parametrized("numbers")
@@ -252,10 +277,10 @@ class Leaf:
         return jnp.asarray(values[0], self.dtype)
 
 
-def trees(dtypes: list[Any]) -> st.SearchStrategy:
+def trees(dtypes: list[Any], shapes: list[tuple[int, ...]]) -> st.SearchStrategy:
     leaves = st.builds(
         Leaf,
-        shape=st.sampled_from([(), (3,), (2, 2), (0, 2)]),
+        shape=st.sampled_from(shapes),
         dtype=st.sampled_from(dtypes),
         has_gradient=st.integers(0, 9).map(bool),
         seed=st.integers(0, 99),
@@ -303,7 +328,8 @@ def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
                 alone, _ = tx.update(leaf.array(1), tx.init(param), param)
             assert np.array_equal(alone, update), "an array depends on what is beside it"
 
-    check_examples(examples, trees(dtypes), check)
+    of_others = [(1, 1), (2, 1, 3)] if takes_only_matrices(tx) else [(), (3,)]
+    check_examples(examples, trees(dtypes, [*of_others, (2, 2), (0, 2)]), check)
 
 
 @parametrized("trees")

@@ -395,12 +395,17 @@ CASES += [
         **settings,
     )
     for name, algorithm in CATALOGUE.items()
-    if algorithm.whole and name not in {case.name.partition(" ")[0] for case in CASES}
+    if algorithm.whole
+    and not algorithm.rule.matrix
+    and name not in {case.name.partition(" ")[0] for case in CASES}
     for settings in [
         {}, {"weight_decay": 0.3}, {"learning_rate": warmup_and_decay}, *SETTINGS.get(name, []),
     ]
 ]  # fmt: skip
-"""What has no cases above comes by itself: its defaults, and what the catalogue has beyond them."""
+"""What has no cases above comes by itself: its defaults, and what the catalogue has beyond them.
+
+Rules that see matrices are in test_matrix_reference.
+"""
 
 SLOW_AVERAGES = [
     case("sgd moving average", aj.sgd, reference.sgd, momentum=0.999, dampening=0.999),
