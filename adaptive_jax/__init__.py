@@ -57,6 +57,8 @@ from .rules.scaling import add_decayed_weights as add_decayed_weights
 from .rules.scaling import scale_by_learning_rate as scale_by_learning_rate
 from .rules.sign import lion as lion
 from .rules.sign import scale_by_lion as scale_by_lion
+from .rules.whitening import psgd_kron as psgd_kron
+from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 
 # </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint

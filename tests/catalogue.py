@@ -56,6 +56,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "scale_by_muon": [{"ns_steps": 5}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
+    "psgd_kron": [
+        {
+            "preconditioner_update_probability": 0.5,
+            "memory_save_mode": "one_diag",
+            "momentum_into_precond_update": False,
+        }
+    ],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
@@ -116,7 +123,8 @@ def sees_matrices(tx: Any) -> bool:
 
 def takes_only_matrices(tx: Any) -> bool:
     """Whether it refuses arrays with one axis or none: no partition gives these to others."""
-    return sees_matrices(tx) and isinstance(data_of(tx), Lifted)
+    is_alone = isinstance(data_of(tx), Lifted)
+    return is_alone and any(rule.matrix and not rule.takes_vectors for rule in rules_of(tx))
 
 
 PORTED = {

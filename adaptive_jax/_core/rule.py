@@ -130,6 +130,8 @@ class Rule:
         is the last two. Slots are kept in the layout of the parameter; those that have a `shape` of
         their own, which is made of (…, m, n), as they are. Arrays with one axis or none, and complex
         ones, are refused.
+      takes_vectors: whether a rule with `matrix` takes arrays with one axis or none too: it sees them as
+        they are, and so do the functions for the shapes of its slots.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
@@ -160,6 +162,7 @@ class Rule:
     needs_gradient: ClassVar[bool] = False
     takes_complex: ClassVar[bool] = True
     matrix: ClassVar[bool] = False
+    takes_vectors: ClassVar[bool] = False
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"

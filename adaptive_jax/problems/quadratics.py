@@ -111,7 +111,7 @@ def matrix_regression(
     *,
     seed: int = 0,
 ) -> MatrixRegression:
-    """A linear regression on both sides of a matrix: what suits preconditioners with a factor for each side.
+    """A linear regression on both sides of a matrix: for preconditioners with a factor for each side.
 
         f(W) = ½‖AWB - Y‖²,   Y = AW*B,   eigenvalues of AᵀA from 1 to 1/condition_rows
         loss = f(W - X),   X ~ N(0, noise²I), a new X for each key

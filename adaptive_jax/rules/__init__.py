@@ -20,5 +20,6 @@ from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
 from .sign import Lion as Lion
+from .whitening import PsgdKron as PsgdKron
 
 # </catalogue>

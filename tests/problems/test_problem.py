@@ -161,7 +161,10 @@ def test_a_good_setting_reaches_the_target_of_the_language_model():
         (lambda: problems.quadratic(noise=math.nan), r"noise=nan must be finite"),
         (lambda: problems.quadratic(noise="0"), r"noise='0' must be a number"),
         (lambda: problems.matrix_regression(rows=0), r"rows=0 must be a whole number, 1 or more"),
-        (lambda: problems.matrix_regression(condition_columns=0.1), r"condition_columns=0.1 must be"),
+        (
+            lambda: problems.matrix_regression(condition_columns=0.1),
+            r"condition_columns=0.1 must be",
+        ),
         (lambda: problems.logistic_regression(l2=-1), r"l2=-1 must be finite, and 0 or more"),
         (lambda: problems.digits(hidden=0), r"hidden=0 must be a whole number"),
         (lambda: problems.language_model(layers=True), r"layers=True must be a whole number"),
