@@ -47,7 +47,9 @@ from .rules.clipping import clip_by_global_norm as clip_by_global_norm
 from .rules.clipping import clip_by_norm as clip_by_norm
 from .rules.momentum import sgd as sgd
 from .rules.momentum import trace as trace
+from .rules.orthogonal import muon as muon
 from .rules.orthogonal import scale_by_muon as scale_by_muon
+from .rules.orthogonal import scale_by_normuon as scale_by_normuon
 from .rules.rms import adadelta as adadelta
 from .rules.rms import rmsprop as rmsprop
 from .rules.rms import scale_by_adadelta as scale_by_adadelta

@@ -12,6 +12,7 @@ from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
 from .momentum import Trace as Trace
 from .orthogonal import Muon as Muon
+from .orthogonal import NorMuon as NorMuon
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
 from .rms import StdDev as StdDev
