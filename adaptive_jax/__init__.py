@@ -51,7 +51,9 @@ from .rules.kronecker import shampoo as shampoo
 from .rules.kronecker import soap as soap
 from .rules.momentum import sgd as sgd
 from .rules.momentum import trace as trace
+from .rules.orthogonal import muon as muon
 from .rules.orthogonal import scale_by_muon as scale_by_muon
+from .rules.orthogonal import scale_by_normuon as scale_by_normuon
 from .rules.rms import adadelta as adadelta
 from .rules.rms import rmsprop as rmsprop
 from .rules.rms import scale_by_adadelta as scale_by_adadelta
@@ -61,6 +63,8 @@ from .rules.scaling import add_decayed_weights as add_decayed_weights
 from .rules.scaling import scale_by_learning_rate as scale_by_learning_rate
 from .rules.sign import lion as lion
 from .rules.sign import scale_by_lion as scale_by_lion
+from .rules.whitening import psgd_kron as psgd_kron
+from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 
 # </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint

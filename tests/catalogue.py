@@ -61,6 +61,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
         {"kl": True, "graft": "sgd", "refresh_every": 1},
     ],
+    "psgd_kron": [
+        {
+            "preconditioner_update_probability": 0.5,
+            "memory_save_mode": "one_diag",
+            "momentum_into_precond_update": False,
+        }
+    ],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ class MatrixAxes:
         dense (in, out)                                   MatrixAxes()
         the same of scanned layers (layers, in, out)      MatrixAxes()
         dense of PyTorch (out, in)                        MatrixAxes(rows=-1, columns=-2)
-        convolution (height, width, in, out)              MatrixAxes(rows=(0, 1, 2), columns=3)
+        convolution (height, width, in, out)              MatrixAxes(rows=..., columns=-1)
         attention (in, heads, d), as one matrix           MatrixAxes(rows=0, columns=(1, 2))
         the same, one matrix for each head                MatrixAxes(rows=0, columns=2)
         its output (heads, d, out), as one matrix         MatrixAxes(rows=(0, 1), columns=2)
@@ -40,6 +41,7 @@ class MatrixAxes:
     Args:
       rows: the axis of the rows, or several in a tuple, which become one, the first the outermost.
         Negative ones count from the last.
+        All that are not columns are `...`.
       columns: the same for the columns.
       heads: into how many matrices of equal size the columns are cut, which lie side by side; or a pair,
         into how many the rows and the columns are cut. Of several axes it is the first that is cut.
@@ -50,18 +52,18 @@ class MatrixAxes:
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.MatrixAxes(rows=(0, 1, 2), columns=3).matrix_shape((3, 3, 16, 32))
+      >>> aj.MatrixAxes(rows=..., columns=-1).matrix_shape((3, 3, 16, 32))
       (144, 32)
       >>> aj.MatrixAxes(heads=3).matrix_shape((12, 256, 768))
       (12, 3, 256, 256)
     """
 
-    rows: int | tuple[int, ...] = -2
+    rows: int | tuple[int, ...] | EllipsisType = -2
     columns: int | tuple[int, ...] = -1
     heads: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "columns"):
+        for name in ("rows", "columns")[self.rows is ... :]:
             what = "must be an axis, such as -1, or a tuple of some"
             object.__setattr__(self, name, self._whole(name, None, what))
         if self.heads is not None:
@@ -98,7 +100,8 @@ class MatrixAxes:
 
     def __repr__(self) -> str:
         heads = "" if self.heads is None else f", heads={self.heads}"
-        return f"MatrixAxes(rows={self.rows}, columns={self.columns}{heads})"
+        rows = "..." if self.rows is ... else self.rows
+        return f"MatrixAxes(rows={rows}, columns={self.columns}{heads})"
 
 
 def _index(value: Any) -> int:
@@ -166,7 +169,13 @@ def view(axes: MatrixAxes | None, shape: tuple[int, ...]) -> View:
     if axes is None:
         places = tuple(range(len(shape)))
         return View(original=shape, shape=shape, kept=places, pieces=shape, order=places)
-    rows, columns = (_places(axes, name, len(shape)) for name in ("rows", "columns"))
+    columns = _places(axes.columns, len(shape))
+    if axes.rows is ...:
+        rows = tuple(at for at in range(len(shape)) if at not in columns)
+    else:
+        rows = _places(axes.rows, len(shape))
+    if not rows:
+        raise ValueError("leaves no axis for the rows")
     if twice := sorted({at for at in (*rows, *columns) if (*rows, *columns).count(at) > 1}):
         raise ValueError(f"names the axis {twice[0]} twice")
     heads = axes.heads or 1
@@ -202,8 +211,7 @@ def view(axes: MatrixAxes | None, shape: tuple[int, ...]) -> View:
     )
 
 
-def _places(axes: MatrixAxes, name: str, ndim: int) -> tuple[int, ...]:
-    value = getattr(axes, name)
+def _places(value: Any, ndim: int) -> tuple[int, ...]:
     places = value if isinstance(value, tuple) else (value,)
     for at in places:
         if not -ndim <= at < ndim:
@@ -213,14 +221,19 @@ def _places(axes: MatrixAxes, name: str, ndim: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class AxesByPath:
-    """The axes of arrays by what is found in their paths, a/b/c: static data that hashes."""
+    """The axes of arrays by what is found in their paths, a/b/c: static data that hashes.
+
+    patterns: what a user gives, each of which must be found somewhere.
+    usual: a function of the path for all others.
+    """
 
     patterns: tuple[tuple[Pattern, MatrixAxes], ...]
+    usual: Callable[[str], MatrixAxes] = lambda path: MatrixAxes()
 
     def at(self, path: str) -> MatrixAxes:
         """Those of the first pattern that is found; the usual ones without any."""
         found = (axes for pattern, axes in self.patterns if pattern.is_in(path))
-        return next(found, MatrixAxes())
+        return next(found, None) or self.usual(path)
 
     def __repr__(self) -> str:
         return repr({pattern.given: axes for pattern, axes in self.patterns})

@@ -14,6 +14,7 @@ from .kronecker import Shampoo as Shampoo
 from .kronecker import Soap as Soap
 from .momentum import Trace as Trace
 from .orthogonal import Muon as Muon
+from .orthogonal import NorMuon as NorMuon
 from .rms import AdaDelta as AdaDelta
 from .rms import Rms as Rms
 from .rms import StdDev as StdDev
@@ -22,5 +23,6 @@ from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
 from .sign import Lion as Lion
+from .whitening import PsgdKron as PsgdKron
 
 # </catalogue>

@@ -19,6 +19,7 @@ _ELSEWHERE = {
     "beta_1": ("b1",),
     "beta_2": ("b2",),
     "momentum": ("momentum", "b1", "decay"),
+    "beta": ("b1",),
     "alpha": ("decay",),
     "rho": ("rho", "decay"),
     "epsilon": ("eps",),

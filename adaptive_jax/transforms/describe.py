@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,16 +250,24 @@ def _placed(row: DescribedArray, path: str, array: jax.ShapeDtypeStruct) -> Desc
     return dataclasses.replace(row, path=path, array=array, slots=tuple(slots))
 
 
-def _parts(tx: Any, state: Any, seen: Any, why: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """Everything that wraps nothing: its data, its part of the state, what it sees, and why that."""
+def _parts(
+    tx: Any, state: Any, seen: Any, why: tuple[str | Mapping[str, str], ...]
+) -> Iterator[tuple[Any, ...]]:
+    """Everything that wraps nothing: its data, its part of the state, what it sees, and why that.
+
+    why: what led there, each a text or one for each path.
+    """
     data = data_of(tx)
     if not isinstance(data, Wrapper) or not data.wraps:
         yield data, state, seen, why
         return
     inner = zip(data.wrapped(), data.states_in(state), data.params_in(seen), strict=True)
-    reasons: Sequence[tuple[str, ...]] = [()] * len(data.wrapped())
+    reasons: Sequence[tuple[str | Mapping[str, str], ...]] = [()] * len(data.wrapped())
     if isinstance(data, Partition):
-        reasons = [(f"label {label!r}",) for label in data.transforms]
+        texts = [f"label {label!r}" for label in data.transforms]
+        explained = data.explained(seen).items()
+        each = [{path: f"{text}: {own}" for path, own in explained} or text for text in texts]
+        reasons = [(text,) for text in each]
     elif isinstance(data, MaskedTransform):
         reasons = [("selected by the mask of masked",)]
     for each, reason in zip(inner, reasons, strict=True):
@@ -267,17 +275,24 @@ def _parts(tx: Any, state: Any, seen: Any, why: tuple[str, ...]) -> Iterator[tup
 
 
 def _rows(
-    data: Any, state: Any, seen: Any, why: tuple[str, ...]
+    data: Any, state: Any, seen: Any, reasons: tuple[str | Mapping[str, str], ...]
 ) -> Iterator[tuple[str, DescribedArray]]:
     """What is done with each array that is seen, by its path."""
+    for path, row in _rows_of(data, state, seen):
+        why = tuple(text if isinstance(text, str) else text[path] for text in reasons)
+        yield path, dataclasses.replace(row, why=(*why, *row.why))
+
+
+def _rows_of(data: Any, state: Any, seen: Any) -> Iterator[tuple[str, DescribedArray]]:
+    """The same, of which why is what the rule itself says."""
     arrays = pytrees.Arrays("params", seen)
     paths = [path for path, x in zip(arrays.paths(), arrays.leaves, strict=True) if x is not None]
     if not isinstance(data, Lifted):
         rule = None if isinstance(data, Frozen) else data
-        yield from ((path, dataclasses.replace(_NOTHING, rule=rule, why=why)) for path in paths)
+        yield from ((path, dataclasses.replace(_NOTHING, rule=rule)) for path in paths)
         return
     for rule, storages, part in zip(data.rules, data.storages, data.split(state), strict=True):
-        yield from zip(paths, _of_rule(rule, storages, part, arrays, seen, why), strict=True)
+        yield from zip(paths, _of_rule(rule, storages, part, arrays, seen), strict=True)
 
 
 def _of_rule(
@@ -286,7 +301,6 @@ def _of_rule(
     state: Any,
     arrays: pytrees.Arrays,
     seen: Any,
-    why: tuple[str, ...],
 ) -> Iterator[DescribedArray]:
     mask = mask_of(rule)
     selected = arrays.selected(mask, seen)
@@ -305,7 +319,7 @@ def _of_rule(
         yield dataclasses.replace(
             _NOTHING,
             rule=replace(rule, **{name: own[name][place] for name in data}),
-            why=why if mask is None else (*why, reason),
+            why=() if mask is None else (reason,),
             selected=selected[place],
             axes=axes[place],
             slots=tuple(slots),

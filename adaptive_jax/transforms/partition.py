@@ -100,6 +100,11 @@ class Partition(Wrapper):
         parts = cut.parts("parameters", params)
         return tuple(cut.only(parts, label) for label in self.transforms)
 
+    def explained(self, params: Any) -> Mapping[str, str]:
+        """Why each array has its label, by its path; nothing where labels need no reason."""
+        del params
+        return {}
+
     def evaluating(self) -> list[Rule]:
         return max((evaluating(each) for each in self.wrapped()), key=len)
 
