@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,12 +67,13 @@ def iterated(basis: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def whitened(
-    grad: jax.Array, left: jax.Array | None, right: jax.Array | None, is_first: jax.Array
+    grad: jax.Array, halves: Sequence[jax.Array | None], is_first: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """What L and R are of with KL: the gradient times H of the other one, where HHᵀ is its inverse.
 
     At first the others are I times the root mean square, so that all is in the gradient's units.
     """
+    left, right = halves
     if grad.ndim < 2:
         return grad, grad
     rows, columns = grad.shape[-2:]

@@ -64,7 +64,9 @@ def descend_matrices(
     named_axes = given.patterns if isinstance(given, AxesByPath) else ()
     labels = Hidden(label, selection, tuple(pattern for pattern, _ in named_axes))
     transforms = dict(sorted({label: matrices, REST: rest}.items()))
-    return Transformation.of(OfMatrices(transforms, Labels.of(labels, transforms), argument=argument))
+    return Transformation.of(
+        OfMatrices(transforms, Labels.of(labels, transforms), argument=argument)
+    )
 
 
 def _of_slots(storage: Any, slots: Any) -> Any:

@@ -160,7 +160,7 @@ class Shampoo(Rule):
     def seen(self, grad, slots, ctx):
         """What each factor sees of the gradient."""
         halves = [slots[f"{side}_root"] for side in SIDES]
-        return whitened(grad, *halves, ctx.step == 1) if self.kl else (grad, grad)
+        return whitened(grad, halves, ctx.step == 1) if self.kl else (grad, grad)
 
     def factor(self, side, seen, slots, ctx):
         if slots[side] is None:
@@ -186,13 +186,14 @@ class Shampoo(Rule):
 class Soap(Rule):
     """Adam in the eigenvectors of Shampoo's factors, which follow these every k steps.
 
-        L ← β₃L + (1-β₃)gg^T,   R ← β₃R + (1-β₃)g^Tg,   μ ← β₁μ + (1-β₁)g
-        every k steps U ← qr(LU), V ← qr(RV);   ν ← β₂ν + (1-β₂)(U^TgV)²
-        d = U·[√(1-β₂ᵗ)/(1-β₁ᵗ)·U^TμV/(√ν + ε)]·V^T
+        L ← β₃L + (1-β₃)gg^T,   R ← β₃R + (1-β₃)g^Tg;   every k steps U ← qr(LU), V ← qr(RV)
+        μ ← β₁μ + (1-β₁)U^TgV,   ν ← β₂ν + (1-β₂)(U^TgV)²
+        d = U·[√(1-β₂ᵗ)/(1-β₁ᵗ)·μ/(√ν + ε)]·V^T
 
     U and V are at first the eigenvectors of the first gradient's factors; later on they are of factors that
-    have not seen the gradient at hand. For qr the columns are sorted by their eigenvalues, and then put
-    back: so ν stays the second moment of what it was. (The authors' code sorts ν too, which is the same.)
+    have not seen the gradient at hand. When they change, μ is turned with them, so that it is always
+    that of all gradients. For qr the columns are sorted by their eigenvalues, and then put back: so ν stays
+    the second moment of what it was. (The authors' code sorts ν too, which is the same.)
 
     A side longer than max_size has no factor, and I in place of its eigenvectors. What is no matrix, a
     vector say, has none, and moves as Adam does. `aj.MatrixAxes(heads=…)` cuts what is large into blocks.
@@ -201,7 +202,7 @@ class Soap(Rule):
     b2: the decay rate β₂ of the second moment, in [0, 1).
     eps: ε >= 0, against division by zero.
     b3: the decay rate β₃ of the factors, in [0, 1); None for that of the second moment.
-    bias_correction: False for d = U·[U^TμV/(√ν + ε)]·V^T.
+    bias_correction: False for d = U·[μ/(√ν + ε)]·V^T.
     skip_first: True for a first step that makes factors and eigenvectors alone, as the authors' code does:
       nothing moves but by weight decay, and the step is not counted. (Where b1 or b2 has a schedule, its
       correction is that of the number that it is at.) False for one in the eigenvectors of its own
@@ -248,22 +249,22 @@ class Soap(Rule):
         seen, is_first = bounded(grad), ctx.step == 1
         step = jnp.maximum(ctx.step - 1, 1) if self.skip_first else ctx.step
         before, bases = ([slots[f"{side}{end}"] for side in SIDES] for end in ("", "_basis"))
+        mu = slots["mu"]
         if not self.skip_first:
-            bases = self.followed(bases, before, seen, ctx)
+            bases, mu = self.followed(bases, mu, before, seen, ctx)
         factors = self.factors(before, bases, seen, ctx)
         left, right = bases
         turned = between(transposed(left), seen, right)
-        mu = ema(seen, slots["mu"], self.b1)
-        nu = second_moment(turned, slots["nu"], self.b2)
+        mu, nu = ema(turned, mu, self.b1), second_moment(turned, slots["nu"], self.b2)
         if self.skip_first:
             mu, nu = (jnp.where(is_first, slots[k], x) for k, x in {"mu": mu, "nu": nu}.items())
         mu, nu = ctx.store("mu", mu), ctx.store("nu", nu)
-        direction = self.adam(between(transposed(left), mu, right), nu, step)
+        direction = self.adam(mu, nu, step)
         if any(x is not None for x in bases):
             direction = jnp.where((step == 1) & is_rounding(turned), 0 * direction, direction)
         if self.skip_first:
             direction = jnp.where(is_first, 0 * seen, direction)
-            bases = self.followed(bases, factors, seen, ctx)
+            bases, mu = self.followed(bases, mu, factors, seen, ctx)
         new = dict(zip(_names("", "_basis"), [*factors, *bases], strict=True))
         return between(left, direction, transposed(right)), {"mu": mu, "nu": nu, **new}
 
@@ -284,8 +285,8 @@ class Soap(Rule):
         seen = (grad, grad)
         if self.kl:
             weight = power_complement(decay, jnp.maximum(ctx.step - 1, 1))
-            halves = [self.half(*each, weight) for each in zip(before, bases, strict=True)]
-            seen = whitened(grad, *halves, ctx.step == 1)
+            halves = [self.half(x, y, weight) for x, y in zip(before, bases, strict=True)]
+            seen = whitened(grad, halves, ctx.step == 1)
         return [
             None if old is None else ctx.store(side, ema(gram(x, side), old, decay))
             for side, old, x in zip(SIDES, before, seen, strict=True)
@@ -298,25 +299,28 @@ class Soap(Rule):
         values = jnp.sum(basis * product(factor, basis), -2) / weight
         return basis * lax.rsqrt(raised(values, self.kl_eps, True))[..., None, :]
 
-    def followed(self, bases, factors, grad, ctx):
-        """The bases, which follow the factors when they are due; at first the gradient's."""
+    def followed(self, bases, mu, factors, grad, ctx):
+        """The bases, which follow the factors when they are due, and μ in them; at first the gradient's."""
         if any(x is not None for x in bases):
-            bases = ctx.refresh(
-                self.refresh_every, _iterated, bases, factors, grad,
+            bases, mu = ctx.refresh(
+                self.refresh_every, _iterated, (bases, mu), factors, grad,
                 first=_eigenvectors, spread=self.spread_refresh,
             )  # fmt: skip
-        return [ctx.store(f"{side}_basis", x) for side, x in zip(SIDES, bases, strict=True)]
+        return bases, mu
 
 
-def _iterated(bases: Any, factors: Any, grad: Any) -> list[Any]:
+def _iterated(old: Any, factors: Any, grad: Any) -> tuple[Any, Any]:
     del grad
-    return [x if x is None else iterated(x, y) for x, y in zip(bases, factors, strict=True)]
+    (left, right), mu = old
+    new = [x if x is None else iterated(x, y) for x, y in zip(old[0], factors, strict=True)]
+    mu = between(left, mu, transposed(right))
+    return new, between(transposed(new[0]), mu, new[1])
 
 
-def _eigenvectors(bases: Any, factors: Any, grad: Any) -> list[Any]:
+def _eigenvectors(old: Any, factors: Any, grad: Any) -> tuple[Any, Any]:
     del factors
-    sides = zip(bases, SIDES, strict=True)
-    return [x if x is None else eigenvectors(gram(grad, side)) for x, side in sides]
+    sides = zip(old[0], SIDES, strict=True)
+    return [x if x is None else eigenvectors(gram(grad, side)) for x, side in sides], old[1]
 
 
 def _check_sizes(rule: Any) -> None:
@@ -338,7 +342,7 @@ def _factor(side: str, rows: int, columns: int, one_sided: bool) -> int | None:
 def _factor_of_side(rule: Soap, side: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     if len(shape) < 2 or 0 in shape:
         return None
-    size = _factor(side, *shape[-2:], rule.one_sided)
+    size = _factor(side, shape[-2], shape[-1], rule.one_sided)
     return None if size is None or size > rule.max_size else (*shape[:-2], size, size)
 
 

@@ -167,7 +167,10 @@ class NorMuon(Muon):
     paper = Paper("Li et al. 2025", "https://arxiv.org/abs/2510.05491", "algorithm 1")
 
     b2: Decay = 0.95
-    slots = {"mu": Slot(), "nu": Slot(nonnegative=True, shape=lambda shape: (*shape[:-2], shape[-1]))}
+    slots = {
+        "mu": Slot(),
+        "nu": Slot(nonnegative=True, shape=lambda shape: (*shape[:-2], shape[-1])),
+    }
 
     def update(self, grad, slots, param, ctx):
         mu = ctx.store("mu", self.averaged(grad, slots))
