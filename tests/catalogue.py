@@ -63,6 +63,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             "momentum_into_precond_update": False,
         }
     ],
+    "soap": [{"skip_first": True, "one_sided": True}, {"kl": True, "refresh_every": 1, "b3": 0.9}],
+    "shampoo": [
+        {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
+        {"kl": True, "graft": "sgd", "refresh_every": 1},
+    ],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by

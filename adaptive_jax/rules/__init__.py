@@ -10,6 +10,8 @@ from .adam import RAdam as RAdam
 from .clipping import Clip as Clip
 from .clipping import ClipByGlobalNorm as ClipByGlobalNorm
 from .clipping import ClipByNorm as ClipByNorm
+from .kronecker import Shampoo as Shampoo
+from .kronecker import Soap as Soap
 from .momentum import Trace as Trace
 from .orthogonal import Muon as Muon
 from .orthogonal import NorMuon as NorMuon
