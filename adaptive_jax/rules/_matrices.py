@@ -30,7 +30,7 @@ def descend_matrices(
     adam_learning_rate: Any,
     **options: Any,
 ) -> Transformation:
-    """θ ← θ - η(d + λθ) of the matrices inside of a model, for a direction d of these; and the rest by Adam.
+    """θ ← θ - η(d + λθ) of the matrices inside of a model, for a direction d of these; Adam for the rest.
 
     where, rest, adam_learning_rate: as in the docstring of `muon`.
     options: arguments of factory that no rule has as a field, where they are not the default.
@@ -64,7 +64,9 @@ def descend_matrices(
     named_axes = given.patterns if isinstance(given, AxesByPath) else ()
     labels = Hidden(label, selection, tuple(pattern for pattern, _ in named_axes))
     transforms = dict(sorted({label: matrices, REST: rest}.items()))
-    return Transformation.of(OfMatrices(transforms, Labels.of(labels, transforms), argument=argument))
+    return Transformation.of(
+        OfMatrices(transforms, Labels.of(labels, transforms), argument=argument)
+    )
 
 
 def _of_slots(storage: Any, slots: Any) -> Any:

@@ -89,7 +89,9 @@ def check_equal(steps: dict[str, Any], contenders: dict[str, Any], params: Any, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=7)
@@ -101,7 +103,9 @@ def main() -> None:
     shapes = gpt_shapes(width=options.width, vocabulary=8_000, positions=512, layers=options.layers)
     rng = np.random.default_rng(0)
     params, gradients = (
-        jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s), jnp.float32), shapes, is_leaf=is_shape)
+        jax.tree.map(
+            lambda s: jnp.asarray(rng.standard_normal(s), jnp.float32), shapes, is_leaf=is_shape
+        )
         for _ in range(2)
     )
     with jax.numpy_dtype_promotion("standard"):
@@ -126,7 +130,9 @@ def main() -> None:
         ours, others = map(statistics.median, of_each)
         ratio = statistics.median(x / y for x, y in zip(*of_each, strict=True))
         print(f"{column:12} {ours:9.3f} s   optax {others:9.3f} s   ratio {ratio:.2f}")
-    ours, others = (x.memory_analysis().temp_size_in_bytes / 1e6 for x in map(steps.get, contenders))
+    ours, others = (
+        x.memory_analysis().temp_size_in_bytes / 1e6 for x in map(steps.get, contenders)
+    )
     print(f"temporaries  {ours:9.2f} MB  optax {others:9.2f} MB  ratio {ours / others:.2f}")
 
 
