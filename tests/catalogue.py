@@ -54,19 +54,22 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "adamax": [{"eps": 0.0}, {"eps": 0.0, "eps_in_max": False}],
     "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
-    "scale_by_muon": [{"ns_steps": 5}],
-    "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
-    "soap": [{"skip_first": True, "one_sided": True}, {"kl": True, "refresh_every": 1, "b3": 0.9}],
-    "shampoo": [
-        {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
-        {"kl": True, "graft": "sgd", "refresh_every": 1},
+    "muon": [
+        {"ns_steps": 5, "weight_decay": 0.01},
+        {"normuon": True, "ns_coeffs": "polar_express", "scale": "rms", "nesterov": False},
     ],
+    "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
     "psgd_kron": [
         {
             "preconditioner_update_probability": 0.5,
             "memory_save_mode": "one_diag",
             "momentum_into_precond_update": False,
         }
+    ],
+    "soap": [{"skip_first": True, "one_sided": True}, {"kl": True, "refresh_every": 1, "b3": 0.9}],
+    "shampoo": [
+        {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
+        {"kl": True, "graft": "sgd", "refresh_every": 1},
     ],
     "add_decayed_weights": [{"weight_decay": 0.01}],
 }
@@ -84,7 +87,9 @@ def label(name: str, settings: dict[str, Any]) -> str:
     return f"{name}({','.join(shown)})"
 
 
-CHEAP: dict[str, dict[str, Any]] = {"scale_by_muon": {"ns_steps": 2}}
+CHEAP: dict[str, dict[str, Any]] = {
+    name: {"ns_steps": 1} for name in ("muon", "scale_by_muon", "scale_by_normuon")
+}
 """Settings in the place of defaults that take a compiler long, and of which no promise depends."""
 
 

@@ -59,9 +59,10 @@ def _check_bools(argument: str, mask: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
         if isinstance(leaf, Tracer):
             raise TypeError(
-                f"{argument}{keystr(path)} is {describe(leaf)} and depends on the values of the parameters: a "
-                "mask is made once, of their names, shapes and dtypes, and its leaves are Python's True "
-                "and False. For a selection by value multiply the gradients by it, before the update."
+                f"{argument}{keystr(path)} is {describe(leaf)} and depends on the values of the "
+                "parameters: a mask is made once, of their names, shapes and dtypes, and its leaves are "
+                "Python's True and False. For a selection by value multiply the gradients by it, before the "
+                "update."
             )
         # An array of shape () is one too, as in optax, where its value is known.
         is_array = isinstance(leaf, (np.ndarray, jax.Array)) and leaf.shape == ()

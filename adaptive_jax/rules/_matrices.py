@@ -30,7 +30,7 @@ def descend_matrices(
     adam_learning_rate: Any,
     **options: Any,
 ) -> Transformation:
-    """θ ← θ - η(d + λθ) of the matrices inside of a model, for a direction d of these; and the rest by Adam.
+    """θ ← θ - η(d + λθ) of the matrices inside of a model, for a direction d of these; Adam for the rest.
 
     where, rest, adam_learning_rate: as in the docstring of `muon`.
     options: arguments of factory that no rule has as a field, where they are not the default.

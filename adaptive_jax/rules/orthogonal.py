@@ -74,7 +74,7 @@ class Muon(Rule):
       tuple of such triples. The last one is repeated where there are fewer than steps.
     ns_steps: how many polynomials are applied, 1 or more.
     nesterov: True for m = β₁μ + (1-β₁)g, one step ahead.
-    scale: "spectral" for √max(1, out/in); "ratio" for √(out/in), as of Scion; "rms" for 0.2√max(in, out),
+    scale: by how much, "spectral": √max(1, out/in); "ratio": √(out/in), as of Scion; "rms": 0.2√max(in, out),
       with which each number of the update is about as large as Adam's, so that Adam's learning rate and
       weight decay carry over (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
     axes: which axes of an array are in and out: `aj.MatrixAxes(…)`, None for the last two, or a dict from
@@ -127,31 +127,55 @@ def _coefficients(given: Any) -> Any:
     if isinstance(given, str):
         one_of("ns_coeffs", given, COEFFICIENTS)
         return given
-    found = np.asarray(given, np.float64)
-    found = found[None] if found.ndim == 1 else found
-    return tuple(tuple(triple) for triple in found.tolist())
-
-
-def largest(size: jax.Array) -> jax.Array:
-    """A denominator, or what it is at least."""
-    return lax.max(size, size.dtype.type(least_denominator(size.dtype)))
+    try:
+        found = np.atleast_2d(np.asarray(given, np.float64))
+    except (TypeError, ValueError):  # A tracer, or triples of different lengths.
+        found = np.zeros((0, 0))
+    if found.ndim != 2 or found.shape[1] != 3 or len(found) == 0 or not np.isfinite(found).all():
+        raise ValueError(
+            f"ns_coeffs={given!r:.80} must be one of {', '.join(map(repr, COEFFICIENTS))}, or numbers "
+            "known when the rule is made: (a, b, c), or a tuple of such triples, one for each step."
+        )
+    return tuple(map(tuple, found.tolist()))
 
 
 def orthogonalized(x: jax.Array, polynomials: Any, eps: jax.Array) -> jax.Array:
     """About UVᵀ for each matrix UΣVᵀ: odd polynomials of X/(‖X‖ + ε), one after the other."""
+    x = x / at_least(norm(x, (-2, -1)) + eps)
     is_tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if is_tall else x
-    x = x / largest(norm(x, (-2, -1)) + eps)
-    # Polynomials of one matrix commute: those of XXᵀ are multiplied first, X, which is longer, once.
-    gram, total = product(x, x.mT), None
-    identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=x.dtype), gram.shape)
-    for place, (a, b, c) in enumerate(polynomials, start=1):
-        factor = a * identity + b * gram + c * product(gram, gram)
-        total = factor if total is None else product(factor, total)
-        if place < len(polynomials):
-            gram = product(product(factor, gram), factor)
-    x = product(total, x)
-    return x.mT if is_tall else x
+    short, long = sorted(x.shape[-2:])
+    identity = jnp.broadcast_to(jnp.eye(short, dtype=x.dtype), (*x.shape[:-2], short, short))
+
+    def times(factor: jax.Array, x: jax.Array) -> jax.Array:
+        return product(x, factor) if is_tall else product(factor, x)
+
+    def gram(x: jax.Array) -> jax.Array:
+        return product(x.mT, x) if is_tall else product(x, x.mT)
+
+    def value(square: jax.Array, a: float, b: float, c: float) -> jax.Array:
+        return a * identity + b * square + c * product(square, square)
+
+    if long < 1.5 * short:
+        for abc in polynomials:
+            x = times(value(gram(x), *abc), x)
+        return x
+    # All these factors commute, being polynomials of XXᵀ: they are multiplied first, and X, which is much
+    # longer, once. Not more than five, for each makes what was rounded in XXᵀ a² times as large.
+    for start in range(0, len(polynomials), 5):
+        first, *others = polynomials[start : start + 5]
+        square = gram(x)
+        total = factor = value(square, *first)
+        for abc in others:
+            square = product(product(factor, square), factor)
+            factor = value(square, *abc)
+            total = product(factor, total)
+        x = times(total, x)
+    return x
+
+
+def at_least(size: jax.Array) -> jax.Array:
+    """A length, or the least number by which something is divided."""
+    return lax.max(size, size.dtype.type(least_denominator(size.dtype)))
 
 
 @dataclass(frozen=True)
@@ -178,7 +202,7 @@ class NorMuon(Muon):
         mean_square = jnp.square(norm(o, (-2,))[..., 0, :]) / max(1, grad.shape[-2])
         nu = ctx.store("nu", ema(mean_square, slots["nu"], self.b2))
         n = o / denominator(nu, 1e-10)[..., None, :]
-        rescaled = n * (norm(o, (-2, -1)) / largest(norm(n, (-2, -1))))
+        rescaled = n * (norm(o, (-2, -1)) / at_least(norm(n, (-2, -1))))
         return self.factor(grad) * rescaled, {"mu": mu, "nu": nu}
 
 
@@ -216,13 +240,13 @@ def muon(
     otherwise: fused queries, keys and values, or heads, are matrices of their own by
     {"qkv": aj.MatrixAxes(heads=3)}.
 
-    Differs from `optax.contrib.muon`: embeddings and heads are not orthogonalized, and arrays with more axes
+    Differs from `optax.contrib.muon`: embeddings and heads are not orthogonalized, arrays with more axes
     are; Nesterov's momentum is Jordan's, without bias corrections; weight decay and Adam's
     defaults, b2=0.95 and eps=1e-10, are Jordan's too; polynomials are multiplied in float32 before they
     meet the matrix, which takes a third of the time and of the memory.
 
     eps: ε >= 0, beside the Frobenius norm ‖m‖: much smaller gradients give smaller steps.
-    normuon: True for NorMuon, which keeps one number more for each output.
+    normuon: whether to take NorMuon, which keeps one number more for each output.
     where: which arrays are for Muon, in the place of what is said above: a tree of bools, a prefix of one,
       or a function of the parameters.
     rest: the optimizer of all else; None for Adam.
@@ -232,7 +256,8 @@ def muon(
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp
       >>> tx = aj.muon(0.02, weight_decay=0.01, adam_learning_rate=3e-4)
-      >>> params = {"wte": jnp.ones((512, 32)), "mlp": {"kernel": jnp.ones((32, 128)), "bias": jnp.ones(128)}}
+      >>> mlp = {"kernel": jnp.ones((32, 128)), "bias": jnp.ones(128)}
+      >>> params = {"wte": jnp.ones((512, 32)), "mlp": mlp}
       >>> for row in aj.describe(tx, params).rows[::2]:
       ...     print(row.path, row.why[0])
       ['mlp']['bias'] label 'rest': one axis

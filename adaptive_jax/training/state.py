@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from .._core import export, pytrees
 from .._core.lifted import Unquoted
 from .._core.transformation import member
-from ..transforms import precision
+from ..transforms import compensate
 from ..transforms.evaluate import eval_params
 from .arrays import is_key, own_copies
 from .loss_scale import LossScale, started
@@ -124,7 +124,7 @@ class TrainState:
 
     def exact_params(self) -> Any:
         """The parameters in float32, with what `compensate` keeps of them: see `exact_params`."""
-        return precision.exact_params(self.params, self.opt_state)
+        return compensate.exact_params(self.params, self.opt_state)
 
     def eval_params(self) -> Any:
         """The parameters to evaluate with, which an optimizer may tell from those that it trains: see

@@ -1,10 +1,10 @@
-"""Which arrays are matrices inside of a model, by their paths and shapes, and what is done with all others."""
+"""Which arrays are matrices inside of a model, by their paths and shapes, and the optimizer of both."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,15 @@ REST = "rest"
 """The label of what is no matrix inside of a model."""
 
 _IN_A_NAME = {
-    "an embedding": {*"embed embedding embeddings embedder emb wte wpe vocabulary vocab".split()},
-    "a norm": {*"norm norms layernorm rmsnorm batchnorm groupnorm ln bn".split()},
-}
+    "an embedding": {
+        "embed", "embedding", "embeddings", "embedder", "emb", "wte", "wpe", "vocab", "vocabulary",
+    },
+    "a norm": {"norm", "norms", "layernorm", "rmsnorm", "batchnorm", "groupnorm", "ln", "bn"},
+}  # fmt: skip
 _LAST_IN_A_NAME = {
-    "an embedding": {*"token tokens position positions pos".split()},
-    "a head": {*"head logits classifier unembed unembedding".split()},
-    "a bias or a scale": {*"bias biases scale scales gain gamma beta".split()},
+    "an embedding": {"token", "tokens", "position", "positions", "pos"},
+    "a head": {"head", "logits", "classifier", "unembed", "unembedding"},
+    "a bias or a scale": {"bias", "biases", "scale", "scales", "gain", "gamma", "beta"},
 }
 """What an array is by the words in its path, anywhere in a name or as the last word of one."""
 _ATTENTION = {"attention", "attn", "multi", "mha"}

@@ -110,14 +110,18 @@ def spectral_norm_bound(x):
     return np.linalg.norm(row / np.linalg.norm(row) @ x.T)
 
 
-def drawn(shape):
-    """The probes of the library in all steps, for the first array of a tree: normal numbers of a hash."""
+def drawn(shape, index=0):
+    """The probes of the library in all steps: normal numbers of a hash.
+
+    index: the place of the array in its tree.
+    """
     with np.errstate(over="ignore"):
         place = np.arange(np.prod(shape[1:], dtype=int), dtype=np.uint32)
         salt = np.uint32(zlib.crc32(b"PsgdKron.False"))  # The rule, and whether it is `advance`.
         probes = []
         for step in range(1, shape[0] + 1):
             key = np.uint32(step) * np.uint32(0x85EBCA6B) + salt
+            key += np.uint32(index) * np.uint32(0xC2B2AE35)
             key = (key ^ (key >> np.uint32(16))) * np.uint32(0x85EBCA6B)
             key = (key ^ (key >> np.uint32(13))) * np.uint32(0xC2B2AE35)
             key = key ^ (key >> np.uint32(16))
