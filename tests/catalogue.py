@@ -66,7 +66,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
             "momentum_into_precond_update": False,
         }
     ],
-    "soap": [{"skip_first": True, "one_sided": True}, {"kl": True, "refresh_every": 1, "b3": 0.9}],
+    "soap": [
+        {"skip_first": True, "one_sided": True, "weight_decay": None},
+        {"kl": True, "refresh_every": 1, "b3": 0.9},
+    ],
     "shampoo": [
         {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
         {"kl": True, "graft": "sgd", "refresh_every": 1},

@@ -241,6 +241,11 @@ class Soap(Rule):
         _check_sizes(self)
 
     @property
+    def only_initialises(self):
+        """Whether the first update moves nothing."""
+        return self.skip_first
+
+    @property
     def slots(self):
         own = {"mu": Slot(), "nu": Slot(nonnegative=True)}
         return own | _factors(functools.partial(_factor_of_side, self), "basis")
