@@ -84,6 +84,10 @@ from .rules.distance import scale_by_dog as scale_by_dog
 from .rules.distance import scale_by_dowg as scale_by_dowg
 from .rules.factored import adafactor as adafactor
 from .rules.factored import scale_by_factored_rms as scale_by_factored_rms
+from .rules.kronecker import scale_by_shampoo as scale_by_shampoo
+from .rules.kronecker import scale_by_soap as scale_by_soap
+from .rules.kronecker import shampoo as shampoo
+from .rules.kronecker import soap as soap
 from .rules.layerwise import centralize as centralize
 from .rules.layerwise import hyperball as hyperball
 from .rules.layerwise import lamb as lamb
@@ -131,6 +135,8 @@ from .rules.sign import scale_by_lion as scale_by_lion
 from .rules.sign import scale_by_sign as scale_by_sign
 from .rules.sign import sign_sgd as sign_sgd
 from .rules.sign import signum as signum
+from .rules.whitening import psgd_kron as psgd_kron
+from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 
 # </catalogue>
 from .training.checkpoint import restore_checkpoint as restore_checkpoint

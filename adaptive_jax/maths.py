@@ -362,6 +362,12 @@ def random_bits(shape: tuple[int, ...], key: Any) -> jax.Array:
     return (bits ^ (bits >> 15)) * jnp.uint32(0x85EBCA6B)
 
 
+def random_normal(shape: tuple[int, ...], key: Any, dtype: Any) -> jax.Array:
+    """A number from N(0, 1) for each element: one of 65536, each as likely, by `random_bits` of a key."""
+    uniform = ((random_bits(shape, key) >> 16).astype(dtype) + 0.5) / 2**16
+    return math.sqrt(2) * lax.erf_inv(2 * uniform - 1)
+
+
 def random_key(step: jax.Array, index: Any, salt: Any) -> jax.Array:
     """A key for `random_bits`: another one for each step, array, and salt.
 

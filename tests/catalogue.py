@@ -144,6 +144,21 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "grams": [{"flip_sign": True}],
     "sophia": [{"eps_in_max": False, "eps": 1e-15, "gamma": 0.05}],
     "adahessian": [{"average_axes": ((2, (1,)),), "hessian_power": 0.5, "weight_decay": 0.01}],
+    "psgd_kron": [
+        {
+            "preconditioner_update_probability": 0.5,
+            "memory_save_mode": "one_diag",
+            "momentum_into_precond_update": False,
+        }
+    ],
+    "soap": [
+        {"skip_first": True, "one_sided": True, "weight_decay": None},
+        {"kl": True, "refresh_every": 1, "b3": 0.9},
+    ],
+    "shampoo": [
+        {"average": False, "graft": None, "eps_relative": False, "max_size": 2},
+        {"kl": True, "graft": "sgd", "refresh_every": 1},
+    ],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
@@ -267,7 +282,8 @@ def sees_matrices(tx: Any) -> bool:
 
 def takes_only_matrices(tx: Any) -> bool:
     """Whether it refuses arrays with one axis or none: no partition gives these to others."""
-    return sees_matrices(tx) and isinstance(data_of(tx), Lifted)
+    is_alone = isinstance(data_of(tx), Lifted)
+    return is_alone and any(rule.matrix and not rule.takes_vectors for rule in rules_of(tx))
 
 
 def kinds_of(tx: Any) -> set[tuple[str, Any]]:

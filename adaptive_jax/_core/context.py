@@ -80,7 +80,7 @@ class Context:
 
     def refresh(
         self,
-        k: int,
+        k: int | jax.Array,
         function: Callable[..., Any],
         old: Any,
         *args: Any,
@@ -94,7 +94,8 @@ class Context:
         one). Nothing is differentiated through it. Where an element of the new value is not finite, old
         is kept as a whole.
 
-        k: a whole number, 1 or more.
+        k: a whole number, 1 or more; or an array of shape (), True in the steps where it is due, such as
+          `advance` makes of numbers of its own.
         old: an array or a tree of some; what the functions return has its structure and shapes.
         first: what is called at step 1 in place of function, where that needs something to start from.
         spread: True so that not all arrays are due in the same step: the array at place i is it at the

@@ -20,7 +20,7 @@ def refreshed(
     of: str,
     step: Any,
     index: Any,
-    k: int,
+    k: Any,
     function: Callable[..., Any],
     old: Any,
     args: tuple[Any, ...],
@@ -32,20 +32,29 @@ def refreshed(
         raise ValueError(
             f"{of} asks for ctx.refresh, which counts steps, and its rule does not: counts_steps = True."
         )
-    k = arguments.whole("k", k, 1, f" in ctx.refresh, in {of}")
+    is_told = isinstance(k, jax.Array) and k.shape == () and k.dtype == bool
+    if not is_told:
+        k = arguments.whole("k", k, 1, f" in ctx.refresh, in {of}")
+    elif spread:
+        raise ValueError(
+            f"{of} asks for ctx.refresh, with k saying whether it is due, and spread=True, which is for "
+            "every k steps: leave it out."
+        )
     old, args = lax.stop_gradient((old, args))
     usual = _whole_or_old(of, function)
-    if k == 1:
-        due: Any = True
+    if is_told:
+        due: Any = k
+    elif k == 1:
+        due = True
     else:
         place = lax.convert_element_type(jnp.asarray(index) % np.uint32(k), jnp.int32)
         due = (step - 1) % k == (place if spread else 0)
         if spread and first is None:
             due = due | (step == 1)
     if first is None:
-        return usual(old, *args) if k == 1 else _cond(due, usual, old, args)
+        return usual(old, *args) if due is True else _cond(due, usual, old, args)
     is_first = step == 1
-    later = _cond(due & ~is_first if k > 1 else ~is_first, usual, old, args)
+    later = _cond(~is_first if due is True else due & ~is_first, usual, old, args)
     return _cond(is_first, _whole_or_old(of, first), later, args)
 
 

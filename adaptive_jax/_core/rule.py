@@ -133,8 +133,8 @@ class Rule:
         is the last two. Slots are kept in the layout of the parameter; those that have a `shape` of
         their own, which is made of (…, m, n), as they are. Arrays with one axis or none, and complex
         ones, are refused.
-      takes_vectors: whether a rule for matrices takes arrays with one axis or none too, which it sees as
-        they are.
+      takes_vectors: whether a rule with `matrix` takes arrays with one axis or none too: it sees them as
+        they are, and so do the functions for the shapes of its slots.
       usual_axes: what `axes` is where nothing is given for an array.
       takes_complex: whether it works on complex arrays, which are refused by name if not.
       state_type_name: the name of the state's NamedTuple, `<rule's name>State` if None.

@@ -277,7 +277,7 @@ def axes_of_field(rule: str, axes: Any) -> MatrixAxes | AxesByPath | None:
 
 
 def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
-    """For each array of a tree its axes for a rule, where this sees matrices; else, and of None, None.
+    """For each array of a tree its axes for a rule, where this sees a matrix; else, and of None, None.
 
     Raises:
       ValueError: by its path, for an array that is no matrix, or not with these axes.

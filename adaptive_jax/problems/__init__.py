@@ -14,6 +14,8 @@ from .functions import rosenbrock as rosenbrock
 from .functions import styblinski_tang as styblinski_tang
 from .language import language_model as language_model
 from .problem import Problem as Problem
+from .quadratics import MatrixRegression as MatrixRegression
 from .quadratics import QuadraticDeep as QuadraticDeep
+from .quadratics import matrix_regression as matrix_regression
 from .quadratics import quadratic as quadratic
 from .quadratics import quadratic_deep as quadratic_deep

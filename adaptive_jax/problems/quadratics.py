@@ -1,4 +1,4 @@
-"""Quadratics, with noise or without."""
+"""Quadratics, of vectors and of a matrix, with noise or without."""
 
 from __future__ import annotations
 
@@ -58,12 +58,7 @@ def quadratic(
     arguments.number("condition", condition, 1.0)
     arguments.number("noise", noise, 0.0)
     eigenvalues = np.geomspace(1.0, 1 / condition, dimension)
-    axes = None
-    if rotation:
-        normal = np.random.RandomState(seed).normal(size=(dimension, dimension))
-        axes, triangle = np.linalg.qr(normal)
-        # With the signs of the diagonal, which are the algorithm's choice, it would not be uniform.
-        axes = (axes * np.sign(np.diag(triangle))[None]).astype(np.float32)
+    axes = _rotation(np.random.RandomState(seed), dimension) if rotation else None
     halves = (eigenvalues / 2).astype(np.float32)
 
     def init(key: jax.Array) -> jax.Array:
@@ -87,6 +82,109 @@ def quadratic(
         steps=300,
         target=max(1e-3, noise**2) * float(eigenvalues.sum()) / 2 if noise < 1 else None,
         measure="f(θ)",
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MatrixRegression(Problem):
+    """A `Problem`, made by `matrix_regression`, with the numbers that it is made of.
+
+    Args:
+      left: A, rows x rows, float32.
+      right: B, columns x columns.
+      optimum: W*, the matrix where evaluate is least.
+      minimum: what it is there.
+    """
+
+    left: np.ndarray = field(repr=False)
+    right: np.ndarray = field(repr=False)
+    optimum: np.ndarray = field(repr=False)
+    minimum: float = 0.0
+
+
+def matrix_regression(
+    rows: int = 32,
+    columns: int = 16,
+    condition_rows: float = 100.0,
+    condition_columns: float = 100.0,
+    noise: float = 0.0,
+    *,
+    seed: int = 0,
+) -> MatrixRegression:
+    """A linear regression on both sides of a matrix: for preconditioners with a factor for each side.
+
+        f(W) = ½‖AWB - Y‖²,   Y = AW*B,   eigenvalues of AᵀA from 1 to 1/condition_rows
+        loss = f(W - X),   X ~ N(0, noise²I), a new X for each key
+
+    The Hessian is BBᵀ ⊗ AᵀA, with condition_rows times condition_columns for its condition. The eigenvalues
+    of AᵀA, and of BBᵀ, are spread evenly over the orders of magnitude, in random rotations, so that no
+    scale of single coordinates helps. The first W, and W*, are drawn from N(0, I); f is 0 at W*. For two
+    sides of a quadratic and what Kronecker factors make of it, Gupta et al. 2018,
+    https://arxiv.org/abs/1802.09568.
+
+    Args:
+      rows: how many rows W has, 1 or more.
+      columns: how many columns, 1 or more.
+      condition_rows: the largest eigenvalue of AᵀA over the smallest, 1 or more.
+      condition_columns: that of BBᵀ, 1 or more.
+      noise: the standard deviation of X, in the units of W, 0 or more.
+      seed: of A, B and W*, which belong to the problem and do not change with a key.
+
+    Returns:
+      The problem. Its params are {"w": (rows, columns)}. evaluate is f. The target is 0.1 % of what f is
+      at the start on average, or, with much noise, the part noise² of it; None from a noise of 1 on.
+
+    Raises:
+      ValueError: for an argument out of range.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> problem = aj.problems.matrix_regression()
+      >>> print(problem.optimum.shape, problem.evaluate({"w": problem.optimum}))
+      (32, 16) 0.0
+    """
+    rows, columns = arguments.whole("rows", rows, 1), arguments.whole("columns", columns, 1)
+    seed = arguments.whole("seed", seed, 0)
+    arguments.number("condition_rows", condition_rows, 1.0)
+    arguments.number("condition_columns", condition_columns, 1.0)
+    arguments.number("noise", noise, 0.0)
+    random = np.random.RandomState(seed)
+    # Singular values: the eigenvalues are their squares.
+    of_rows, of_columns = (
+        np.geomspace(1.0, 1 / condition, size) ** 0.5
+        for condition, size in ((condition_rows, rows), (condition_columns, columns))
+    )
+    left = (of_rows[:, None] * _rotation(random, rows)).astype(np.float32)
+    right = (_rotation(random, columns) * of_columns[None]).astype(np.float32)
+    optimum = random.normal(size=(rows, columns)).astype(np.float32)
+    start = ((of_rows**2).sum() * (of_columns**2).sum() + ((left @ optimum @ right) ** 2).sum()) / 2
+
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {"w": jax.random.normal(key, (rows, columns), jnp.float32)}
+
+    def evaluate(params: dict[str, jax.Array]) -> jax.Array:
+        # Not AWB - Y, of which few digits would be left near the optimum.
+        distance = params["w"] - jnp.asarray(optimum)
+        residual = jnp.asarray(left) @ distance @ jnp.asarray(right)
+        return jnp.sum(residual**2) / 2
+
+    def loss(params: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+        if not noise:
+            return evaluate(params)
+        moved = noise * jax.random.normal(key, (rows, columns), jnp.float32)
+        return evaluate({"w": params["w"] - moved})
+
+    return MatrixRegression(
+        name="matrix regression" if not noise else "noisy matrix regression",
+        init=init,
+        loss=loss,
+        evaluate=evaluate,
+        steps=300,
+        target=max(1e-3, noise**2) * float(start) if noise < 1 else None,
+        measure="½‖AWB - Y‖²",
+        left=left,
+        right=right,
+        optimum=optimum,
     )
 
 
@@ -171,6 +269,13 @@ def quadratic_deep() -> QuadraticDeep:
         data=data,
         test_data=test_data,
     )
+
+
+def _rotation(random: np.random.RandomState, dimension: int) -> np.ndarray:
+    """A rotation, or one with a reflection, drawn uniformly: float32."""
+    axes, triangle = np.linalg.qr(random.normal(size=(dimension, dimension)))
+    # With the signs of the diagonal, which are the algorithm's choice, it would not be uniform.
+    return (axes * np.sign(np.diag(triangle))[None]).astype(np.float32)
 
 
 def _random_rotation(random: np.random.RandomState, dimension: int) -> np.ndarray:

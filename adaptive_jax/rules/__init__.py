@@ -35,6 +35,8 @@ from .differences import OptimisticGradient as OptimisticGradient
 from .distance import DoG as DoG
 from .distance import DoWG as DoWG
 from .factored import FactoredRms as FactoredRms
+from .kronecker import Shampoo as Shampoo
+from .kronecker import Soap as Soap
 from .layerwise import Centralize as Centralize
 from .layerwise import Hyperball as Hyperball
 from .layerwise import LarsTrustRatio as LarsTrustRatio
@@ -72,5 +74,6 @@ from .schedule_free import ScheduleFreeSteps as ScheduleFreeSteps
 from .sign import Lion as Lion
 from .sign import Sign as Sign
 from .sign import Signum as Signum
+from .whitening import PsgdKron as PsgdKron
 
 # </catalogue>

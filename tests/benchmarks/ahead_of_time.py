@@ -6,6 +6,7 @@
     python tests/benchmarks/ahead_of_time.py tpu:v5e:2x2 --storages optax int8 --trees gpt
     python tests/benchmarks/ahead_of_time.py cuda:h100:4 --split --storages int8 --json figures.json
     python tests/benchmarks/ahead_of_time.py cpu                    # the processor here, for comparison
+    python tests/benchmarks/ahead_of_time.py cuda:h100 --trees layer --storages float32 --optimizers soap
 
 A target is a backend and a topology: `tpu:v5e:2x2`, `tpu:v5p:2x2x1`, `tpu:v6e:2x2`, `cuda:h100`, and
 `cuda:h100:4` for four of them. Nothing is run, so nothing is timed but the compiler. Prints a table per
@@ -22,22 +23,28 @@ x floor      their quotient: 1 is as good as it gets
 temporaries  bytes of scratch memory per parameter, as the compiler states them
 kernels      programs that are started in a step; scalars: those whose results are single numbers
 collectives  what devices exchange in a step, and the megabytes of the results on one device
+FLOP         operations on floating-point numbers per parameter of `tx.update` before it is optimized: of
+             both sides of a branch, of a loop once, and without those of eigenvalues and triangular solves
 compile      seconds of all processors together to compile, after tracing and lowering
 
 Storages are those of Adam's state: names of `storage=`, two of them joined by "+" for both moments;
 "optax" is optax's Adam. "weights24" keeps parameters in 24 bits, `aj.compensate(…, "int8")`.
 
 Trees: square (4096, 4096), wide (4096, 4864), flat (4096 · 4864), deep (64, 512, 640), head (768, 50257),
-odd (4001, 5003), gpt (124 million parameters in 146 arrays), many (1,000 arrays of 3,500) and some (12
-arrays of 4 shapes).
+odd (4001, 5003), gpt (124 million parameters in 146 arrays), layer (12 arrays: a layer of it), many (1,000
+arrays of 3,500) and some (12 arrays of 4 shapes).
+
+The JSON also says what is in the program of float64, and of calls of the host: neither should be.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -93,6 +100,7 @@ SHAPES: dict[str, Any] = {
     "head": (768, 50_257),
     "odd": (4001, 5003),
     "gpt": gpt_shapes(width=768, vocabulary=50_257, positions=1024),
+    "layer": gpt_shapes(width=768, vocabulary=1, positions=1, layers=1)["layers"],
     "many": [(3_500,)] * 1_000,
     "some": [(1024, 4096), (4096, 1024), (1024, 1024), (40_000,)] * 3,
 }
@@ -100,6 +108,9 @@ STORAGES = (
     "optax", "float32", "bfloat16", "int8", "int8+int16", "int8_tiles", "bfloat16+factored",
 )  # fmt: skip
 RATE = 1e-3
+HOST_CALL = (
+    r'custom_call_target="[^"]*(?:callback|python|lapack|Host)|\b(?:infeed|outfeed|send|recv)\('
+)
 ROUND = 4
 
 
@@ -217,6 +228,13 @@ def nbytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
+def operations(tx: Any, params: Any) -> float:
+    """The FLOP of an update before anything is optimized: the compilers for GPUs state none."""
+    state = jax.eval_shape(tx.init, params)
+    found = jax.jit(lambda *arguments: tx.update(*arguments)).lower(params, state, params)
+    return (found.cost_analysis() or {}).get("flops", 0.0)
+
+
 def figures(
     target: str, devices: list[Any], tree: str, storage: str, step: str, name: str, split: bool
 ) -> dict[str, Any]:
@@ -230,7 +248,8 @@ def figures(
     traced = clock()
     compiled = lowered.compile()
     done = clock()
-    found = traffic(compiled.as_text())
+    text = compiled.as_text()
+    found = traffic(text)
     share = len(devices) if split else 1
     count = sum(x.size for x in jax.tree.leaves(params)) / share
     floor = (3 * nbytes(params) + 2 * nbytes(state)) / share
@@ -250,6 +269,9 @@ def figures(
         "copies": found.copies,
         "scalars": found.scalars,
         "collectives": {kind: list(each) for kind, each in sorted(found.collectives.items())},
+        "flop": round(operations(tx, params) / count / share, ROUND),
+        "float64": len(re.findall(r"\bf64\[", text)),
+        "host_calls": len(re.findall(HOST_CALL, text)),
         "trace_seconds": round(traced - start, 2),
         "compile_seconds": round(done - traced, 2),
     }
@@ -257,7 +279,7 @@ def figures(
 
 TITLES = (
     "tree", "storage", "step", "B/param", "floor", "x floor", "temporaries", "kernels", "scalars",
-    "collectives", "compile",
+    "collectives", "FLOP", "compile",
 )  # fmt: skip
 
 
@@ -277,6 +299,7 @@ def row(found: dict[str, Any]) -> list[str]:
         str(found["kernels"]),
         str(found["scalars"]),
         collectives or "none",
+        f"{found['flop']:.0f}",
         f"{found['compile_seconds']:.1f} s",
     ]
 
@@ -300,7 +323,12 @@ def main() -> None:
     add("--storages", nargs="+", default=list(STORAGES), help="how Adam's state is kept")
     add("--trees", nargs="+", choices=SHAPES, default=list(SHAPES)[:-1], help="the parameters")
     add("--steps", nargs="+", choices=STEPS, default=["update"], help="what is compiled")
-    add("--optimizer", default="adam", help="a name that optax has as well")
+    add(
+        "--optimizers",
+        nargs="+",
+        default=["adam"],
+        help="names; for the storage optax, of optax as well",
+    )
     add("--split", action="store_true", help="split arrays over all devices of the target")
     add("--json", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
@@ -311,28 +339,18 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     for target, devices in targets.items():
-        print(
-            f"\n{arguments.optimizer} for {target} ({devices[0].device_kind}), compiled, not run\n"
-        )
-        for line in (TITLES, ["---"] * len(TITLES)):
-            print("| " + " | ".join(line) + " |")
-        for tree in arguments.trees:
-            for storage in arguments.storages:
-                for step in arguments.steps:
-                    found.append(
-                        figures(
-                            target,
-                            devices,
-                            tree,
-                            storage,
-                            step,
-                            arguments.optimizer,
-                            arguments.split,
-                        )
-                    )
-                    print("| " + " | ".join(row(found[-1])) + " |", flush=True)
-                    # Compilers and traces of the one have no part in the next one's time.
-                    jax.clear_caches()
+        for name in arguments.optimizers:
+            print(f"\n{name} for {target} ({devices[0].device_kind}), compiled, not run\n")
+            for line in (TITLES, ["---"] * len(TITLES)):
+                print("| " + " | ".join(line) + " |")
+            for tree, storage, step in itertools.product(
+                arguments.trees, arguments.storages, arguments.steps
+            ):
+                one = figures(target, devices, tree, storage, step, name, arguments.split)
+                found.append(one)
+                print("| " + " | ".join(row(one)) + " |", flush=True)
+                # Compilers and traces of the one have no part in the next one's time.
+                jax.clear_caches()
     if arguments.json is not None:
         text = json.dumps({"versions": versions(), "figures": found}, indent=1)
         arguments.json.write_text(text + "\n", encoding="utf-8")

@@ -15,6 +15,8 @@ MAKERS = {
     "diagonal": lambda: problems.quadratic(dimension=7, rotation=False),
     "noisy quadratic": lambda: problems.quadratic(noise=0.1),
     "quadratic_deep": problems.quadratic_deep,
+    "matrix regression": problems.matrix_regression,
+    "noisy matrix regression": lambda: problems.matrix_regression(6, 4, noise=0.1),
     "logistic regression": problems.logistic_regression,
     "digits": problems.digits,
     "language model": lambda: problems.language_model(**SMALL_TEXT),

@@ -16,8 +16,14 @@ from problems.cases import KEY, MAKERS, leaves, same
 import adaptive_jax as aj
 from adaptive_jax import problems
 
-NOISY = {"noisy quadratic", "quadratic_deep", "logistic regression", "digits", "language model"}
-RANDOM_START = {"quadratic", "diagonal", "noisy quadratic", "digits", "language model"}
+NOISY = {
+    "noisy quadratic", "quadratic_deep", "noisy matrix regression", "logistic regression", "digits",
+    "language model",
+}  # fmt: skip
+RANDOM_START = {
+    "quadratic", "diagonal", "noisy quadratic", "matrix regression", "noisy matrix regression",
+    "digits", "language model",
+}  # fmt: skip
 
 
 class Case(NamedTuple):
@@ -108,6 +114,7 @@ GOOD_SETTINGS = {
     "quadratic": aj.adam(0.1),
     "noisy quadratic": aj.adam(0.03),
     "quadratic_deep": aj.sgd(0.01),
+    "matrix regression": aj.adam(0.1),
     "logistic regression": aj.adam(0.03),
     "digits": aj.adam(0.01),
 }
@@ -153,6 +160,11 @@ def test_a_good_setting_reaches_the_target_of_the_language_model():
         (lambda: problems.quadratic(condition=0.5), r"condition=0.5 must be finite, and 1 or more"),
         (lambda: problems.quadratic(noise=math.nan), r"noise=nan must be finite"),
         (lambda: problems.quadratic(noise="0"), r"noise='0' must be a number"),
+        (lambda: problems.matrix_regression(rows=0), r"rows=0 must be a whole number, 1 or more"),
+        (
+            lambda: problems.matrix_regression(condition_columns=0.1),
+            r"condition_columns=0.1 must be",
+        ),
         (lambda: problems.logistic_regression(l2=-1), r"l2=-1 must be finite, and 0 or more"),
         (lambda: problems.digits(hidden=0), r"hidden=0 must be a whole number"),
         (lambda: problems.language_model(layers=True), r"layers=True must be a whole number"),

@@ -58,6 +58,33 @@ def test_small_eigenvalues_keep_their_digits():
     assert 0 <= problem.evaluate(jnp.asarray(flat, jnp.float32)) < 1e-8
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_hessian_of_a_matrix_regression_is_a_kronecker_product(noise):
+    problem = problems.matrix_regression(5, 3, 1e2, 1e3, noise)
+    start = problem.init(KEY)
+    hessian = np.asarray(jax.jit(jax.hessian(problem.evaluate))(start)["w"]["w"], np.float64)
+    left, right = (np.float64(each) for each in (problem.left, problem.right))
+    expected = np.einsum("ik,jl->ijkl", left.T @ left, right @ right.T)
+    np.testing.assert_allclose(hessian, expected, atol=1e-6)
+    spectrum = np.outer(10.0 ** np.linspace(-2, 0, 5), 10.0 ** np.linspace(-3, 0, 3)).ravel()
+    found = np.linalg.eigvalsh(hessian.reshape(15, 15))
+    np.testing.assert_allclose(found, np.sort(spectrum), rtol=1e-2, atol=1e-7)
+    # Its optimum, and what it is there and elsewhere.
+    assert problem.evaluate({"w": problem.optimum}) == problem.minimum == 0.0
+    distance = np.float64(start["w"]) - problem.optimum
+    value = np.einsum("ij,ijkl,kl->", distance, expected, distance) / 2
+    np.testing.assert_allclose(problem.evaluate(start), value, rtol=1e-5)
+    data = left @ problem.optimum @ right
+    residual = left @ np.float64(start["w"]) @ right - data
+    np.testing.assert_allclose(np.sum(residual**2) / 2, value, rtol=1e-5)
+    values = jax.vmap(problem.evaluate)(jax.vmap(problem.init)(jax.random.split(KEY, 4000)))
+    share = max(1e-3, noise**2)
+    np.testing.assert_allclose(problem.target, share * values.mean(), rtol=0.05)
+    losses = losses_of_many_keys(problem, start, 4000)
+    expected_noise = noise**2 * spectrum.sum() / 2
+    np.testing.assert_allclose(losses.mean(), value + expected_noise, rtol=0.05)
+
+
 # The mean loss over the test points at the start, from DeepOBS's own runs.
 PUBLISHED_START = 353.44676426478793
 

@@ -312,6 +312,7 @@ def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
     whole_tree = case.startswith(("monitor", "skip", "multi")) or any(
         sees_all(rule) for rule in rules_of(tx)
     )
+    draws = "psgd_kron" in case  # Other random numbers for each place in a tree.
 
     takes_trees = "array" in asked_for(tx).values()
 
@@ -332,7 +333,9 @@ def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
             assert (x.shape, x.dtype) == (y.shape, y.dtype)
         if case != "compensate":
             assert signature(updates) == signature(gradients)
-        if whole_tree or jax.config.jax_enable_x64:  # There, one float64 array widens all scalars.
+        if (
+            whole_tree or draws or jax.config.jax_enable_x64
+        ):  # There, one float64 array widens all scalars.
             return
         leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.has_gradient]
         for leaf, update in list(zip(leaves, jax.tree.leaves(updates), strict=True))[:1]:
