@@ -213,7 +213,7 @@ def page(every: dict[str, Any], compiled: dict[str, Any]) -> str:
     lines += [
         "![Performance profile](_static/matrix_methods.png)",
         "",
-        "All problems together, and the methods measured on all of them: the share of runs that are as low as "
+        "All problems together, and the methods measured on all of them: the share of runs as low as "
         "six of AdamW's ten seeds are at the end, within τ times the steps of the quickest method for that "
         "run.",
         "",

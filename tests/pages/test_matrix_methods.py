@@ -46,4 +46,4 @@ def test_differences_are_taken_seed_by_seed():
     found, other = ({"curves": [[9.0, x] for x in values]} for values in (seeds + 1, seeds))
     assert script.difference(found, other) == (1.0, 0.0)
     np.testing.assert_allclose(script.interval(seeds), (4.5, 2.1659), rtol=1e-4)
-    np.testing.assert_array_equal(script.steps_to(0.5, other, 100)[:2], [100.0, np.inf])
+    np.testing.assert_array_equal(script.steps_to(0.5, other, 100)[:2], [2.0, np.inf])
