@@ -97,12 +97,12 @@ class PsgdKron(Rule):
             return (math.prod(shape),) if axis == -1 else None
         size, other = shape[axis], shape[-3 - axis]
         is_longer = size > other or (size == other and axis == -1)
-        saves = {"all_diag": True, "one_diag": is_longer}.get(self.memory_save_mode, False)
-        is_diagonal = saves or size > self.max_size or size == 1
+        saves = ("all_diag", "one_diag") if is_longer else ("all_diag",)
+        is_diagonal = self.memory_save_mode in saves or size > self.max_size or size == 1
         return (*shape[:-2], size) if is_diagonal else (*shape[:-2], size, size)
 
     def first_factor(self, axis, param):
-        shape = self.factor_shape(axis, param.shape)
+        shape = self.factor_shape(axis, param.shape) or ()
         is_diagonal = len(shape) < max(2, param.ndim)
         return 1.0 if is_diagonal else jnp.eye(shape[-1])
 

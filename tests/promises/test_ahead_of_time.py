@@ -75,6 +75,17 @@ def test_on_a_gpu(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu:v5e:2x2", "cuda:h100"])
+@pytest.mark.parametrize("optimizer", ["muon", "shampoo", "soap", "psgd_kron"])
+def test_matrix_methods_stay_on_the_device_in_float32(optimizer, target, tmp_path):
+    options = ["--trees", "layer", "--storages", "float32", "--optimizers", optimizer]
+    (each,) = compiled_for(target, tmp_path / "figures.json", *options).values()
+    assert each["float64"] == each["host_calls"] == 0
+    # Factors, their squares and what is between them: none of it is there for all matrices at once.
+    assert each["temporaries"] < 25
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tpu:v5e:2x2", "cuda:h100:4"])
 def test_a_sharded_step_exchanges_nothing(target, tmp_path):
     storages = ["float32", "bfloat16", "int8_tiles" if target.startswith("tpu") else "int8"]

@@ -31,6 +31,7 @@ def make(name, learning_rate=0.02, **settings):
 
 
 def loss(params, batch):
+    batch = batch.astype(params["w"].dtype)
     residual = batch @ params["w"] + params["b"][None] - jnp.sum(batch, 1, keepdims=True)
     return jnp.mean(jnp.square(residual.astype(jnp.float32)))
 

@@ -1,0 +1,49 @@
+"""The page about matrix methods says what was measured, and what was compiled needs no host."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from benchmarks import compare_matrix_methods as script
+
+
+def recorded():
+    return script.results(), json.loads(script.COMPILED.read_text())
+
+
+def test_the_page_is_made_of_what_was_measured():
+    assert script.PAGE.read_text() == script.page(*recorded()), (
+        "python tests/benchmarks/compare_matrix_methods.py --page"
+    )
+    assert script.PICTURE.exists()
+
+
+def test_each_method_had_the_same_budget():
+    for of in script.results().values():
+        for found in of["methods"].values():
+            assert np.shape(found["curves"]) == (script.SEEDS, script.EVALUATIONS + 1)
+            assert 1e-4 < found["learning_rate"] < 1
+
+
+def test_what_is_compiled_for_accelerators_stays_there_in_float32():
+    figures = recorded()[1]["figures"]
+    assert {"muon", "shampoo", "soap", "psgd_kron"} <= {each["optimizer"] for each in figures}
+    assert not any(each["float64"] or each["host_calls"] or each["collectives"] for each in figures)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((0.012, 0.003), "worse"), ((-0.012, 0.003), "better"), ((0.002, 0.003), "within noise")],
+)
+def test_what_is_within_noise_is_said_so(values, said):
+    assert script.verdict(*values) == said
+
+
+def test_differences_are_taken_seed_by_seed():
+    seeds = np.arange(10.0)
+    found, other = ({"curves": [[9.0, x] for x in values]} for values in (seeds + 1, seeds))
+    assert script.difference(found, other) == (1.0, 0.0)
+    np.testing.assert_allclose(script.interval(seeds), (4.5, 2.1659), rtol=1e-4)
+    np.testing.assert_array_equal(script.steps_to(0.5, other, 100)[:2], [2.0, np.inf])
