@@ -185,7 +185,8 @@ def label(name: str, settings: dict[str, Any]) -> str:
 
 
 CHEAP: dict[str, dict[str, Any]] = {
-    name: {"ns_steps": 1} for name in ("muon", "scale_by_muon", "scale_by_normuon")
+    **{name: {"ns_steps": 1} for name in ("muon", "scale_by_muon", "scale_by_normuon")},
+    **{name: {"memory_save_mode": "all_diag"} for name in ("psgd_kron", "scale_by_psgd_kron")},
 }
 """Settings in the place of defaults that take a compiler long, and of which no promise depends."""
 

@@ -102,7 +102,7 @@ class PsgdKron(Rule):
         return (*shape[:-2], size) if is_diagonal else (*shape[:-2], size, size)
 
     def first_factor(self, axis, param):
-        shape = self.factor_shape(axis, param.shape) or ()
+        shape: Any = self.factor_shape(axis, param.shape)
         is_diagonal = len(shape) < max(2, param.ndim)
         return 1.0 if is_diagonal else jnp.eye(shape[-1])
 
@@ -125,7 +125,7 @@ class PsgdKron(Rule):
         factors = ctx.refresh(ctx.scalars["due"], self.fitted, factors, seen, ctx.key)
         new = {"mu": mu}
         for name, factor in zip(("left", "right"), factors, strict=True):
-            stored = None if factor is None else factor.reshape(slots[name].shape)
+            stored: Any = None if factor is None else factor.reshape(slots[name].shape)
             new[name] = ctx.store(name, stored)
         return whitened(factors, momentum).reshape(grad.shape), new
 
