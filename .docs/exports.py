@@ -54,6 +54,7 @@ PAGES = {
             "transforms.memory",
             "training.convert",
             "transforms.precision",
+            "transforms.compensate",
             "transforms.evaluate",
         ],
     ),

@@ -77,6 +77,8 @@ from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
 from .transforms.chain import chain as chain
+from .transforms.compensate import compensate as compensate
+from .transforms.compensate import exact_params as exact_params
 from .transforms.describe import Description as Description
 from .transforms.describe import describe as describe
 from .transforms.diagnose import diagnose as diagnose
@@ -89,7 +91,5 @@ from .transforms.monitor import monitor as monitor
 from .transforms.partition import masked as masked
 from .transforms.partition import partition as partition
 from .transforms.precision import apply_updates as apply_updates
-from .transforms.precision import compensate as compensate
-from .transforms.precision import exact_params as exact_params
 from .transforms.skip import raise_if_stopped as raise_if_stopped
 from .transforms.skip import skip_nonfinite as skip_nonfinite

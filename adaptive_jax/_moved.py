@@ -22,7 +22,7 @@ _PLACES = {
     "distributions": {},
     "memory": {},
     "optimizers": {},
-    "precision": {"CompensateState": ("transforms.precision", "CompensateState")},
+    "precision": {"CompensateState": ("transforms.compensate", "CompensateState")},
     "sweeps": {},
     "wrappers": {
         "SkipNonfiniteState": ("transforms.skip", "SkipNonfiniteState"),

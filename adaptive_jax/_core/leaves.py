@@ -32,6 +32,7 @@ class Leaf:
     axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree, or among the arrays of all groups.
     keys: of each rule, those with which slots of the array are rounded at random.
+    adding: how its update is added to the parameter; None where it is not.
     direction: the gradient, then what the last rule that saw it made of it.
     """
 
@@ -45,10 +46,18 @@ class Leaf:
     axes: tuple[MatrixAxes | None, ...]
     index: Any
     keys: Sequence[Any] = field(init=False)
+    adding: Any = field(init=False, default=None)
     direction: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.direction = self.gradient
+
+    @property
+    def seen(self) -> Any:
+        """The parameter as the rules see it."""
+        if self.adding is None or self.param is None:
+            return self.param
+        return self.adding.seen(self.param)
 
 
 @functools.partial(

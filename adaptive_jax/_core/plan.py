@@ -51,19 +51,30 @@ class Stage:
 
 
 class Adding(Protocol):
-    """How an update is added to a parameter: a pytree."""
+    """How updates are added to the parameters of a tree: a pytree."""
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether the sum may be rounded at random."""
+    def seen_in(self, params: Any) -> Any:
+        """All parameters as optimizers see them."""
+        ...
+
+    def of_array(self, place: int) -> AddingToOne:
+        """How it is done to one array, by its place in the tree."""
+        ...
+
+
+class AddingToOne(Protocol):
+    """How an update is added to one parameter: a pytree."""
+
+    def seen(self, param: jax.Array) -> jax.Array:
+        """The parameter as the rules see it."""
         ...
 
     def key(self, param: jax.Array, index: Any) -> jax.Array | None:
         """A key for `maths.random_bits`; None where this parameter is not rounded at random."""
         ...
 
-    def added(self, param: jax.Array, update: jax.Array, key: jax.Array | None) -> jax.Array:
-        """The parameter after the update, in its own dtype."""
+    def added(self, param: jax.Array, update: jax.Array, key: jax.Array | None) -> Any:
+        """The parameter after the update, in its own dtype; or a tuple of it and what is kept besides."""
         ...
 
 
@@ -85,7 +96,7 @@ class Plan:
     stages: tuple[Stage | None, ...]
     dtype: Any
     out_dtype: Any
-    adding: Adding | None = None
+    adding: AddingToOne | None = None
 
     @property
     def stochastic(self) -> bool:

@@ -52,8 +52,8 @@ def rules_in_a_row(
     first: jax.Array | None,
     keys: Sequence[jax.Array | None] | None = None,
     part: Part | None = None,
-) -> tuple[jax.Array, list[dict[str, Any]]]:
-    """Rules in a row on one array: the update, or the new parameter, and the new entries.
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Rules in a row on one array: the update, or what it is added to after that, and the new entries.
 
     gradient: or what the rules before these made of it.
     entries: of each rule, what the state holds for the array.
@@ -80,8 +80,9 @@ def _updated(
     extra: Mapping[str, Any],
     first: jax.Array | None,
     keys: Sequence[jax.Array | None] | None,
-) -> tuple[jax.Array, list[dict[str, Any]]]:
-    array, new = _Array(plan, gradient, param, index, extra, first), []
+) -> tuple[Any, list[dict[str, Any]]]:
+    seen = param if plan.adding is None or param is None else plan.adding.seen(param)
+    array, new = _Array(plan, gradient, seen, index, extra, first), []
     keys = [None] * len(plan.stages) if keys is None else keys
     for stage, stored, of_slots in zip(plan.stages, entries, keys, strict=True):
         if stage is None:
@@ -109,7 +110,7 @@ def _updated(
         key = plan.adding.key(param, index)
         if key is not None and part is not None:
             key = part.key(key)
-        direction = plan.adding.added(param, direction, key)
+        return plan.adding.added(param, direction, key), new
     return direction, new
 
 

@@ -51,8 +51,9 @@ def update_tree(
 
         tiling = Tiling(backend)
     every = zip(*(rule.keys([leaf.index for leaf in trees.leaves]) for rule in rules), strict=True)
-    for leaf, keys in zip(trees.leaves, every, strict=True):
+    for place, (leaf, keys) in enumerate(zip(trees.leaves, every, strict=True)):
         leaf.keys = keys
+        leaf.adding = None if adding is None else adding.of_array(place)
     for places in stretches(lifted.rules):
         _advance(rules, places, trees.leaves)
         is_last = places.stop == len(rules)
@@ -61,9 +62,8 @@ def update_tree(
         for leaf, plan in zip(trees.leaves, plans(rules, places, trees.leaves), strict=True):
             if plan is None:
                 continue
-            if is_last and adding is not None:
-                plan = dataclasses.replace(plan, adding=adding)
-            leaf.direction, leaf.entries[places] = run(plan, *_of(leaf, places, rules))
+            plan = dataclasses.replace(plan, adding=leaf.adding if is_last else None)
+            leaf.direction, leaf.entries[places] = run(plan, *_of(leaf, places, rules, is_last))
     if tiling is not None:
         tiling.tell(lifted)
     new_states = [
@@ -94,11 +94,16 @@ def _advance(rules: Sequence[RuleAtStep], places: slice, leaves: Sequence[Leaf])
         rule.advance(measured, rules[:place], dtypes, rows)
 
 
-def _of(leaf: Leaf, places: slice, rules: Sequence[RuleAtStep]) -> tuple[Any, ...]:
-    """What a stretch of the rules gets of an array."""
+def _of(
+    leaf: Leaf, places: slice, rules: Sequence[RuleAtStep], adds: bool = False
+) -> tuple[Any, ...]:
+    """What a stretch of the rules gets of an array.
+
+    adds: whether it adds to the parameter, which then comes as it is kept.
+    """
     needs_first = any(rule.rule.needs_gradient for rule in rules[places])
     first = leaf.first if needs_first else None
     return (
-        leaf.direction, leaf.entries[places], leaf.param, leaf.index, leaf.extra, first,
-        leaf.keys[places],
+        leaf.direction, leaf.entries[places], leaf.param if adds else leaf.seen, leaf.index,
+        leaf.extra, first, leaf.keys[places],
     )  # fmt: skip

@@ -10,6 +10,7 @@ import jax
 
 from .._core import pytrees
 from .._core.transformation import data_of
+from .._core.wrapper import Wrapper
 from ..transforms import precision
 from .settings import Settings
 from .state import TrainState
@@ -78,9 +79,13 @@ def _why_not(settings: Settings, state: TrainState) -> str | None:
     needed = [each for each in ("update_norm", "update_ratio") if each in settings.metrics]
     if needed:
         return f"the metric {needed[0]!r} is one of all updates"
-    if not hasattr(data_of(state.tx), "update_and_add"):
+    last = data_of(state.tx)
+    while isinstance(last, Wrapper) and hasattr(last, "update_and_add"):
+        last = data_of(last.wrapped()[-1])
+    if not hasattr(last, "update_and_add"):
         return (
-            f"{state.tx!r:.200} is no optimizer or chain of this library, which add their updates"
+            f"{state.tx!r:.200} does not end with an optimizer of this library, alone, in a chain or in "
+            "compensate: these add their updates"
         )
     for path, param in jax.tree_util.tree_leaves_with_path(state.params):
         if precision.is_coarse(getattr(param, "dtype", None) or float):

@@ -80,16 +80,16 @@ class Chained(Wrapper):
         members = [data_of(member) for member in self.members]
         start = len(members) - length_of_row(members, updates)
 
-        def finish(updates: Any, state: Any, params: Any, **extra_args: Any) -> tuple[Any, Any]:
+        def finish(updates: Any, state: Any, seen: Any, **extra_args: Any) -> tuple[Any, Any]:
             trees = params, adding, backend
             if start < len(members) - 1:
                 row = Row(tuple(members[start:]))
                 return update_and_add_in_a_row(row, updates, state, *trees, extra_args)
             last = self.members[-1]
-            params, new = update_and_add(last, updates, state[0], *trees, **extra_args)
-            return params, (new,)
+            result, new = update_and_add(last, updates, state[0], *trees, **extra_args)
+            return result, (new,)
 
-        return self._in_a_row(start, finish, updates, state, params, **extra_args)
+        return self._in_a_row(start, finish, updates, state, adding.seen_in(params), **extra_args)
 
     @hands_on
     def _in_a_row(

@@ -13,7 +13,7 @@ from .._core.lifted import Lifted, with_complements
 from .._core.pytrees import is_inexact
 from .._core.transformation import data_of, member
 from .._core.wrapper import Wrapper, check_one_evaluates, evaluating
-from .precision import CompensateState, exact_params
+from .compensate import CompensateState, exact_params
 
 
 def eval_params(tx: optax.GradientTransformation, params: Any, opt_state: Any) -> Any:

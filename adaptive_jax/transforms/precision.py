@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 
 from .. import maths
-from .._core import arguments, export, pytrees
-from .._core.transformation import Foreign, Transformation, data_of
-from .._core.wrapper import Wrapper
+from .._core import arguments, pytrees
+from .._core.plan import Adding
+from .._core.transformation import data_of
 
 _ROUNDINGS = ("nearest", "stochastic")
 
@@ -75,17 +73,25 @@ class Rounding:
     rounding: str
     step: Any
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether parameters below 32 bits are rounded at random."""
-        return self.rounding == "stochastic"
+    def seen_in(self, params: Any) -> Any:
+        """All parameters as optimizers see them: as they are."""
+        return params
+
+    def of_array(self, place: int) -> Rounding:
+        """How it is done to one array: as to all."""
+        del place
+        return self
+
+    def seen(self, param: jax.Array) -> jax.Array:
+        """A parameter as rules see it: as it is."""
+        return param
 
     def key(self, param: jax.Array, index: Any) -> jax.Array | None:
         """A key for `maths.random_bits`; None for a parameter that is rounded to nearest.
 
         index: the place of the array in the tree.
         """
-        if not self.stochastic or not _is_low(jnp.result_type(param)):
+        if self.rounding == "nearest" or not is_low(jnp.result_type(param)):
             return None
         return maths.random_key(jnp.asarray(self.step), index, salt=0)
 
@@ -98,20 +104,26 @@ class Rounding:
 
     def apply(self, params: Any, updates: Any) -> Any:
         """All parameters after their updates."""
-        gradients = pytrees.Arrays("gradients", updates)
-        if params is None:
-            raise ValueError("params is None: there is nothing to add the updates to.")
-        leaves = gradients.params(params, ())
-        new = []
-        for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
-            if update is None or param is None:
-                new.append(param)
-                continue
-            key = self.key(param, index)
-            if key is not None:
-                _check_fine(gradients, index, jnp.result_type(param), update)
-            new.append(self.added(param, update, key))
-        return gradients.treedef.unflatten(new)
+        return applied(self, params, updates)
+
+
+def applied(adding: Adding, params: Any, updates: Any) -> Any:
+    """What all parameters are after their updates."""
+    gradients = pytrees.Arrays("gradients", updates)
+    if params is None:
+        raise ValueError("params is None: there is nothing to add the updates to.")
+    leaves = gradients.params(params, ())
+    new = []
+    for index, (param, update) in enumerate(zip(leaves, gradients.leaves, strict=True)):
+        if update is None or param is None:
+            new.append(param)
+            continue
+        of_array = adding.of_array(index)
+        key = of_array.key(param, index)
+        if key is not None:
+            _check_fine(gradients, index, jnp.result_type(param), update)
+        new.append(of_array.added(param, update, key))
+    return gradients.treedef.unflatten(new)
 
 
 def update_and_add(
@@ -119,7 +131,7 @@ def update_and_add(
     updates: Any,
     state: Any,
     params: Any,
-    adding: Rounding,
+    adding: Adding,
     backend: Any,
     **extra_args: Any,
 ) -> tuple[Any, Any]:
@@ -131,171 +143,8 @@ def update_and_add(
     data = data_of(transformation)
     if hasattr(data, "update_and_add"):
         return data.update_and_add(updates, state, params, adding, backend, **extra_args)
-    updates, state = transformation.update(updates, state, params, **extra_args)
-    return adding.apply(params, updates), state
-
-
-@export.state
-class CompensateState(NamedTuple):
-    """What rounding has left out of each low-precision parameter, and the inner state.
-
-    correction: of the parameter's dtype, to be added to it, or float16 for one of 8 bits or less; or an
-      int8, the next 8 bits of a bfloat16.
-    """
-
-    correction: Any
-    inner_state: Any
-
-
-_CORRECTIONS = ("parameter", "int8")
-
-
-@dataclass(frozen=True)
-class Compensate(Wrapper):
-    """`compensate`, of its arguments."""
-
-    inner: Any
-    correction: str = "parameter"
-
-    wraps = {"inner": "inner_state"}
-    state_type = CompensateState
-    label = "compensate"
-
-    def init(self, params: Any) -> CompensateState:
-        def first(param: Any) -> Any:
-            dtype = self.kept_in(jnp.result_type(param))
-            return optax.MaskedNode() if dtype is None else jnp.zeros_like(param, dtype)
-
-        return CompensateState(jax.tree.map(first, params), self.inner.init(params))
-
-    def step(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, CompensateState]:
-        # Updates have the dtype of their gradients: of 8 bits, small ones would be lost before they
-        # are added.
-        updates = jax.tree.map(
-            lambda g: g.astype(jnp.float32) if is_coarse(jnp.result_type(g)) else g, updates
-        )
-        if params is None and jax.tree.leaves(updates):  # None is also the tree of no parameters.
-            raise ValueError(
-                "compensate needs the parameters: call update(gradients, state, params)."
-            )
-        gradients = pytrees.Arrays("gradients", updates)
-        leaves = gradients.params(params, ())
-        corrections = gradients.match("the state's correction", state.correction)
-        exact = list(leaves)
-        for index, (param, gradient) in enumerate(zip(leaves, gradients.leaves, strict=True)):
-            if gradient is None or param is None or not _is_low(jnp.result_type(param)):
-                continue
-            old = corrections[index]
-            if old.dtype != self.kept_in(param.dtype):
-                raise ValueError(
-                    f"the correction at {gradients.paths()[index]} is {pytrees.describe(old)}, and "
-                    f"{self!r} keeps another one: make the state with its init(params)."
-                )
-            exact[index] = _exact(param, old)
-        is_exact = [new is not old for new, old in zip(exact, leaves, strict=True)]
-        inner, unflatten = self.inner, gradients.treedef.unflatten
-        if any(is_exact):  # Else the parameters are left alone, a whole module too.
-            inner, params = _with_rounding(inner), unflatten(exact)
-        updates, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
-        new = gradients.match("the updates", updates)
-        for index, is_low in enumerate(is_exact):
-            if is_low and new[index] is not None:
-                total = added(exact[index], new[index])
-                old, param = corrections[index], leaves[index]
-                split = _split_24_bits if old.dtype == jnp.int8 else _split_sum
-                rounded, left = split(total, param.dtype)
-                corrections[index] = left.astype(old.dtype)
-                new[index] = rounded - param.astype(jnp.float32)
-        return unflatten(new), CompensateState(unflatten(corrections), inner_state)
-
-    def evaluate(self, params: Any, state: Any, of_inner: Callable[[Any, Any, Any], Any]) -> Any:
-        exact = exact_params(params, state._replace(inner_state=()))
-        return of_inner(self.inner, exact, state.inner_state)
-
-    def kept_in(self, dtype: Any) -> Any:
-        """The dtype of the correction of a parameter; None for one without."""
-        if not _is_low(dtype):
-            return None
-        if jnp.finfo(dtype).bits < 16:
-            return jnp.float16
-        return jnp.int8 if self.correction == "int8" and dtype == jnp.bfloat16 else dtype
-
-
-@dataclass(frozen=True)
-class _Rounding:
-    """Another library's transformation, which gets parameters that are as exact as its gradients.
-
-    Its state was made for rounded ones, and has their dtypes.
-    """
-
-    foreign: Any
-
-    def update(
-        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[Any, Any]:
-        gradients = pytrees.Arrays("gradients", updates)
-        rounded = [
-            maths.saturating_cast(x, g.dtype) if g is not None and _is_low(g.dtype) else x
-            for g, x in zip(gradients.leaves, gradients.params(params, ()), strict=True)
-        ]
-        params = gradients.treedef.unflatten(rounded)
-        return self.foreign.update(updates, state, params, **extra_args)
-
-
-def _with_rounding(transformation: Any) -> Any:
-    """The transformation with all those of other libraries in it in a `_Rounding`."""
-    if isinstance(transformation, Foreign):
-        return _Rounding(transformation)
-    data = data_of(transformation)
-    if not isinstance(data, Wrapper):
-        return transformation
-    return Transformation.of(data.with_wrapped(map(_with_rounding, data.wrapped())))
-
-
-def compensate(
-    inner: optax.GradientTransformation, correction: str = "parameter"
-) -> Transformation:
-    """Parameters in bfloat16 or float16 that follow a float32 run: what rounding cuts off is kept.
-
-        θ' = round(θ + c + u),   c ← θ + c + u - θ'
-
-    c has the dtype of the parameter and makes it twice as precise (Kahan 1965,
-    https://doi.org/10.1145/363707.363723); for parameters of 8 bits and less it is a float16. As an
-    int8 it is the next 8 bits of the number, rounded to nearest: weights of 24 bits. The updates
-    for such parameters are θ' - θ in float32, exactly, whatever the dtype of the gradients:
-    `apply_updates`, or optax's, then gives θ'. What is inside sees θ + c in float32 (another library's
-    transformations see it rounded to the dtype of their gradients, as their states are). Parameters of 32
-    bits and more are left alone.
-    `exact_params` adds both up. To go on with the state of a run without it:
-    `compensate(tx).init(params)._replace(inner_state=state)`.
-
-    Args:
-      inner: the optimizer, complete: nothing may change its updates afterwards.
-      correction: how c is kept: "parameter" for the parameter's dtype, 2 bytes; "int8" for 1 byte,
-        for parameters in bfloat16 (those in float16 keep theirs in float16).
-
-    Returns:
-      The transformation. `update` needs the parameters. Its state is a `CompensateState`.
-
-    Raises:
-      TypeError: for something that is not a transformation.
-      ValueError: for an unknown correction.
-
-    Example:
-      >>> import adaptive_jax as aj, jax.numpy as jnp
-      >>> tx = aj.compensate(aj.sgd(1e-3))
-      >>> params = jnp.ones((), jnp.bfloat16)
-      >>> state = tx.init(params)
-      >>> for _ in range(500):
-      ...     updates, state = tx.update(jnp.ones((), jnp.bfloat16), state, params)
-      ...     params = aj.apply_updates(params, updates)
-      >>> print(params)
-      0.5
-    """
-    arguments.one_of("correction", correction, _CORRECTIONS)
-    return Transformation.of(Compensate(inner, correction))
+    updates, state = transformation.update(updates, state, adding.seen_in(params), **extra_args)
+    return applied(adding, params, updates), state
 
 
 def _check_fine(gradients: pytrees.Arrays, index: int, dtype: Any, update: Any) -> None:
@@ -319,125 +168,8 @@ def is_coarse(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits <= 8
 
 
-def _split_sum(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """A number rounded to a dtype, in float32 still, and what that leaves out."""
-    limits = jnp.finfo(dtype)
-    largest = total.dtype.type(limits.max)
-    total = lax.add(lax.clamp(-largest, total, largest), 0 * total)
-    # Not a cast there and back, which XLA may leave out.
-    if limits.bits == 16:
-        rounded = lax.reduce_precision(total, limits.nexp, limits.nmant)
-    else:  # Dtypes of 8 bits and less have exponents of their own.
-        spacing = _spacing(total, dtype)
-        rounded = lax.round(total / spacing, lax.RoundingMethod.TO_NEAREST_EVEN) * spacing
-    return rounded, total - rounded
-
-
-def _split_24_bits(total: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """The bfloat16 nearest to a number of 24 bits, in float32 still, and the last 8 of them, signed."""
-    del dtype
-    largest = total.dtype.type(jnp.finfo(jnp.bfloat16).max)
-    total = lax.add(lax.clamp(-largest, total, largest), 0 * total)
-    number = lax.bitcast_convert_type(total.astype(jnp.float32), jnp.int32)
-    bits = (number + 0x80) >> 8
-    upper = (bits + 0x80) >> 8
-    # The 24 bits of NaN could be those of a number, upper and all.
-    upper = lax.select(lax.ne(total, total), jnp.full_like(upper, 0x7FC0), upper)
-    rounded = lax.bitcast_convert_type(upper << 16, jnp.float32)
-    return rounded, (bits - (upper << 8)).astype(jnp.int8)
-
-
-def _exact(param: jax.Array, correction: jax.Array) -> jax.Array:
-    """What a parameter and its correction stand for, in float32."""
-    wide = param.astype(jnp.float32)
-    if correction.dtype != jnp.int8:
-        return wide + correction.astype(jnp.float32)
-    bits = lax.bitcast_convert_type(wide, jnp.int32) + (correction.astype(jnp.int32) << 8)
-    return lax.bitcast_convert_type(bits, jnp.float32)
-
-
-def exact_params(params: Any, opt_state: Any) -> Any:
-    """The parameters of a compensated run in float32, as precise as it knows them.
-
-    For evaluation, and to save them.
-
-    Args:
-      params: the parameters.
-      opt_state: the state of `compensate`, or one with such in it, as of a chain or a wrapper. In the
-        groups of a `partition` there may be several.
-
-    Returns:
-      Low-precision parameters and their corrections added up, in float32. Without `compensate` they
-      are cast to float32; those of 32 bits and more are as they were.
-
-    Raises:
-      ValueError: for a state of other parameters, and one with several corrections of one of them.
-
-    Example:
-      >>> import adaptive_jax as aj, jax.numpy as jnp
-      >>> tx = aj.compensate(aj.sgd(1e-3), "int8")
-      >>> params = jnp.ones((), jnp.bfloat16)
-      >>> updates, state = tx.update(jnp.ones((), jnp.bfloat16), tx.init(params), params)
-      >>> params = aj.apply_updates(params, updates)
-      >>> print(params, f"{aj.exact_params(params, state):.3f}")
-      1 0.999
-    """
-
-    def is_compensated(x: Any) -> bool:
-        return isinstance(x, CompensateState)
-
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_compensated)
-    found = [node for node in nodes if is_compensated(node)]
-    leaves, treedef = jax.tree.flatten(params, is_leaf=lambda x: x is None)
-    # In a whole module there are functions and integers, too.
-    low = [hasattr(x, "dtype") and _is_low(x.dtype) for x in leaves]
-    arrays = pytrees.Arrays(
-        "params",
-        treedef.unflatten([x if is_low else None for x, is_low in zip(leaves, low, strict=True)]),
-    )
-    corrections: list[Any] = [optax.MaskedNode()] * len(leaves)
-    for node in found:
-        for index, correction in enumerate(_in_all_places(node.correction, arrays)):
-            if isinstance(correction, optax.MaskedNode):
-                continue  # Of a parameter of 32 bits, or one of another group.
-            if not isinstance(corrections[index], optax.MaskedNode):
-                raise ValueError(
-                    f"the state has {len(found)} corrections in it: give that of one of them."
-                )
-            corrections[index] = correction
-    return treedef.unflatten(
-        [
-            param
-            if not is_low
-            else param.astype(jnp.float32)
-            if isinstance(correction, optax.MaskedNode)
-            else _exact(param, correction)
-            for param, is_low, correction in zip(leaves, low, corrections, strict=True)
-        ]
-    )
-
-
-def _in_all_places(correction: Any, arrays: pytrees.Arrays) -> list[Any]:
-    """The correction of each array, where one `optax.MaskedNode` may stand for many arrays."""
-    params = arrays.treedef.unflatten(arrays.leaves)
-
-    def in_each(kept: Any, part: Any) -> Any:
-        is_masked = isinstance(kept, optax.MaskedNode)
-        return jax.tree.map(lambda _: kept, part, is_leaf=_is_none) if is_masked else kept
-
-    try:
-        is_kept = lambda x: x is None or isinstance(x, optax.MaskedNode)  # noqa: E731
-        correction = jax.tree.map(in_each, correction, params, is_leaf=is_kept)
-    except ValueError:
-        pass  # Of other parameters, which is said by:
-    return arrays.match("the correction", correction)
-
-
-def _is_none(x: Any) -> bool:
-    return x is None
-
-
-def _is_low(dtype: Any) -> bool:
+def is_low(dtype: Any) -> bool:
+    """Whether it is a floating-point dtype of less than 32 bits."""
     return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
 
 
@@ -452,7 +184,7 @@ def _round_stochastically(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Arra
     x = maths.saturating_cast(x, jnp.dtype(jnp.float32))
     if dtype == jnp.bfloat16:
         return maths.rounded_to_bfloat16(x, bits)
-    spacing = _spacing(x, dtype)
+    spacing = spacing_around(x, dtype)
     quotient = x / spacing
     below = jnp.floor(quotient)
     # Not the floor of a sum, which float32 would round: what is on the grid stays there.
@@ -461,7 +193,7 @@ def _round_stochastically(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Arra
     return jnp.where(jnp.isfinite(x), rounded, x)
 
 
-def _spacing(x: jax.Array, dtype: Any) -> jax.Array:
+def spacing_around(x: jax.Array, dtype: Any) -> jax.Array:
     """How far the numbers of dtype are from each other around a float32.
 
     As far as in that of the power of two below |x|, and as the smallest ones at least. (A grid finer

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from catalogue import CASES
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 from adaptive_jax._core.tiles.backends import Interpreted
+from adaptive_jax._core.tiles.equations import Equations
+from adaptive_jax._core.tiles.legal import done_with_less
 from adaptive_jax.transforms.precision import Rounding, update_and_add
 
 RAGGED = {"w": (3, 7, 300)}  # Neither its rows nor its columns fill tiles.
@@ -152,6 +156,9 @@ def test_what_is_told_where_tiles_can_have_no_effect():
         "skip_nonfinite=True": told(tiles=on_tiles, skip_nonfinite=True),
         "the metric 'update_norm'": told(tiles=on_tiles, metrics=["update_norm"]),
         "multi_steps(": told(aj.multi_steps(aj.sgd(0.1), 2), on_tiles),
+        "does not end with": told(
+            aj.compensate(aj.chain(aj.adam(0.1), optax.scale(1))), on_tiles, metrics=["loss"]
+        ),
         "8 bits": told(tiles=on_tiles, params={"w": jnp.ones((8, 256), jnp.float8_e4m3fn)}),
     }.items():
         assert len(message) == 1
@@ -226,6 +233,46 @@ def test_sharded_arrays_stay_so(kind, spec):
     for x in jax.tree.leaves((state.params, state.opt_state)):
         if x.ndim:
             assert x.sharding.is_equivalent_to(expected, x.ndim)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        aj.compensate(aj.adamw(0.1, weight_decay=0.1, storage="int8"), "int8"),
+        slow(aj.compensate(aj.adam(0.1))),
+        slow(aj.compensate(aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1, 0.9)), "int8")),
+        slow(aj.chain(aj.clip_by_global_norm(1.0), aj.compensate(aj.sgd(0.1, 0.9), "int8"))),
+        slow(aj.compensate(aj.chain(optax.scale(0.5), aj.adamw(0.1)), "int8")),
+    ],
+    ids=lambda tx: re.sub(r"=[\d.e-]+", "", str(tx)),
+)
+def test_what_parameters_leave_out_is_kept_in_the_kernel(tx):
+    assert_same_bits(*(trained(tx, each, jnp.bfloat16) for each in (Interpreted(), False)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_kernels_for_tpus_round_to_16_bits_has_the_bits_of_xla(dtype):
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
+    special = [0.0, 1.0, np.inf, np.nan, 3.4e38, 65504.0, 65520.0, 2.0**-14, 2.0**-24, 2.0**-133]
+    numbers = bits.view(np.float32)
+    x = np.concatenate([numbers, np.float32(special), -np.float32(special)])
+    info = jnp.finfo(dtype)
+
+    def rounded(x):
+        return lax.reduce_precision(x, info.nexp, info.nmant)
+
+    [operation] = Equations.of("tpu", rounded, jax.ShapeDtypeStruct(x.shape, x.dtype)).operations
+    np.testing.assert_array_equal(jax.jit(lambda x: done_with_less(operation, x))(x), rounded(x))
+
+
+def test_parameters_of_32_bits_are_as_they_are_beside_others():
+    params = {"w": jnp.ones((24, 300), jnp.bfloat16), "v": jnp.ones((8, 256)), "none": None}
+    tx, batch = aj.compensate(aj.sgd(0.1, 0.9)), jax.tree.map(lambda x: x / 7, params)
+    states = []
+    for tiles in (Interpreted(), False):
+        step = aj.train_step(loss, tiles=tiles, metrics=[])
+        states.append(step(aj.TrainState.create(params, tx), batch)[0])
+    assert_same_bits(*states)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, slow(jnp.bfloat16)], ids=str)

@@ -96,7 +96,10 @@ def test_traffic_is_at_the_floor_for_other_shapes(shape, device):
     assert temporaries <= 0.15
 
 
-def test_parameters_of_16_bits_are_rounded_in_the_kernel(device):
-    over, temporaries = figures(CASES["int8"][0], (4096, 4864), device, jnp.bfloat16)
+@pytest.mark.parametrize("correction", [None, "int8", "parameter"])
+def test_parameters_of_16_bits_are_rounded_in_the_kernel(correction, device):
+    tx = CASES["int8"][0]
+    tx = aj.compensate(tx, correction) if correction else tx
+    over, temporaries = figures(tx, (4096, 4864), device, jnp.bfloat16)
     assert over <= 1.05
     assert temporaries <= 0.15

@@ -17,8 +17,9 @@ _ORDERED = {"max": lax.max, "min": lax.min, "clamp": lax.clamp}
 def done_with_less(operation: Operation, *inputs: Any) -> Any:
     """What an operation gives: without arithmetic below 32 bits, and with one kind of reduction.
 
-    Kernels for TPUs have no sign, which cannot be compiled without a device, and no largest or smallest
-    of unsigned numbers. None have a reduction by a function, or of two arrays at once.
+    Kernels for TPUs have no sign, which cannot be compiled without a device, no largest or smallest of
+    unsigned numbers, and no lower precision. None have a reduction by a function, or of two arrays at
+    once.
     """
     name, dtypes = operation.primitive.name, [each.dtype for each in operation.outputs]
     if name == "reduce":
@@ -31,6 +32,8 @@ def done_with_less(operation: Operation, *inputs: Any) -> Any:
         (x,) = inputs
         one = jnp.ones_like(x)
         return jnp.where(lax.abs(x) > 0, jnp.where(x < 0, -one, one), x)
+    if name == "reduce_precision":
+        return _of_16_bits(inputs[0], **operation.parameters)
     if name not in _ANY_WIDTH and any(map(_is_narrow, inputs)):
         wide = done(operation, *(_wide(x) if _is_narrow(x) else x for x in inputs))
         return wide.astype(dtypes[0])
@@ -38,6 +41,18 @@ def done_with_less(operation: Operation, *inputs: Any) -> Any:
 
 
 _ANY_WIDTH = ("convert_element_type", "bitcast_convert_type", "broadcast_in_dim", "reshape")
+
+
+def _of_16_bits(x: jax.Array, exponent_bits: int, mantissa_bits: int) -> jax.Array:
+    """The number of 16 bits that is nearest to a float32, still as one."""
+    if (exponent_bits, mantissa_bits) != (8, 7):
+        nearest = x.astype(jnp.float16).astype(x.dtype)
+        is_normal = lax.abs(nearest) >= np.float32(jnp.finfo(jnp.float16).tiny)
+        return jnp.where(is_normal | (x != x), nearest, 0 * x)
+    bits = _as(x, jnp.uint32)
+    is_odd = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded = (bits + (np.uint32(0x7FFF) + is_odd)) & np.uint32(0xFFFF0000)
+    return jnp.where(x != x, x, _as(rounded, x.dtype))
 
 
 def _is_narrow(x: Any) -> bool:

@@ -219,13 +219,17 @@ class _Tiled:
         self.inputs, self.outputs = (
             [self._operand(x, per) for x in each] for each in (leaves, out)
         )
-        # The parameter is written over, and so is each slot.
+        # The parameter is written over, with what is kept of it besides, and so is each slot.
         at = self.treedef.unflatten(range(len(leaves)))
         of_slots = jax.tree.leaves(at[2])
-        self.aliases = [(n, 1 + k) for k, n in enumerate(of_slots)]
-        self.leading = next((n for n in of_slots if self.inputs[n].per == 1), at[1])
+        of_param = []
         if plan.adding is not None and param is not None:
-            self.aliases.append((at[3], 0))
+            kept = jax.tree.leaves(at[0].adding)
+            of_param = [at[3], *(n for n in kept if np.shape(leaves[n]) == self.shape)]
+        first = len(out) - len(of_slots)
+        self.aliases = list(zip(of_param, range(first), strict=False))
+        self.aliases += zip(of_slots, range(first, len(out)), strict=True)
+        self.leading = next((n for n in of_slots if self.inputs[n].per == 1), at[1])
 
     def _operand(self, x: Any, per: dict[tuple[int, ...], int]) -> Operand:
         shape = np.shape(x)
