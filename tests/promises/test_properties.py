@@ -32,7 +32,7 @@ EVERYTHING = [*CASES, *PORTED, *WRAPPERS]
 DEFAULT = [*REPRESENTATIVES, *WRAPPERS]
 
 # In the default run and in the slow one, of all optimizers together: more of these take no longer.
-EXAMPLES = {"numbers": (1_000, 8_000), "trees": (300, 2_000)}
+EXAMPLES = {"numbers": (1_000, 8_000), "trees": (300, 1_000)}
 
 
 def parametrized(kind: str) -> Callable[[Any], Any]:
