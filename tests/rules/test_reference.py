@@ -593,7 +593,7 @@ def test_follows_the_paper(case):
     check(case, case.factory, "float64")
 
 
-@pytest.mark.parametrize("case", filter(is_first, CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*filter(is_first, CASES)], ids=lambda case: case.name)
 def test_follows_the_paper_in_float32(case):
     check(case, case.factory, "float32")
 
