@@ -277,7 +277,8 @@ def test_parameters_of_32_bits_are_as_they_are_beside_others():
     assert_same_bits(*states)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, slow(jnp.bfloat16)], ids=str)
+@pytest.mark.slow  # The same bits, as it compiles for users.
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 def test_a_chain_is_one_row_of_rules(dtype):
     tx = aj.chain(aj.clip_by_global_norm(1.0), aj.scale_by_adam(), aj.scale_by_learning_rate(0.1))
     assert_same_bits(trained(tx, Interpreted(), dtype), trained(tx, False, dtype))
