@@ -64,6 +64,7 @@ PAGES = {
             "training.loss_scale",
             "training.state",
             "training.step",
+            "transforms.shards",
             "training.loop",
             "training.checkpoint.save",
             "training.checkpoint.restore",

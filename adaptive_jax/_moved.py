@@ -1,9 +1,10 @@
-"""Modules of version 0.1.0 that are no more, for what was pickled and for what imports from them."""
+"""What version 0.1.0 had elsewhere, for what was pickled and for what imports it from there."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,23 @@ _PLACES = {
     },
 }
 """From these modules to the new places of what is not exported by the package."""
+
+
+_OF_ADAMAX = ("AMSGrad", "AdaMax", "amsgrad", "adamax", "scale_by_amsgrad", "scale_by_adamax")
+_FAMILIES = {"rules.adam": dict.fromkeys(_OF_ADAMAX, "rules.adamax")}
+"""From modules to what they do not define any more, and where it is now."""
+
+
+def moved_from(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a family of which some have gone to others."""
+    places = _FAMILIES[module.removeprefix(f"{_PACKAGE}.")]
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{_PACKAGE}.{places[name]}"), name)
+
+    return find
 
 
 class _Moved(ModuleType):

@@ -124,12 +124,17 @@ def power_complement(decay: DecayRate | jax.Array, step: jax.Array) -> jax.Array
     """1 - decay**step, as -expm1(step · log(decay)).
 
     1 - decay**step cancels: at step 1 it is wrong by 1.3e-5 for 0.999 and by 1.3e-2 for 0.999999.
-    The complement is kept below one for the sake of decay = 0, whose logarithm is infinite.
     """
+    exponent = log(decay)
+    steps = lax.convert_element_type(step, exponent.dtype)
+    return lax.neg(lax.expm1(lax.mul(steps, exponent)))
+
+
+def log(decay: DecayRate | jax.Array) -> jax.Array:
+    """log(decay), of the complement, which is kept below one for the sake of decay = 0."""
     weight = complement(decay)
     weight = lax.min(weight, weight.dtype.type(1 - jnp.finfo(weight.dtype).epsneg))
-    steps = lax.convert_element_type(step, weight.dtype)
-    return lax.neg(lax.expm1(lax.mul(steps, lax.log1p(lax.neg(weight)))))
+    return lax.log1p(lax.neg(weight))
 
 
 def bias_correction(
@@ -186,6 +191,18 @@ def second_moment(value: jax.Array, average: jax.Array, decay: DecayRate | jax.A
     """
     kept = decay.value if isinstance(decay, DecayRate) else 1 - complement(decay)
     square = abs_squared(clamped(value))
+    return lax.add(scaled(average, kept), scaled(square, complement(decay)))
+
+
+def mean_of_squares(
+    value: jax.Array, average: jax.Array, decay: DecayRate | jax.Array
+) -> jax.Array:
+    """Exponential moving average of |value|², of sums and differences of two or three `bounded` values.
+
+    A square that is too large counts as a little less than the largest number.
+    """
+    kept = decay.value if isinstance(decay, DecayRate) else 1 - complement(decay)
+    square = lax.min(abs_squared(value), average.dtype.type(0.99 * jnp.finfo(average.dtype).max))
     return lax.add(scaled(average, kept), scaled(square, complement(decay)))
 
 

@@ -7,10 +7,12 @@ enter by themselves, and their settings beyond the defaults, the ports and the w
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,7 +23,10 @@ import adaptive_jax as aj
 from adaptive_jax import rules
 from adaptive_jax._core.context import Context
 from adaptive_jax._core.rule import fields
+from adaptive_jax._core.transformation import Transformation
+from adaptive_jax._core.wrapper import Wrapper
 from adaptive_jax.rules._factory import CATALOGUE as CATALOGUE
+from adaptive_jax.transforms.extra_args import asked_for
 
 for _module in pkgutil.iter_modules(rules.__path__, f"{rules.__name__}."):
     importlib.import_module(_module.name)  # A new family is not exported yet.
@@ -55,14 +60,36 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "amsgrad": [{"maximum_of": "raw", "eps_hat": True, "eps": 0.0}],
     "adamax": [{"eps": 0.0}, {"eps": 0.0, "eps_in_max": False}],
     "radam": [{"eps": 0.0, "eps_hat": True, "b2": 0.9, "weight_decay": 0.01}],
+    "adabelief": [{"rectify": True}, {"nesterov": True, "eps": 1e-8, "eps_root": 0.0}],
+    "yogi": [{"bias_correction": True, "initial_accumulator_value": 0.01}],
+    "adan": [{"proximal": False, "weight_decay": 0.3, "eps_root": 1e-8}],
+    "mars": [{"form": "lion"}, {"from_zero": True, "gamma": 0.1}],
+    "optimistic_adam": [{"optimism": 0.03, "nesterov": True}],
+    "optimistic_adam_v2": [{"alpha": 0.5, "beta": 2.0}],
+    "optimistic_gradient_descent": [{"alpha": 0.5, "beta": 2.0}],
+    "ademamix": [{"b3_warmup": 150, "alpha_warmup": 100}],
+    "simplified_ademamix": [{"alpha": 2.0}],
+    "adopt": [{"nesterov": True, "clip_exponent": 0.1}, {"use_clipping": False}],
+    "rprop": [{"eta_plus": 1.5, "max_step_size": 1.0, "weight_decay": 0.3}],
+    "novograd": [{"b1": 0.95, "b2": 0.98}, {"grad_averaging": True, "eps": 0.0}],
+    "sm3": [{"b2": 0.9, "eps": 1e-8}],
     "lion": [{"b1": 0.5, "b2": 0.9, "weight_decay": 0.1}],
     "scale_by_lion": [{"mode": "smooth", "smooth_beta": 2.0}, {"mode": "refined"}],
-    "add_decayed_weights": [{"weight_decay": 0.01}],
+    "add_decayed_weights": [
+        {"weight_decay": 0.01},
+        {"weight_decay": 0.01, "kind": "cautious"},
+        {"weight_decay": 0.01, "kind": "independent"},
+        {"weight_decay": 0.01, "kind": "proximal", "learning_rate": 0.1},
+    ],
+    "cautious": [{"normalization": "code", "flip_sign": True}, {"layerwise": False}],
+    "grams": [{"flip_sign": True}],
+    "sophia": [{"eps_in_max": False, "eps": 1e-15, "gamma": 0.05}],
+    "adahessian": [{"average_axes": {2: (1,)}, "hessian_power": 0.5, "weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
 
-ILL_CONDITIONED = ("StdDev", "Lion")
+ILL_CONDITIONED = ("StdDev", "Lion", "Signum")
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
 sign of a sum."""
 
@@ -80,8 +107,60 @@ def required(name: str) -> dict[str, Any]:
     return {x.name: values.get(x.name, 1.0) for x in parameters if x.default is x.empty}
 
 
+@dataclass(frozen=True)
+class Given(Wrapper):
+    """An optimizer that makes up the extra arguments that its rules ask for, where none come.
+
+    The diagonal of a Hessian is that of Gauss and Newton's matrix with the labels as they are, g∘g.
+    """
+
+    inner: Any
+
+    wraps = {"inner": ""}
+
+    def init(self, params: Any) -> Any:
+        return self.inner.init(params)
+
+    def step(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
+        made = extra_args_of(self.inner, updates) | extra_args
+        return self.inner.update(updates, state, params, **made)
+
+    def check(self, state: Any) -> None:
+        pass  # Of the one inside, which checks it.
+
+    def states_in(self, state: Any) -> tuple[Any, ...]:
+        return (state,)
+
+    def with_states(self, state: Any, new: Any) -> Any:
+        return next(iter(new))
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+
+def extra_args_of(tx: Any, gradients: Any) -> dict[str, Any]:
+    """The extra arguments that its rules ask for, made of the gradients alone."""
+    made = {
+        "hessian_diagonal": lambda: jax.tree.map(jax.numpy.square, gradients),
+        "has_hessian_diagonal": lambda: True,
+    }
+    return {name: made[name]() for name in asked_for(tx) if name in made}
+
+
+def given(algorithm: Any) -> Any:
+    """The function that makes an optimizer, which is given what its rule asks for beside gradients."""
+    if not {*algorithm.rule.extra_args} & {"hessian_diagonal"}:
+        return algorithm.factory
+
+    @functools.wraps(algorithm.factory)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        return Transformation.of(Given(algorithm.factory(*args, **kwargs)))
+
+    return made
+
+
 CASES = {
-    label(name, settings): (algorithm.factory, settings)
+    label(name, settings): (given(algorithm), settings)
     for name, algorithm in CATALOGUE.items()
     for settings in (
         required(name) | beyond_the_defaults
@@ -221,6 +300,9 @@ WRAPPERS: dict[str, tuple[optax.GradientTransformation, dict[str, str]]] = {
     ),
     "masked": (aj.masked(aj.adam(0.1), matrices), {}),
     "monitor": (aj.monitor({"norm": aj.global_norm}), {}),
+    "graft": (aj.graft(aj.adam(0.1), aj.sgd(0.1, 0.9)), {}),
+    "switch": (aj.switch(aj.adam(0.1), aj.sgd(0.1, 0.9), 1), {}),
+    "blend": (aj.blend({"adam": (aj.adam(0.1), 0.5), "sgd": (aj.sgd(0.1), 0.25)}), {}),
 }
 """What stands around or beside an optimizer; and the promises that are not meant for it, with why."""
 

@@ -30,7 +30,7 @@ except ImportError as error:
 from catalogue import CASES, CATALOGUE  # noqa: E402
 
 from adaptive_jax._core import documentation  # noqa: E402
-from adaptive_jax.rules._factory import Algorithm, Paper, option  # noqa: E402
+from adaptive_jax.rules._factory import Algorithm, Paper, numbers_kept, option  # noqa: E402
 
 LAYOUTS = ROOT / "tests" / "data" / "layouts.json"
 MARKERS = re.compile(
@@ -61,14 +61,15 @@ def row(algorithm: Algorithm, which: str = "") -> str:
         ", ".join(pieces),
         equation.replace("|", "\\|"),
         "; ".join(", ".join(filter(None, (f"[{x.authors}]({x.link})", x.part))) for x in papers),
-        str(4 * len(rule.slots)),
+        str(4 * sum(map(numbers_kept, (rule, *algorithm.also * (not which))))),
     ]
     return f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
 def equation_of(algorithm: Algorithm, rule: type[aj.Rule]) -> str:
     """The equation in a line, and what the options make of it."""
-    source = rule if algorithm.whole else inspect.unwrap(algorithm.factory)
+    alone = algorithm.whole and not algorithm.also
+    source = rule if alone else inspect.unwrap(algorithm.factory)
     found = documentation.equation_of(source) or documentation.equation_of(rule)
     parts = [", ".join(re.sub(r" {2,}", " ", line.strip()) for line in found.splitlines())]
     described = documentation.meanings_of(rule)

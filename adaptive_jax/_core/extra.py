@@ -78,7 +78,7 @@ def asked(rules: Sequence[Rule], given: Mapping[str, Any]) -> Extra | None:
             if given.get(name) is None:
                 raise ValueError(
                     f"{rule!r} needs the extra argument {name}, {_KINDS[kind]}: call "
-                    f"update(gradients, state, params, {name}=…)."
+                    f"update(gradients, state, params, {name}=…){_MADE_BY.get(name, '')}."
                 )
             if kind == "array":
                 trees[name] = pytrees.gradients(given[name])
@@ -92,6 +92,12 @@ def asked(rules: Sequence[Rule], given: Mapping[str, Any]) -> Extra | None:
 
 
 _KINDS = {"number": "a number", "array": "a tree like the parameters"}
+_ESTIMATORS = (
+    ", or train with an estimator, which gives it: aj.train_step(loss, gradient=aj.hutchinson()), or "
+    "gradient=aj.gauss_newton_bartlett(sampled_loss) for Gauss and Newton's"
+)
+_MADE_BY = {"hessian_diagonal": _ESTIMATORS, "has_hessian_diagonal": _ESTIMATORS}
+"""What makes an extra argument, as a person would write it."""
 
 
 def _number(rule: Rule, name: str, value: Any) -> jax.Array:

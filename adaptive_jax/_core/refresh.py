@@ -124,3 +124,11 @@ def _branch(new: Callable[..., Any]) -> Callable[..., Any]:
         return result, jax.tree.map(lambda _: True, result)
 
     return branch
+
+
+def branch(due: Any, function: Callable[[Any], Any], old: Any) -> Any:
+    """function(old) where it is due, and else old: a branch under `vmap` too, as of `Context.refresh`.
+
+    Nothing is differentiated through what the function closes over.
+    """
+    return _cond(due, function, old, ())

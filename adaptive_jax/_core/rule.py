@@ -135,6 +135,8 @@ class Rule:
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
         that of `optax.masked`.
       learning_rate_field: the field that multiplies the direction; None for none.
+      only_initialises: whether the first update moves nothing, and only gives the slots what they start
+        from, as that of ADOPT. All others move at once, which `check_rule` holds them to.
       owns_rate: whether `update` returns the step itself, with its sign and learning rate, as of a rule
         that weights by the rate. Then no rule after it may have a learning rate, and where it has one
         itself, none before it.
@@ -163,6 +165,7 @@ class Rule:
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"
+    only_initialises: ClassVar[bool] = False
     owns_rate: ClassVar[bool] = False
 
     def update(

@@ -134,6 +134,7 @@ def evaluates(state: Any) -> bool:
 
 
 _NOT_EXPORTED: dict[str, Callable[[], optax.GradientTransformation]] = {
+    "ScaleByOptimisticGradientState": optax.scale_by_optimistic_gradient,
     "ScaleByRmsWithCountState": functools.partial(optax.scale_by_rms, bias_correction=True),
     "ScaleByRStdDevWithCountState": functools.partial(optax.scale_by_stddev, bias_correction=True),
     "WeightDecaySchedule": functools.partial(optax.add_decayed_weights, lambda count: count),

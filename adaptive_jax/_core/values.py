@@ -25,7 +25,8 @@ class Interval:
 
     def __str__(self) -> str:
         if self.high < math.inf:
-            return f"a number in [{self.low:g}, {self.high:g}{')' if self.open_above else ']'}"
+            below, above = "(" if self.open_below else "[", ")" if self.open_above else "]"
+            return f"a number in {below}{self.low:g}, {self.high:g}{above}"
         kind = "a finite number" if self.finite else "a number"
         if self.low == -math.inf:
             return kind

@@ -6,7 +6,8 @@ from typing import Any
 
 from .._core.hyper import none_if_zero
 from .._core.rule import Rule
-from ..rules.adam import Adam, AMSGrad
+from ..rules.adam import Adam
+from ..rules.adamax import AMSGrad
 from ..rules.momentum import Trace
 from ._port import is_absent
 

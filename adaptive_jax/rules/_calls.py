@@ -33,8 +33,10 @@ _OTHERWISE = {
     "clipnorm": "clip before it, aj.chain(aj.clip_by_norm(…), …)",
     "global_clipnorm": "clip before it, aj.chain(aj.clip_by_global_norm(…), …)",
     "clipvalue": "clip before it, aj.chain(aj.clip(…), …)",
+    "update_interval": "the estimator has it, train_step(…, gradient=aj.hutchinson(every=10))",
+    "hessian_diagonal_fn": "an estimator is given to train_step(…, gradient=aj.hutchinson(every=10))",
 }
-"""What does here what an argument of PyTorch or Keras does."""
+"""What does here what an argument of another library does."""
 
 
 def refuse_unknown(name: str, names: Sequence[str], given: Mapping[str, Any]) -> None:

@@ -49,7 +49,7 @@ def optimizer(
 
 def descend(
     factory: Callable[..., Transformation],
-    direction: Rule,
+    direction: Rule | tuple[Rule, ...],
     learning_rate: Any,
     weight_decay: Any,
     mask: Any,
@@ -61,12 +61,14 @@ def descend(
 ) -> Transformation:
     """θ ← θ - η(d + λθ), for a direction d: by the rules that optax chains, so that the state is its.
 
+    direction: a rule, or several in a row.
     decays: whether weight decay has a place in the state even if there is none.
     last: rules after the learning rate.
     """
-    decay = _decay(factory, weight_decay, mask, decays)
+    first = direction if isinstance(direction, tuple) else (direction,)
+    decay = decays_by(factory, weight_decay, mask, decays)
     return build(
-        factory, direction, *decay, LearningRate(learning_rate), *last, storage=storage, **options
+        factory, *first, *decay, LearningRate(learning_rate), *last, storage=storage, **options
     )
 
 
@@ -85,21 +87,24 @@ def descend_with_velocity(
     first = () if direction is None else (direction,)
     rate = LearningRate(learning_rate)
     if not of_steps:
-        rest = (trace, *_decay(factory, weight_decay, mask), rate)
+        rest = (trace, *decays_by(factory, weight_decay, mask), rate)
     else:  # The decay stays out of the velocity, and so comes after the learning rate.
-        decay = _decay(factory, weight_decay, mask, learning_rate=learning_rate)
+        decay = decays_by(factory, weight_decay, mask, learning_rate=learning_rate)
         rest = (rate, trace, *decay)
     return build(factory, *first, *rest, storage=storage, **options)
 
 
-def _decay(
+def decays_by(
     factory: Callable[..., Transformation],
     weight_decay: Any,
     mask: Any,
     always: bool = False,
     learning_rate: Any = None,
 ) -> tuple[Rule, ...]:
-    """The rule that decays weights, if one is needed."""
+    """The rule that decays weights, if one is needed.
+
+    learning_rate: where it stands behind what made steps of directions.
+    """
     weight_decay = none_if_zero(weight_decay)
     # The rule alone takes negative numbers too, as optax's does.
     hyper.checked(factory.__name__, "weight_decay", weight_decay, hyper.Interval(0.0))

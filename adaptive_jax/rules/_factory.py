@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import re
 import sys
 import textwrap
@@ -58,6 +59,7 @@ class Algorithm:
     rule: its direction, unless it is one of the variants.
     papers: whose work it is.
     variants: from the arguments that choose another rule, as in "centered=True", to that rule.
+    also: rules that stand behind the first one.
     """
 
     name: str
@@ -65,11 +67,12 @@ class Algorithm:
     rule: type[Rule]
     papers: tuple[Paper, ...]
     variants: Mapping[str, type[Rule]]
+    also: tuple[type[Rule], ...] = ()
 
     @property
     def whole(self) -> bool:
-        """Whether it is a whole optimizer, and no piece for a chain."""
-        return "learning_rate" in self.parameters and "learning_rate" not in fields(self.rule)
+        """Whether it is a whole optimizer, and no piece for a chain: all of these take as much."""
+        return {"learning_rate", "weight_decay", "mask", "storage"} <= {*self.parameters}
 
     @property
     def year(self) -> int:
@@ -84,7 +87,7 @@ class Algorithm:
     @property
     def meanings(self) -> dict[str, str]:
         """What its arguments mean: by its own docstring, or its rules', or everywhere."""
-        rules = [*self.variants.values(), self.rule]
+        rules = [*self.also, *self.variants.values(), self.rule]
         own = meanings_of(inspect.unwrap(self.factory))
         return {**SHARED, **{k: v for rule in rules for k, v in meanings(rule).items()}, **own}
 
@@ -131,6 +134,7 @@ def composed(
     rule: type[Rule],
     *,
     variants: Mapping[str, type[Rule]] | None = None,
+    also: tuple[type[Rule], ...] = (),
     paper: Any = OF_THE_RULE,
     **differences: Any,
 ) -> Callable[[Factory], Factory]:
@@ -139,10 +143,17 @@ def composed(
     Arguments that no rule has are described in its docstring, in lines `name: meaning`.
 
     variants: from the arguments that choose another rule, as in "centered=True", to that rule.
+    also: rules that stand behind the first one, whose fields are arguments too.
     """
     check_rule("composed", rule)
     return lambda function: listed(
-        function, rule, None, variants=variants or {}, paper=paper, differences=differences
+        function,
+        rule,
+        None,
+        variants=variants or {},
+        also=also,
+        paper=paper,
+        differences=differences,
     )
 
 
@@ -152,6 +163,7 @@ def listed(
     make: Callable[[Any, Mapping[str, Any]], Transformation] | None,
     *,
     variants: Mapping[str, type[Rule]] = {},  # It is only read.
+    also: tuple[type[Rule], ...] = (),
     paper: Any = OF_THE_RULE,
     differences: Mapping[str, Any],
     uses: tuple[str, ...] = (),
@@ -179,9 +191,9 @@ def listed(
         made = function(*args, **kwargs)  # Of a stub, Python's own words for what does not fit.
         return made if make is None else make(factory, {**defaults, **given})
 
-    rules = (rule, *variants.values())
+    rules = (rule, *variants.values(), *also)
     papers = _papers(name, rule, paper)
-    algorithm = Algorithm(name, factory, rule, papers, variants)
+    algorithm = Algorithm(name, factory, rule, papers, variants, also)
     if name in CATALOGUE and CATALOGUE[name].factory.__module__ != function.__module__:
         raise TypeError(
             f"{name}: both {CATALOGUE[name].factory.__module__} and {function.__module__} define it. "
@@ -365,20 +377,31 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
     said = [text for text in texts if not text.startswith(elsewhere)]
     papers = [*algorithm.papers, *(p for r in others for p in _papers("", r, OF_THE_RULE))]
     source = "; ".join(dict.fromkeys(map(str, papers))) + ". " if papers else ""
-    states = [f"State: {_state(rule)}"] + [
+    states = [f"State: {_state(rule, *algorithm.also)}"] + [
         f"with {which} {_state(variant)}"
         for which, variant in algorithm.variants.items()
-        if len(variant.slots) != len(rule.slots)
+        if numbers_kept(variant) != numbers_kept(rule)
     ]
     source = textwrap.fill(f"{source}{'; '.join(states)}.", 96, break_on_hyphens=False)
     equation = equation_of(function) or _equation(algorithm)
     return "\n\n".join([head, equation, source, *said, *(example or [_example(algorithm)])])
 
 
-def _state(rule: type[Rule]) -> str:
-    """What a rule keeps."""
-    number = ("none", "one", "two", "three", "four", "five", "six")[len(rule.slots)]
-    return f"{number} float32 per parameter" if rule.slots else number
+def _state(*rules: type[Rule]) -> str:
+    """What rules keep."""
+    kept = sum(map(numbers_kept, rules))
+    number = ("none", "one", "two", "three", "four", "five", "six")[kept]
+    return f"{number} float32 per parameter" if kept else number
+
+
+def numbers_kept(rule: type[Rule]) -> int:
+    """How many numbers a rule keeps for each of a large square matrix."""
+    slots: Any = rule.slots
+    if not isinstance(slots, Mapping):  # A property.
+        needed = [k for k, default in fields(rule).items() if default is dataclasses.MISSING]
+        slots = rule(**{name: _example_value(rule, name) for name in needed}).slots
+    shapes = [slot.shape_for((4096, 4096)) for slot in slots.values()]
+    return round(sum(math.prod(shape) for shape in shapes if shape is not None) / 4096**2)
 
 
 def _equation(algorithm: Algorithm) -> str:

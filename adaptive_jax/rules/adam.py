@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._core.arguments import one_of
+from .. import _moved, maths
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
@@ -16,18 +16,18 @@ from ..maths import (
     bias_correction,
     bounded,
     complement,
-    decayed,
     denominator,
     ema,
     least_denominator,
     quotient,
-    saturated,
     scaled,
     second_moment,
 )
 from ._descent import descend, optimizer
 from ._factory import Paper, composed, preconditioner
 from .scaling import DECOUPLED
+
+__getattr__ = _moved.moved_from(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,18 @@ class Adam(Rule):
 
     def first_moment(self, grad, mu, ctx):
         """μ̂, as what to divide and by what."""
-        correction = bias_correction(self.b1, ctx.step) if self.bias_correction else 1
-        if not self.nesterov:
-            return mu, correction
-        ahead = bias_correction(self.b1, ctx.step, ahead=True) if self.bias_correction else 1
-        return ema(bounded(grad), mu * (correction / ahead), self.b1), correction
+        if self.bias_correction:
+            return corrected_mean(grad, mu, self.b1, ctx.step, self.nesterov)
+        return (ema(bounded(grad), mu, self.b1) if self.nesterov else mu), 1
+
+
+def corrected_mean(grad, mu, decay, step, nesterov):
+    """μ̂ of an average that starts at 0, one step ahead for Nesterov's, as what to divide and by what."""
+    correction = bias_correction(decay, step)
+    if not nesterov:
+        return mu, correction
+    ahead = bias_correction(decay, step, ahead=True)
+    return ema(bounded(grad), mu * (correction / ahead), decay), correction
 
 
 def ratio(rule, mu, correction_1, nu, correction_2):
@@ -157,11 +164,15 @@ class RAdam(Adam):
     def update(self, grad, slots, param, ctx):
         adaptive, new = super().update(grad, slots, param, ctx)
         mu, correction_1 = self.first_moment(grad, new["mu"], ctx)
-        length = average_length(self.b2, ctx.step)
-        limit = 2 / complement(self.b2) - 1
-        r_squared = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
-        rectifier = jnp.sqrt(jnp.maximum(r_squared, least_denominator(length.dtype)))
-        return jnp.where(length >= self.threshold, rectifier * adaptive, mu / correction_1), new
+        return rectified(adaptive, mu / correction_1, self.b2, ctx.step, self.threshold), new
+
+
+def rectified(adaptive, plain, decay, step, threshold):
+    """r(t) times the adaptive direction once ρ(t) >= the threshold, and the plain one before."""
+    length, limit = average_length(decay, step), 2 / complement(decay) - 1
+    r_squared = (length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)
+    rectifier = jnp.sqrt(jnp.maximum(r_squared, least_denominator(length.dtype)))
+    return jnp.where(length >= threshold, rectifier * adaptive, plain)
 
 
 def average_length(decay, step):
@@ -176,94 +187,8 @@ def average_length(decay, step):
         far = jnp.maximum(z, 0.25)
         return jnp.where(z < 0.25, z / 2 - z**2 * terms, 1 - far / jnp.expm1(far))
 
-    rate = -jnp.log1p(-jnp.minimum(complement(decay), 1 - jnp.finfo(decay.value.dtype).epsneg))
+    rate = -maths.log(decay)
     return 1 + 2 * (g(step.astype(rate.dtype) * rate) - g(rate)) / rate
-
-
-@dataclass(frozen=True)
-class AMSGrad(Rule):
-    """Adam whose second moment never falls.
-
-        ν_max ← max(ν_max, ν̂),   d = μ̂/(√(ν_max + ε_root) + ε)
-
-    The paper corrects no bias.
-
-    b1: the decay rate β₁ of the first moment, in [0, 1).
-    b2: the decay rate β₂ of the second moment, in [0, 1).
-    eps: ε >= 0, against division by zero.
-    eps_root: ε_root >= 0, added inside the root; > 0 to differentiate through the update.
-    bias_correction_mu: False for μ̂ = μ.
-    bias_correction_nu: False for ν̂ = ν.
-    maximum_of: "raw" for ν_max ← max(ν_max, ν): corrected afterwards by today's 1-β₂ᵗ, as PyTorch and
-      Keras do; "corrected" for that of ν̂.
-    eps_hat: whether ε is the ε̂ that Adam's paper adds before the bias correction. Only with "raw".
-    """
-
-    paper = Paper("Reddi, Kale & Kumar 2018", "https://arxiv.org/abs/1904.09237")
-
-    b1: Decay = 0.9
-    b2: Decay = 0.999
-    eps: NonNegative = 1e-8
-    eps_root: NonNegative = 0.0
-    bias_correction_mu: bool = True
-    bias_correction_nu: bool = True
-    maximum_of: str = "corrected"
-    eps_hat: bool = False
-    slots = {"mu": Slot(), "nu": Slot(nonnegative=True), "nu_max": Slot(nonnegative=True)}
-    state_type_name = "ScaleByAmsgradState"
-
-    def __post_init__(self):
-        super().__post_init__()
-        one_of("maximum_of", self.maximum_of, ("corrected", "raw"))
-        if self.eps_hat and self.maximum_of != "raw":
-            raise ValueError(
-                'eps_hat=True needs maximum_of="raw": ε̂ is added before the correction.'
-            )
-
-    def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(bounded(grad), slots["mu"], self.b1))
-        nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
-        correction_1 = bias_correction(self.b1, ctx.step) if self.bias_correction_mu else 1
-        correction_2 = bias_correction(self.b2, ctx.step) if self.bias_correction_nu else 1
-        if self.maximum_of == "corrected":
-            nu_max = ctx.store("nu_max", jnp.maximum(slots["nu_max"], saturated(nu / correction_2)))
-            correction_2 = 1
-        else:
-            nu_max = ctx.store("nu_max", jnp.maximum(slots["nu_max"], nu))
-        direction = ratio(self, mu, correction_1, nu_max, correction_2)
-        return direction, {"mu": mu, "nu": nu, "nu_max": nu_max}
-
-
-@dataclass(frozen=True)
-class AdaMax(Rule):
-    """Adam with the largest recent gradient in place of the root mean square.
-
-        μ ← β₁μ + (1-β₁)g,   ν ← max(β₂ν, |g| + ε),   d = μ/((1-β₁ᵗ)ν)
-
-    b1: the decay rate β₁ of the first moment, in [0, 1).
-    b2: the decay rate β₂ of the largest gradient, in [0, 1).
-    eps: ε >= 0, against division by zero. The paper has none.
-    eps_in_max: False for ν ← max(β₂ν, |g|), d = μ/((1-β₁ᵗ)(ν + ε)): as Keras has it.
-    """
-
-    paper = Paper("Kingma & Ba 2015", "https://arxiv.org/abs/1412.6980", "algorithm 2")
-
-    b1: Decay = 0.9
-    b2: Decay = 0.999
-    eps: NonNegative = 1e-8
-    eps_in_max: bool = True
-    slots = {"mu": Slot(), "nu": Slot(nonnegative=True)}
-    state_type_name = "ScaleByAdamState"
-
-    def update(self, grad, slots, param, ctx):
-        mu = ctx.store("mu", ema(grad, slots["mu"], self.b1))
-        size = jnp.abs(grad) + self.eps if self.eps_in_max else jnp.abs(grad)
-        nu = ctx.store("nu", jnp.maximum(decayed(slots["nu"], self.b2), size))
-        denominator = bias_correction(self.b1, ctx.step) * (
-            nu if self.eps_in_max else nu + self.eps
-        )
-        direction = mu / jnp.maximum(denominator, least_denominator(nu.dtype))
-        return direction, {"mu": mu, "nu": nu}
 
 
 @optimizer(Adam)
@@ -386,46 +311,6 @@ def nadamw(
     ...
 
 
-@optimizer(AMSGrad)
-def amsgrad(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
-    bias_correction_mu: bool = True,
-    bias_correction_nu: bool = True,
-    *,
-    maximum_of: str = "corrected",
-    eps_hat: bool = False,
-    weight_decay: Any = None,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
-    """AMSGrad: Adam whose second moment never falls. PyTorch's is maximum_of="raw".
-
-    The paper corrects no bias.
-    """
-    ...
-
-
-@optimizer(AdaMax)
-def adamax(
-    learning_rate: Any,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    *,
-    eps_in_max: bool = True,
-    weight_decay: Any = None,
-    mask: Any = None,
-    storage: Any = None,
-) -> Transformation:
-    """AdaMax: Adam with the largest recent gradient in place of the root mean square."""
-    ...
-
-
 @optimizer(RAdam)
 def radam(
     learning_rate: Any,
@@ -462,37 +347,6 @@ def scale_by_adam(
     storage: Any = None,
 ) -> Transformation:
     """Adam's direction for a chain, μ̂/(√(ν̂ + ε_root) + ε). See `adam`."""
-    ...
-
-
-@preconditioner(AMSGrad)
-def scale_by_amsgrad(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    eps_root: Any = 0.0,
-    mu_dtype: Any = None,
-    bias_correction_mu: bool = True,
-    bias_correction_nu: bool = True,
-    *,
-    maximum_of: str = "corrected",
-    eps_hat: bool = False,
-    storage: Any = None,
-) -> Transformation:
-    """AMSGrad's direction for a chain. See `amsgrad`."""
-    ...
-
-
-@preconditioner(AdaMax)
-def scale_by_adamax(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    *,
-    eps_in_max: bool = True,
-    storage: Any = None,
-) -> Transformation:
-    """AdaMax's direction for a chain. See `adamax`."""
     ...
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from .._core.arguments import one_of
 from .._core.hyper import Hyper, NonNegative, mapped
 from .._core.mask import Mask
 from .._core.rule import Rule
@@ -78,10 +79,18 @@ class WeightDecay(Rule):
 
         d + λθ
 
-    Before a preconditioner it is an L2 penalty; after it, and before the learning rate, it is
-    decoupled. After the learning rate, give that here too: d - ηλθ, for momentum that sums steps.
+    Where it stands decides what it is: before a preconditioner an L2 penalty, inside the moments; behind
+    one, and before a rule that divides by a norm, inside that norm, as in LAMB; right before the learning
+    rate decoupled. Behind the learning rate, give that here too: u - ηλθ, for momentum that sums steps.
 
     Its state is that of `optax.add_decayed_weights`: with a mask, an `optax.MaskedState`.
+
+    weight_decay: λ: a number, or as every hyperparameter a schedule, or a tree.
+    learning_rate: η, where it stands behind the learning rate; None before that.
+    kind: None for d + λθ. "cautious" for d + λθ∘1[d∘θ >= 0], only where the step goes towards zero too:
+      Chen et al. 2025, https://arxiv.org/abs/2510.12402. Behind the learning rate, "independent" for
+      u - λθ, whatever η is; and "proximal" for θ ← (θ + u)/(1 + ηλ), which crosses zero for no λ, with
+      the η that is given here.
     """
 
     paper = DECOUPLED
@@ -89,9 +98,24 @@ class WeightDecay(Rule):
     weight_decay: Hyper = None
     mask: Mask = None
     learning_rate: NonNegative = None
+    kind: Any = None  # No string, which checkpoints would hold: those of before have none.
     state_type_name = "WeightDecaySchedule"
     state_is_masked = True
     learning_rate_field = None  # It is that of the decay: the direction has been multiplied before.
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of("kind", self.kind, (None, "cautious", "independent", "proximal"))
+        if self.kind == "proximal" and self.learning_rate is None:
+            raise ValueError(
+                'kind="proximal" needs the learning rate of the steps that it stands behind: '
+                'add_decayed_weights(λ, learning_rate=η, kind="proximal").'
+            )
+        if self.kind == "independent" and self.learning_rate is not None:
+            raise ValueError(
+                'kind="independent" takes λθ from each step whatever the learning rate: leave '
+                "learning_rate out, and let it stand behind the learning rate."
+            )
 
     @property
     def needs_params(self):
@@ -100,9 +124,19 @@ class WeightDecay(Rule):
     def update(self, grad, slots, param, ctx):
         if self.weight_decay is None or not ctx.selected:
             return grad, {}
+        decay = self.weight_decay * param
+        if self.kind == "cautious":
+            direction = grad if self.learning_rate is None else -grad
+            sign: Any = jnp.sign(param)  # type: ignore[arg-type]  # With a decay there are parameters.
+            decay = jnp.where(jnp.sign(direction) * sign >= 0, decay, 0)
+        if self.kind == "independent":
+            return grad - decay, {}
         if self.learning_rate is None:
-            return grad + self.weight_decay * param, {}
-        return grad - self.learning_rate * self.weight_decay * param, {}
+            return grad + decay, {}
+        stepped = grad - self.learning_rate * decay
+        if self.kind == "proximal":
+            stepped = stepped / (1 + self.learning_rate * self.weight_decay)
+        return stepped, {}
 
 
 @dataclass(frozen=True)
@@ -130,7 +164,13 @@ class Maximize(Rule):
 
 
 @preconditioner(WeightDecay, weight_decay=0.0)
-def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> Transformation:
+def add_decayed_weights(
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    *,
+    learning_rate: Any = None,
+    kind: Any = None,
+) -> Transformation:
     """Adds λθ to the updates: weight decay for a chain. `update` needs the parameters.
 
         g + λθ
@@ -141,6 +181,14 @@ def add_decayed_weights(weight_decay: Any = 0.0, mask: Any = None) -> Transforma
       >>> import adaptive_jax as aj
       >>> aj.add_decayed_weights(0.01)
       add_decayed_weights(weight_decay=0.01)
+      >>> # Every kind of weight decay, by its place and its name:
+      >>> adam, rate = aj.scale_by_adam(), aj.scale_by_learning_rate(1e-3)
+      >>> tx = aj.chain(aj.add_decayed_weights(1e-4), adam, rate)  # In the moments, L2.
+      >>> tx = aj.chain(adam, aj.add_decayed_weights(0.1), rate)  # Decoupled.
+      >>> tx = aj.chain(adam, aj.add_decayed_weights(0.1, kind="cautious"), rate)
+      >>> tx = aj.chain(adam, rate, aj.add_decayed_weights(1e-4, kind="independent"))
+      >>> proximal = aj.add_decayed_weights(0.1, learning_rate=1e-3, kind="proximal")
+      >>> tx = aj.chain(adam, rate, proximal)
     """
     ...
 

@@ -1,4 +1,4 @@
-"""Steps of one size in every coordinate: the sign of a momentum."""
+"""Steps of one size in every coordinate: the sign of a gradient, or of a momentum."""
 
 from __future__ import annotations
 
@@ -10,10 +10,56 @@ import jax.numpy as jnp
 from .._core.arguments import one_of
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
+from .._core.storage import named
 from .._core.transformation import Transformation
 from ..maths import ema
-from ._descent import optimizer
-from ._factory import Paper, preconditioner
+from ._descent import descend, optimizer
+from ._factory import Paper, composed, preconditioner
+from .scaling import Identity
+
+SIGN_SGD = Paper("Bernstein et al. 2018", "https://arxiv.org/abs/1802.04434", "algorithm 1")
+
+
+def sign(x):
+    """-1, 0 or 1. What is not finite stays visible, as NaN."""
+    return jnp.sign(x) + 0 * x
+
+
+@dataclass(frozen=True)
+class Sign(Rule):
+    """The sign of each element.
+
+        d = sign(g)
+
+    Of workers that vote, hand on the sum of their signs: its sign is that of the majority.
+    """
+
+    paper = SIGN_SGD
+    takes_complex = False
+
+    def update(self, grad, slots, param, ctx):
+        return sign(grad), {}
+
+
+@dataclass(frozen=True)
+class Signum(Rule):
+    """The sign of a moving average of gradients.
+
+        μ ← βμ + (1-β)g,   d = sign(μ)
+
+    beta: the decay rate β of the average, in [0, 1).
+    """
+
+    paper = Paper("Bernstein et al. 2018", "https://arxiv.org/abs/1802.04434", "algorithm 2")
+
+    beta: Decay = 0.9
+    slots = {"ema": Slot()}
+    takes_complex = False
+    state_type_name = "EmaState"
+
+    def update(self, grad, slots, param, ctx):
+        mean = ctx.store("ema", ema(grad, slots["ema"], self.beta))
+        return sign(mean) + 0 * grad, {"ema": mean}
 
 
 @dataclass(frozen=True)
@@ -48,9 +94,42 @@ class Lion(Rule):
         elif self.mode == "refined":
             direction = jnp.clip(direction, -1, 1)
         else:
-            direction = jnp.sign(direction)
+            direction = sign(direction)
         direction = direction + 0 * grad  # What is not finite stays visible, as NaN.
         return direction, {"mu": ctx.store("mu", ema(grad, slots["mu"], self.b2))}
+
+
+@optimizer(Sign)
+def sign_sgd(
+    learning_rate: Any, *, weight_decay: Any = None, mask: Any = None, storage: Any = None
+) -> Transformation:
+    """signSGD: every element moves by the learning rate, against the sign of its gradient."""
+    ...
+
+
+@preconditioner(Sign)
+def scale_by_sign() -> Transformation:
+    """The sign of each element, for a chain. Behind `aj.trace` it is that of a momentum."""
+    ...
+
+
+@composed(Signum)
+def signum(
+    learning_rate: Any,
+    beta: Any = 0.9,
+    accumulator_dtype: Any = None,
+    *,
+    weight_decay: Any = None,
+    mask: Any = None,
+    storage: Any = None,
+) -> Transformation:
+    """Signum: sign descent with momentum, θ ← θ - η(sign(μ) + λθ). Weight decay as in the paper.
+
+    accumulator_dtype: the dtype of the average, float32 at least if None.
+    """
+    storage = named.with_dtype(storage, "ema", accumulator_dtype)
+    direction = (Signum(beta), Identity())  # Two places in the state, as optax has them.
+    return descend(signum, direction, learning_rate, weight_decay, mask, storage)
 
 
 @optimizer(Lion)

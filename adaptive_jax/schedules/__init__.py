@@ -19,6 +19,7 @@ from .cycles import sgdr_schedule as sgdr_schedule
 from .decays import constant_schedule as constant_schedule
 from .decays import cosine_decay_schedule as cosine_decay_schedule
 from .decays import exponential_decay as exponential_decay
+from .decays import half_life_schedule as half_life_schedule
 from .decays import linear_schedule as linear_schedule
 from .decays import polynomial_schedule as polynomial_schedule
 from .pieces import join_schedules as join_schedules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,10 @@ from jax import lax
 
 from .._core.hyper import Hyper
 from .._core.schedule import Length, PositiveLength, Schedule
+from .._core.values import Interval
+
+Inside = Annotated[Any, Interval(0.0, 1.0, open_below=True, open_above=True)]
+"""A number between 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,42 @@ class linear_schedule(Schedule):
     def at(self, count):
         elapsed = count - jnp.maximum(self.transition_begin, 0)
         return polynomial(elapsed, self.init_value, self.end_value, self.transition_steps)
+
+
+@dataclass(frozen=True)
+class half_life_schedule(Schedule):
+    """From one decay rate of a moving average to another, so that its half-life moves along a line.
+
+        1/log β = 1/log I + (1/log E - 1/log I) clip(t - B, 0, T)/T
+
+    It is the warm-up of AdEMAMix's slow average, `aj.ademamix(…, b3_warmup=T)`, which counts from 1.
+
+    Pagliardini, Ablin & Grangier 2024, https://arxiv.org/abs/2409.03137
+
+    Args:
+      init_value: the decay rate I, up to the beginning, between 0 and 1.
+      end_value: the decay rate E, from the end on, between 0 and 1.
+      transition_steps: the number of steps T; with 0 or less it stays at I.
+      transition_begin: the count B at which it begins; less than 0 is 0.
+
+    Raises:
+      TypeError, ValueError: for an argument of the wrong type or out of range, by name.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> print(aj.schedules.half_life_schedule(0.9, 0.999, 100)([1, 50, 100]))
+      [0.9497379 0.9980198 0.999    ]
+    """
+
+    init_value: Inside
+    end_value: Inside
+    transition_steps: Length
+    transition_begin: Length = 0
+
+    def at(self, count):
+        first, last = (1 / jnp.log(rate) for rate in (self.init_value, self.end_value))
+        elapsed = count - jnp.maximum(self.transition_begin, 0)
+        return jnp.exp(1 / polynomial(elapsed, first, last, self.transition_steps))
 
 
 @dataclass(frozen=True)

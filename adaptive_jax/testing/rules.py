@@ -256,6 +256,32 @@ def _check_zero(trial: Trial) -> None:
 
 
 @of_trial
+def _check_first_step(trial: Trial) -> None:
+    """Of what is made of rules: a wrapper may well wait."""
+    if not trial.is_one_program:
+        return
+    waiting = [rule for rule in trial.rules if rule.only_initialises]
+    for step, updates in enumerate(trial.plain.updates[:2], 1):
+        moving = [path for path, x in jax.tree_util.tree_leaves_with_path(updates) if np.any(x)]
+        still = [
+            jax.tree_util.keystr(path)
+            for path, x in jax.tree_util.tree_leaves_with_path(updates)
+            if x.size and path not in moving
+        ]
+        if step == 1 and waiting:
+            require(
+                not moving,
+                f"{waiting[0]!r} says that its first update only initialises, and it moves.",
+            )
+            continue
+        require(
+            not still,
+            f"Update {step} leaves {', '.join(still)} where they are, whose gradients are not zero. (A "
+            "rule whose first update gives its slots what they start from says only_initialises = True.)",
+        )
+
+
+@of_trial
 def _check_not_hidden(trial: Trial) -> None:
     for dtype in _PRECISIONS:
         params = full_of(1.0, trial.params_in(dtype))
@@ -426,6 +452,7 @@ PROMISES: dict[str, Callable[[Any], None]] = {
     "it works under cond and eval_shape": _check_transforms,
     "finite gradients give finite updates": _check_finite,
     "zero gradients from the start give zero updates": _check_zero,
+    "it moves from the first update on, or says that this only initialises": _check_first_step,
     "a gradient that is not finite stays visible": _check_not_hidden,
     **PRECISION_PROMISES,
     "it can be differentiated, at zero too": _check_grad,

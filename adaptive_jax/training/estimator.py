@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,16 +41,23 @@ def check_estimator(gradient: Any) -> None:
 
 
 def estimated(
-    settings: Settings, state: TrainState, batch: Any, rng: Any, scale: jax.Array
+    settings: Settings,
+    state: TrainState,
+    batch: Any,
+    rng: Any,
+    scale: jax.Array,
+    at_home: Callable[[Any], Any],
 ) -> tuple[Evaluated, Any, Mapping[str, Any]]:
     """What the loss gave, its gradients as JAX gives them, and extra arguments for the optimizer.
 
     By the estimator of the settings; without one, those of the batch, and no extra arguments.
+
+    at_home: puts gradients where the parameters lie.
     """
 
     def of(params: Any, given: Any = batch) -> tuple[Evaluated, Any]:
         parts = settings.accumulate if given is batch else 1
-        return value_and_grad(settings, state, params, given, rng, scale, parts)
+        return value_and_grad(settings, state, params, given, rng, scale, parts, at_home)
 
     estimator = settings.gradient
     if estimator is None:

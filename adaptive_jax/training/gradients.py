@@ -40,21 +40,33 @@ def value_and_grad(
     rng: Any,
     scale: jax.Array,
     parts: int,
+    at_home: Callable[[Any], Any] = lambda tree: tree,
 ) -> tuple[Evaluated, Any]:
     """The loss of a batch at some parameters, and what JAX calls its gradients: the mean over parts.
 
     The gradients are unscaled.
+
+    at_home: puts gradients where their parameters lie, while those of all parts are added up: devices
+      exchange them once, at the end.
     """
     differentiated = jax.value_and_grad(settings.loss, has_aux=True)
+    # Divided by the number of parts within the loss, so that devices can add up the gradients of all
+    # parts before they exchange them. In float16, small ones would be lost.
+    within = all(jnp.result_type(x) != jnp.float16 for x in jax.tree.leaves(params))
 
     def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, Any]:
+        share = scale / parts if within and parts > 1 else scale
         (_, (loss, model_state, aux)), gradients = differentiated(
-            params, model_state, part, rng, scale
+            params, model_state, part, rng, share
         )
+        if parts > 1:
+            loss = loss / parts
+            if not within:
+                gradients = jax.tree.map(lambda g: _wide(g) / parts, gradients)
         return (gradients, loss), model_state, aux
 
-    (gradients, loss), model_state, aux = _mean_over_parts(
-        of_part, params, state.model_state, batch, rng, parts
+    (gradients, loss), model_state, aux = _added_up(
+        of_part, params, state.model_state, batch, rng, parts, at_home
     )
     gradients = jax.tree.map(
         lambda g, x: g.astype(update_dtype(jnp.result_type(x))), gradients, params
@@ -68,21 +80,34 @@ def loss_of_batch(
     settings: Settings, params: Any, model_state: Any, batch: Any, rng: Any
 ) -> jax.Array:
     """The loss of the whole batch, the mean over its parts."""
+    parts = settings.accumulate
 
     def of_part(model_state: Any, part: Any, rng: Any) -> tuple[Any, Any, None]:
         _, (loss, model_state, _) = settings.loss(params, model_state, part, rng, jnp.ones(()))
-        return (None, loss), model_state, None
+        return (None, loss if parts == 1 else loss / parts), model_state, None
 
-    (_, loss), _, _ = _mean_over_parts(of_part, None, model_state, batch, rng, settings.accumulate)
+    (_, loss), _, _ = _added_up(of_part, None, model_state, batch, rng, parts)
     return loss
 
 
-def _mean_over_parts(
-    of_part: Callable[..., Any], params: Any, model_state: Any, batch: Any, rng: Any, parts: int
-) -> tuple[Any, Any, Any]:
-    """The mean of gradients and a loss over the parts of a batch, the model state, and all aux.
+def _wide(x: jax.Array) -> jax.Array:
+    """An array in the dtype in which gradients are added up."""
+    return x.astype(maths.compute_dtype(jnp.result_type(x)))
 
-    of_part: a function of the model state, a part and a key that gives these for the part.
+
+def _added_up(
+    of_part: Callable[..., Any],
+    params: Any,
+    model_state: Any,
+    batch: Any,
+    rng: Any,
+    parts: int,
+    at_home: Callable[[Any], Any] = lambda tree: tree,
+) -> tuple[Any, Any, Any]:
+    """The sum of gradients and a loss over the parts of a batch, the model state, and all aux.
+
+    of_part: a function of the model state, a part and a key that gives these for the part: of the mean
+      over all parts its share, so that no sum overflows.
     params: what there are gradients of.
     """
     if parts == 1:
@@ -93,17 +118,17 @@ def _mean_over_parts(
         total, model_state = carry
         part_rng = None if rng is None else jax.random.fold_in(rng, index)
         values, model_state, aux = of_part(model_state, part(index), part_rng)
-        # Of a part of each, so that no sum overflows.
-        total = jax.tree.map(lambda t, x: t + x.astype(t.dtype) / parts, total, values)
-        return (total, model_state), aux
+        gradients, loss = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, values)
+        return ((at_home(gradients), loss), model_state), aux
 
     zeros = jax.tree.map(
         lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), params
     )
     kind = jax.eval_shape(lambda: of_part(model_state, part(0), rng)[0][1]).dtype
-    total = zeros, jnp.zeros((), kind)
-    (means, model_state), aux = jax.lax.scan(body, (total, model_state), jnp.arange(parts))
-    return means, model_state, aux
+    total = at_home(zeros), jnp.zeros((), kind)
+    carry = total, model_state
+    ((gradients, loss), model_state), aux = jax.lax.scan(body, carry, jnp.arange(parts))
+    return (at_home(gradients), loss), model_state, aux
 
 
 def scale_in_force(settings: Settings, state: TrainState) -> jax.Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .arrays import arrays_of, is_there, is_used_up
+from .processes import on_this_host
 
 
 class History(dict[str, Any]):
@@ -84,6 +85,7 @@ class Record:
                     f"{', '.join(_paths(first))}: they must be the same in every step."
                 )
         count = self._treedef.num_leaves
+        leaves = [on_this_host(x) for x in leaves]
         try:
             return [_sent(leaves[place::count]) for place in range(count)]
         except Exception:

@@ -15,6 +15,7 @@ from . import checkpoint
 from .arrays import has_arrived, is_lost, is_used_up
 from .history import History, Record
 from .interrupts import Interrupts
+from .processes import Stops
 from .progress import progress_bar
 from .returned import outlined, shown
 from .state import TrainState
@@ -37,9 +38,11 @@ def fit(
     Ctrl-C, or an interrupted notebook cell, ends the loop after the step at hand, and what was reached
     is returned (unless the process ignores it, or has a handler of its own for it);
     `history.interrupted` tells a script with more to do. A second one interrupts at once, or after the
-    step at hand if there is one, a third one always. Whatever ends the loop otherwise, an error in the
-    batches or the callback, `sys.exit` or that second Ctrl-C, has the state that was reached as its
-    attribute `state`, and its history as `history`: the state that came in is used up.
+    step at hand if there is one, a third one always. Where several processes train together, Ctrl-C in
+    one of them, or a cluster that takes a machine away, ends the loop of all after the same step.
+    Whatever ends the loop otherwise, an error in the batches or the callback, `sys.exit` or that second
+    Ctrl-C, has the state that was reached as its attribute `state`, and its history as `history`: the
+    state that came in is used up.
     A failure within a step, as where memory is out, leaves no state: `state` is None, and a note says
     which checkpoint was the last one.
 
@@ -84,9 +87,10 @@ def fit(
         )
     done, record, was_used_up = 0, Record(), is_used_up(state)
     interrupts = Interrupts()
+    stops = Stops(interrupts)
     try:
         with progress_bar(progress, steps) as bar, interrupts:
-            while (steps is None or done < steps) and not interrupts.count:
+            while (steps is None or done < steps) and not stops.after(done):
                 batch = next(iterator, _END)
                 if batch is _END:
                     if steps is not None:
@@ -110,7 +114,7 @@ def fit(
     except BaseException as error:
         _bring_along(error, state, record, done, interrupts, was_used_up)
         raise
-    history.interrupted = interrupts.count > 0
+    history.interrupted = stops.stopped or interrupts.count > 0
     return state, history
 
 

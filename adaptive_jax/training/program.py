@@ -17,6 +17,7 @@ from .estimator import estimated, numbers_of
 from .gradients import loss_of_batch, scale_in_force
 from .metrics import measured_metrics
 from .outline import Outline
+from .places import Places
 from .settings import Settings
 from .state import TrainState
 from .tiles import backend_of
@@ -25,6 +26,7 @@ from .tiles import backend_of
 def one_step(
     settings: Settings,
     platform: str,
+    places: Places | None,
     outline: Outline,
     numbers: Any,
     written: Any,
@@ -34,6 +36,7 @@ def one_step(
     """The step itself: what of the state is written over, as it is afterwards, and the metrics.
 
     platform: on which it is to run.
+    places: where all lies that is on several devices; None on one.
     written: the same before the step.
     """
     tx = outline.optimizer(numbers)
@@ -48,8 +51,13 @@ def one_step(
             )
         rng = jax.random.fold_in(state.rng, state.step)
     scale = scale_in_force(settings, state)
-    (loss, model_state, aux), gradients, extra_args = estimated(settings, state, batch, rng, scale)
-    gradients = maths.ascent(gradients)
+    at_home, at_work = (
+        (_as_it_is, _as_it_is) if places is None else (places.at_home, places.at_work)
+    )
+    (loss, model_state, aux), gradients, extra_args = estimated(
+        settings, state, batch, rng, scale, at_home
+    )
+    gradients, params = at_work(maths.ascent(gradients)), at_work(state.params)
 
     def value_fn(params: Any) -> Any:
         return loss_of_batch(settings, params, state.model_state, batch, rng)
@@ -58,14 +66,14 @@ def one_step(
     adding = precision.Rounding(
         settings.rounding, state.step if settings.rounding == "stochastic" else None
     )
-    trees = gradients, state.opt_state, state.params
+    trees = gradients, state.opt_state, params
     updates, backend = None, backend_of(settings, platform, state)
     try:
         if backend is not None:
             params, updated = precision.update_and_add(tx, *trees, adding, backend, **given)
         else:
             updates, updated = tx.update(*trees, **given)
-            params = adding.apply(state.params, updates)
+            params = at_work(adding.apply(params, updates))
     except ValueError as error:
         if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
             _explain_promotion(error, state)
@@ -78,6 +86,7 @@ def one_step(
         opt_state=updated,
         model_state=model_state,
     )
+    new = new if places is None else places.left(new)
     if settings.skips(state):
         finite = all_finite((loss, gradients, numbers_of(extra_args))) & finite_after(
             state.params, updates
@@ -89,6 +98,10 @@ def one_step(
     return (
         new.step, new.params, new.opt_state, new.model_state, new.loss_scale, new.skipped,
     ), measured  # fmt: skip
+
+
+def _as_it_is(tree: Any) -> Any:
+    return tree
 
 
 def _chosen(finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:

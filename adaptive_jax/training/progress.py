@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 
 class _NoBar:
     """A progress bar that is not shown."""
@@ -18,7 +20,7 @@ class _NoBar:
 
 def progress_bar(progress: bool | None, total: int | None, unit: str = "step") -> Any:
     """A bar of tqdm, or one that is not shown: True, False, or None for what the output suits."""
-    if progress is False:
+    if progress is False or jax.process_index() > 0:  # One bar for all processes.
         return _NoBar()
     try:
         from tqdm import tqdm

@@ -14,8 +14,10 @@ from .. import maths
 from .._core.step import reached
 from .._core.transformation import Foreign, data_of
 from .._core.wrapper import Wrapper
+from ..transforms.mixing import Blend, Graft
 from ..transforms.partition import Frozen, MaskedTransform, Partition
 from ..transforms.parts import parts
+from ..transforms.switching import Switch
 from . import origin
 
 
@@ -90,10 +92,33 @@ def _groups(transformation: Any, state: Any, new_state: Any) -> Groups:
     elif isinstance(data, MaskedTransform):
         found = {(_UNNAMED, *more): factors for more, factors in inner[0].items()}
         found[()] = []
+    elif isinstance(data, Graft):
+        return inner[1]
+    elif isinstance(data, (Switch, Blend)):
+        return _weighted(transformation, data.rate_weights(state), inner)
     else:
         return functools.reduce(functools.partial(_product, transformation), inner, {(): []})
     # Preconditioners in groups, say: one rate for all may follow.
     return found if any(found.values()) else {(): []}
+
+
+def _weighted(transformation: Any, weights: list[Any], inner: list[Groups]) -> Groups:
+    """What several transformations at once do: the sum of their rates with weights."""
+    if any(set(groups) != set(inner[0]) for groups in inner):
+        text = "none is known of {!r:.200}, in which each divides the arrays in another way"
+        return {(): UnknownRate(text.format(transformation))}
+    found: dict[tuple[str, ...], Any] = {}
+    for labels in inner[0]:
+        rates: list[Any] = [groups[labels] for groups in inner]
+        unknown = [each for each in rates if isinstance(each, UnknownRate)]
+        if unknown or not any(rates):
+            found[labels] = unknown[0] if unknown else []
+            continue
+        one = jnp.ones((), jnp.float32)
+        products = [functools.reduce(jax.lax.mul, factors, one) for factors in rates]
+        weighted = [jnp.asarray(w, jnp.float32) * x for w, x in zip(weights, products, strict=True)]
+        found[labels] = [functools.reduce(jnp.add, weighted)]
+    return found
 
 
 def _product(transformation: Any, first: Groups, second: Groups) -> Groups:

@@ -15,10 +15,12 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from .._core import export, pytrees
 from .._core.lifted import Unquoted
 from .._core.transformation import member
-from ..transforms import precision
+from ..transforms.compensate import exact_params
 from ..transforms.evaluate import eval_params
+from ..transforms.shards import Axes, state_shardings
 from .arrays import is_key, own_copies
 from .loss_scale import LossScale, started
+from .processes import put
 
 
 @export.node
@@ -66,6 +68,7 @@ class TrainState:
         rng: Any = None,
         loss_scale: LossScale | None = None,
         copy: bool = True,
+        shard: Axes | None = None,
     ) -> TrainState:
         """The state before the first step.
 
@@ -77,6 +80,8 @@ class TrainState:
           rng: a key, `jax.random.key(0)`, for a loss function with an argument `rng`.
           loss_scale: for float16 gradients.
           copy: False to hand the arrays over. A step writes over its state, and would delete them.
+          shard: axes of the mesh that the parameters are on, "data" say, or several: the optimizer's state
+            is split over them, as `aj.state_shardings` says, and never is on one device as a whole.
 
         Raises:
           TypeError: for parameters that are no arrays, by their path, shapes of arrays among them, and
@@ -98,9 +103,12 @@ class TrainState:
                 lambda x: jnp.array(x, copy=True), (params, model_state, rng)
             )
             tx = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tx)
+        init = tx.init
+        if shard is not None:
+            init = jax.jit(tx.init, out_shardings=state_shardings(tx, params, shard))
         rest = {
             "step": jnp.zeros((), jnp.int32),
-            "opt_state": own_copies(tx.init(params), (params, model_state, rng, tx)),
+            "opt_state": own_copies(init(params), (params, model_state, rng, tx)),
             "model_state": model_state,
             "rng": rng,
             "loss_scale": None if loss_scale is None else started(loss_scale),
@@ -124,7 +132,7 @@ class TrainState:
 
     def exact_params(self) -> Any:
         """The parameters in float32, with what `compensate` keeps of them: see `exact_params`."""
-        return precision.exact_params(self.params, self.opt_state)
+        return exact_params(self.params, self.opt_state)
 
     def eval_params(self) -> Any:
         """The parameters to evaluate with, which an optimizer may tell from those that it trains: see
@@ -176,7 +184,7 @@ def _on_the_mesh_of(params: Any, rest: Any) -> Any:
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda x: (
-            jax.device_put(x, everywhere)
+            put(x, everywhere)
             if isinstance(getattr(x, "sharding", None), SingleDeviceSharding)
             else x
         ),

@@ -20,6 +20,7 @@ from .loss import Loss
 from .loss_scale import check_scale
 from .metrics import METRICS
 from .outline import Outline
+from .places import Places
 from .program import one_step
 from .settings import Settings
 from .state import TrainState
@@ -173,23 +174,28 @@ class TrainStep:
         self._measures_skipped = "skipped" in settings.metrics
         # Not donated: the optimizer's numbers, and what a step leaves as it is.
         self._jitted = jax.jit(
-            functools.partial(one_step, settings), static_argnums=(0, 1), donate_argnums=3
+            functools.partial(one_step, settings), static_argnums=(0, 1, 2), donate_argnums=4
         )
+        self._places: dict[Any, Places] = {}
         self._sent: tuple[Any, Any, Any, Any] = None, None, None, None
         self._outlines: dict[Any, Outline] = {}
         self._skipped: tuple[Any, Any] = None, None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         """The new state, and the metrics."""
-        arguments = self._platform(state), *self._arguments(state)
-        return self._run(self._jitted, arguments, state, batch)
+        platform, places = self._platform(state), self._places_of(state)
+        arguments = platform, places, *self._arguments(state)
+        new, metrics = self._run(self._jitted, arguments, state, batch)
+        if places is not None:
+            new.__dict__["_places"] = places
+        return new, metrics
 
     def lower(self, state: TrainState, batch: Any) -> _Lowered:
         """The step lowered for these arguments, as `jax.jit` lowers. `.compile()` gives a step for
         arguments like these, called in the same way, that also tells its memory.
         """
-        arguments = self._arguments(state)
-        lowered = self._jitted.lower(self._platform(state), *arguments, batch)
+        arguments, static = self._arguments(state), (self._platform(state), self._places_of(state))
+        lowered = self._jitted.lower(*static, *arguments, batch)
         return _Lowered(self, arguments[0], lowered)
 
     def __reduce__(self) -> Any:
@@ -213,6 +219,19 @@ class TrainStep:
         """The platform of the step, where it makes a difference."""
         return platform_of(getattr(state, "step", None), self._settings.tiles)
 
+    def _places_of(self, state: TrainState) -> Places | None:
+        """Where the arrays of a state lie; None for one device, and while all is traced."""
+        if not is_spread(getattr(state, "step", None)):
+            return None
+        known = state.__dict__.get("_places")  # A step leaves every array where it was.
+        if known is None:
+            leaves, treedef = jax.tree.flatten((state.params, state.opt_state, state.model_state))
+            key = treedef, tuple([getattr(x, "sharding", None) for x in leaves])
+            if key not in self._places:
+                self._places[key] = Places(state)
+            known = self._places[key]
+        return known
+
     def _arguments(self, state: TrainState) -> tuple[Any, ...]:
         """What the jitted function takes, but for the batch."""
         if not isinstance(state, TrainState):
@@ -221,7 +240,9 @@ class TrainStep:
                 f"{type(state).__name__}: make one with TrainState.create(params, tx)."
             )
         tx, mesh, outline, numbers = self._sent
-        sharding = getattr(state.step, "sharding", None)
+        # Of the shape of a state: its devices need not be here.
+        is_array = isinstance(state.step, jax.Array)
+        sharding = getattr(state.step, "sharding", None) if is_array else None
         if tx is not state.tx or sharding != mesh:
             outline, numbers = self._send(state.tx, sharding)
         scale = state.loss_scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from .._core.views import MatrixAxes, axes_of_arrays
 from .._core.wrapper import Wrapper
 from .memory import nbytes
 from .partition import Frozen, MaskedTransform, Partition
+from .shards import Axes, state_shardings
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,12 @@ class Description:
       dtype, sharding), rule, why (labels and masks), selected (by the rule's mask), axes and matrix_shape
       (of a rule that sees matrices), slots, nbytes; a slot has name, storage, kept (shapes), nbytes.
     other: how many bytes of the state are no slots: counts, and what wrappers keep.
+    on_each_device: how many bytes of the state each device holds, of parameters on a mesh; else None.
     """
 
     rows: tuple[DescribedArray, ...]
     other: int
+    on_each_device: int | None = None
 
     @property
     def total(self) -> int:
@@ -118,6 +122,8 @@ class Description:
         if self.other:
             table.append(["other", *[""] * 5, f"{self.other:,}"])
         table.append(["total", *[""] * 5, f"{self.total:,}"])
+        if self.on_each_device is not None:
+            table.append(["on each device", *[""] * 5, f"{self.on_each_device:,}"])
         return _aligned(table)
 
     __repr__ = __str__
@@ -172,7 +178,9 @@ def _aligned(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def describe(tx: optax.GradientTransformation, params: Any) -> Description:
+def describe(
+    tx: optax.GradientTransformation, params: Any, *, shard: Axes | None = None
+) -> Description:
     """What an optimizer does with each array: which rules take it, why, and what they keep.
 
     Nothing is computed or allocated.
@@ -182,6 +190,7 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
         partitions; what another library's transformation keeps counts as "other".
       params: the parameters, as arrays or as shapes (`jax.eval_shape`, `jax.ShapeDtypeStruct`). Where
         these are sharded, so are the slots, as `tx.init` makes them.
+      shard: axes of the mesh that the state is split over besides, as in `TrainState.create`.
 
     Returns:
       A `Description`: `print` shows a table, `rows` has the same as data.
@@ -208,6 +217,8 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
     given = {path: x for path, x in zip(arrays.paths(), leaves, strict=True) if x is not None}
     shapes = jax.tree.map(_with_explicit_sharding, shapes)
     state = jax.eval_shape(tx.init, shapes)
+    if shard is not None:
+        state = jax.tree.map(_at, state, state_shardings(tx, params, shard))
     found: dict[str, list[DescribedArray]] = {path: [] for path in given}
     for part in _parts(tx, state, shapes, ()):
         for path, row in _rows(*part):
@@ -217,7 +228,20 @@ def describe(tx: optax.GradientTransformation, params: Any) -> Description:
         for path, array in given.items()
         for row in found[path] or [_NOTHING]
     ]
-    return Description(tuple(rows), nbytes(state) - sum(row.nbytes for row in rows))
+    meshes = [x.sharding.mesh for x in given.values() if isinstance(x.sharding, NamedSharding)]
+    on_each = sum(map(_on_each_device, jax.tree.leaves(state))) if meshes else None
+    return Description(tuple(rows), nbytes(state) - sum(row.nbytes for row in rows), on_each)
+
+
+def _at(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _on_each_device(x: jax.ShapeDtypeStruct) -> int:
+    """How many bytes of an array a device has."""
+    is_placed = isinstance(x.sharding, NamedSharding)
+    shape = x.sharding.shard_shape(x.shape) if is_placed else x.shape
+    return math.prod(shape) * x.dtype.itemsize
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

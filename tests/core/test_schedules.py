@@ -82,6 +82,10 @@ OWN = {
         "init_value": [0.1], "peak_value": [1.0], "up_steps": [4], "down_steps": [None, 6],
         "decay_rate": [1.0, 0.5], "decay_each_step": [False, True],
     },
+    "half_life_schedule": {
+        "init_value": [0.9], "end_value": [0.9999, 0.5], "transition_steps": [10, 0, -5],
+        "transition_begin": [0, 5, -4],
+    },
     "warmup_inverse_sqrt_schedule": {
         "init_value": [0.1], "peak_value": [1.0], "warmup_steps": [5, 0], "timescale": [None, 3],
     },
@@ -212,8 +216,16 @@ def test_the_schedules_that_optax_has_not():
         factor = s["decay_rate"] ** (t if s["decay_each_step"] else cycle)
         return s["init_value"] + (s["peak_value"] - s["init_value"]) * x * factor
 
+    def half_life(s, t):
+        """The paper's f⁻¹(lerp(f(I), f(E))), f(β) = log ½/log β - 1."""
+        if s["transition_steps"] <= 0:
+            return s["init_value"]
+        x = min(max(t - max(s["transition_begin"], 0), 0) / s["transition_steps"], 1)
+        first, last = (np.log(0.5) / np.log(s[key]) - 1 for key in ("init_value", "end_value"))
+        return 0.5 ** (1 / ((1 - x) * first + x * last + 1))
+
     counts = np.arange(40)
-    for name, function in zip(OWN, (cyclic, inverse_sqrt, stable), strict=True):
+    for name, function in zip(OWN, (cyclic, half_life, inverse_sqrt, stable), strict=True):
         for setting in settings(name):
             expected = [function(setting, int(t)) for t in counts]
             values = getattr(schedules, name)(**setting)(counts)

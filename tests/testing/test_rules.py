@@ -389,6 +389,21 @@ WAYS = {
         (of_array(lambda g: g / (jnp.abs(g) + jnp.asarray(1e-8, g.dtype))), "nan.* in float16"),
         (of_array(lambda g: g + (g.dtype == jnp.float32)), "in float32"),
     ],
+    "it moves from the first update on, or says that this only initialises": [
+        (of_last(lambda last, grad: last), r"Update 1 leaves .*\['matrix'\].* where they are"),
+        (
+            rule(
+                lambda self, g, slots, param, ctx: (g, {"last": g}), "last", only_initialises=True
+            ),
+            "says that its first update only initialises, and it moves",
+        ),
+        (
+            rule(
+                lambda self, g, slots, p, ctx: (0 * g, {"last": g}), "last", only_initialises=True
+            ),
+            "Update 2 leaves",
+        ),
+    ],
     "a gradient that is not finite stays visible": [
         (of_gradient(jnp.nan_to_num), r"that is nan at \['matrix'\] gives the update \[\[0.0,"),
         (of_gradient(lambda g: jnp.where(jnp.isinf(g), 0, g)), "that is inf at"),

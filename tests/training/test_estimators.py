@@ -1,10 +1,9 @@
-"""Gradients that are made of those of the loss: four estimators, each against a computation by hand."""
+"""Gradients that are made of those of the loss: estimators, each against a computation by hand."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,51 +13,6 @@ import pytest
 from small_network import run
 
 import adaptive_jax as aj
-
-
-@dataclass(frozen=True)
-class SharpnessAware:
-    """The gradient at the worst point nearby: Foret et al. 2021, https://arxiv.org/abs/2010.01412."""
-
-    radius: float = 0.05
-
-    def __call__(self, value_and_grad, params, batch, step, key):
-        first, gradients = value_and_grad(params)
-        scale = self.radius / aj.global_norm(gradients)
-        worst = jax.tree.map(lambda p, g: p + scale * g, params, aj.maths.ascent(gradients))
-        return first, value_and_grad(worst)[1], {}
-
-
-@dataclass(frozen=True)
-class Hutchinson:
-    """v ⊙ Hv, of random signs v, which has the mean diag H: Yao et al. 2021 (AdaHessian)."""
-
-    every: int = 1
-
-    def __call__(self, value_and_grad, params, batch, step, key):
-        def estimate():
-            signs = optax.tree.random_like(key, params, jax.random.rademacher)
-            product = jax.jvp(lambda at: value_and_grad(at)[1], (params,), (signs,))[1]
-            return jax.tree.map(jnp.multiply, signs, product)
-
-        first, gradients = value_and_grad(params)
-        due = step % self.every == 0
-        diagonal = jax.lax.cond(due, estimate, lambda: jax.tree.map(jnp.zeros_like, params))
-        return first, gradients, {"hessian_diagonal": diagonal, "has_hessian_diagonal": due}
-
-
-@dataclass(frozen=True)
-class GaussNewtonBartlett:
-    """B · g ⊙ g, of a loss with labels drawn from the model: Liu et al. 2023 (Sophia-G)."""
-
-    sampled_loss: Any
-
-    def __call__(self, value_and_grad, params, batch, step, key):
-        first, gradients = value_and_grad(params)
-        rows = len(jax.tree.leaves(batch)[0])
-        sampled = jax.grad(self.sampled_loss)(params, batch, key)
-        diagonal = jax.tree.map(lambda g: rows * g**2, sampled)
-        return first, gradients, {"hessian_diagonal": diagonal, "has_hessian_diagonal": True}
 
 
 @dataclass(frozen=True)
@@ -143,7 +97,7 @@ def test_sharpness_aware_minimisation_is_the_step_of_two_gradients(accumulate):
         w = w - 0.1 * gradient_by_hand(worst, ROWS)
     with jax.enable_x64(True):
         step = aj.train_step(
-            squared_error, accumulate=accumulate, gradient=SharpnessAware(0.3), loss_scale=8.0
+            squared_error, accumulate=accumulate, gradient=aj.sam(0.3), loss_scale=8.0
         )
         state = aj.TrainState.create(jnp.asarray(START), aj.sgd(0.1))
         before = [squared_error(START, ROWS)]
@@ -166,7 +120,7 @@ def test_sharpness_aware_minimisation_of_complex_parameters():
     batch, z = jnp.array([1.0, 2.0]), jnp.array([0.3 + 0.5j, -0.4 + 0.1j])
     results = []
     for function, params in ((loss, z), (of_parts, jnp.stack([z.real, z.imag]))):
-        step = aj.train_step(function, gradient=SharpnessAware(0.2))
+        step = aj.train_step(function, gradient=aj.sam(0.2))
         results.append(run(step, aj.TrainState.create(params, aj.sgd(0.1)), [batch] * 3)[0].params)
     expected = results[1][0] + 1j * results[1][1]
     np.testing.assert_allclose(results[0], expected, rtol=1e-5)
@@ -180,7 +134,7 @@ def test_the_mean_of_hutchinsons_estimates_is_the_diagonal_of_the_hessian(accumu
     with jax.enable_x64(True):
         w = jnp.asarray(START)
         expected = np.diag(jax.hessian(loss)(w, ROWS))
-        values, has = diagonals(loss, w, ROWS, Hutchinson(), 120, accumulate=accumulate)
+        values, has = diagonals(loss, w, ROWS, aj.hutchinson(), 120, accumulate=accumulate)
     assert all(has)
     assert_mean(values, expected)
 
@@ -189,7 +143,7 @@ def test_hutchinsons_estimate_of_a_diagonal_hessian_is_exact_and_comes_every_so_
     with jax.enable_x64(True):
         w, batch = jnp.asarray(START), jnp.asarray(ROWS["y"][:5])
         values, has = diagonals(
-            lambda w, batch: jnp.sum(batch * w**4), w, batch, Hutchinson(every=3), 7
+            lambda w, batch: jnp.sum(batch * w**4), w, batch, aj.hutchinson(every=3), 7
         )
     assert has == [True, False, False, True, False, False, True]
     np.testing.assert_allclose(values[::3], [12 * ROWS["y"][:5] * START**2] * 3, rtol=1e-12)
@@ -209,7 +163,7 @@ def test_the_mean_of_gauss_newton_bartlett_estimates_is_the_gauss_newton_diagona
 
     with jax.enable_x64(True):
         values, _ = diagonals(
-            loss, jnp.asarray(START), ROWS, GaussNewtonBartlett(sampled_loss), 200
+            loss, jnp.asarray(START), ROWS, aj.gauss_newton_bartlett(sampled_loss, 1), 200
         )
     probability = 1 / (1 + np.exp(-ROWS["x"] @ START))
     spread = probability * (1 - probability)
@@ -369,7 +323,7 @@ def test_a_rule_gets_what_the_estimator_estimates(parts):
     tx = aj.transform(Newton(), aj.LearningRate(1.0))
     tx = aj.skip_nonfinite(aj.multi_steps(tx, parts) if parts > 1 else tx)
     step = aj.train_step(
-        loss, gradient=Hutchinson(every=2), accumulate=parts, compute_dtype=jnp.float32
+        loss, gradient=aj.hutchinson(every=2), accumulate=parts, compute_dtype=jnp.float32
     )
     state = aj.TrainState.create(jnp.zeros(3), tx, rng=jax.random.key(0))
     state, _ = run(step, state, [jnp.ones(4)] * parts)
@@ -381,7 +335,7 @@ def test_an_estimator_in_a_sweep():
         return aj.TrainState.create(jnp.float32(START), aj.sgd(learning_rate))
 
     batches = [jax.tree.map(jnp.float32, ROWS)] * 2
-    step = aj.train_step(squared_error, gradient=SharpnessAware())
+    step = aj.train_step(squared_error, gradient=aj.sam())
     found = aj.sweep(make, step=step, batches=batches, learning_rate=[0.05, 0.1], progress=False)
     for row, rate in enumerate([0.05, 0.1]):
         _, metrics = run(step, make(rate, 0), batches)
@@ -460,7 +414,7 @@ def test_what_an_estimator_returns_is_checked(make, error, message):
     ("gradient", "message"),
     [
         (3, r"gradient=3 must be a function of \(value_and_grad, params, batch, step, key\)"),
-        (SharpnessAware, r"is a class: give one of it, gradient=SharpnessAware\(…\)"),
+        (PerExample, r"is a class: give one of it, gradient=PerExample\(…\)"),
         (lambda value_and_grad, params: None, "must be a function of .*too many positional"),
     ],
     ids=range(3),
@@ -478,3 +432,227 @@ def test_a_function_with_its_options_is_an_estimator():
     step = aj.train_step(lambda w, b: jnp.sum(w * b), gradient=partial(scaled, factor=3.0))
     state, _ = step(aj.TrainState.create(jnp.zeros(2), aj.sgd(1.0)), jnp.ones(2))
     np.testing.assert_array_equal(state.params, -3.0)
+
+
+# Those of the library.
+
+
+def evaluated(loss):
+    """What `train_step` hands to an estimator, without a step around it."""
+    return lambda params, batch=None: jax.value_and_grad(loss)(params)
+
+
+def test_gradients_of_zero_stay_zero_and_small_ones_have_the_whole_radius():
+    """Where optax.contrib.normalize divides zero by zero."""
+    for estimator in (aj.sam(0.1), aj.asam(0.1, mask=True)):
+        _, gradients, extra = estimator(
+            evaluated(lambda w: jnp.sum(w**2)), jnp.zeros(3), None, 0, None
+        )
+        np.testing.assert_array_equal(gradients, 0.0)
+        assert extra == {}
+    gradients = jnp.array([6e-30, 8e-30])
+    worst = aj.sam(0.1).worst(jnp.array([3.0, 4.0]), gradients, 0)
+    np.testing.assert_allclose(worst, [3.06, 4.08], rtol=1e-6)
+
+
+def asam_by_hand(params, gradients, rho, eta, adaptive):
+    """Kwon et al. 2021, as in their code: e = ρT²g/‖Tg‖, T = |θ| + η of what is adaptive."""
+    units = {k: np.abs(w) + eta if adaptive[k] else np.ones_like(w) for k, w in params.items()}
+    norm = np.sqrt(sum(np.sum((units[k] * g) ** 2) for k, g in gradients.items()))
+    return {k: w + rho * units[k] ** 2 * gradients[k] / norm for k, w in params.items()}
+
+
+def test_adaptive_sharpness_moves_each_parameter_in_its_own_unit():
+    params = {"w": np.arange(-3.0, 3.0).reshape(2, 3), "b": np.array([2.0, -1.0])}
+    gradients = {k: generator.normal(size=w.shape) for k, w in params.items()}
+    with jax.enable_x64(True):
+        for given, eta, adaptive in (
+            ({}, 0.01, {"w": True, "b": False}),
+            ({"eta": 0.0, "mask": True}, 0.0, {"w": True, "b": True}),
+        ):
+            expected = asam_by_hand(params, gradients, 0.7, eta, adaptive)
+            trees = (jax.tree.map(jnp.asarray, x) for x in (params, gradients))
+            found = aj.asam(0.7, **given).worst(*trees, 0)
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), found, expected)
+
+
+def test_adaptive_sharpness_does_not_see_how_layers_are_scaled():
+    """f(a, b) = F(ab) is the same at (ca, b/c): so is what it grows to nearby, of T = |θ|."""
+
+    def loss(params):
+        return (params["a"][0] * params["b"][0] - 3.0) ** 2
+
+    found = []
+    for c in (1.0, 16.0):
+        params = {"a": jnp.array([2.0 * c]), "b": jnp.array([1.0 / c])}
+        worst = aj.asam(0.1, eta=0.0, mask=True).worst(params, jax.grad(loss)(params), 0)
+        found.append(loss(worst))
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_the_radius_is_data():
+    """It may be a tracer, many, or a schedule, and a new one compiles nothing in a jit of one's own."""
+    calls = []
+
+    @jax.jit
+    def gradient(estimator, w):
+        calls.append(estimator)
+        return estimator(evaluated(lambda w: jnp.sum(w**4)), w, None, jnp.int32(3), None)[1]
+
+    w = jnp.array([1.0, 2.0])
+    one = [gradient(aj.sam(rho), w) for rho in (0.1, 0.2)]
+    assert len(calls) == 1
+    many = jax.vmap(lambda rho: gradient(aj.sam(rho), w))(jnp.array([0.1, 0.2]))
+    np.testing.assert_allclose(many, one, rtol=1e-6)
+    falling = aj.sam(aj.schedules.linear_schedule(0.4, 0.0, 4))  # 0.1 after three steps.
+    np.testing.assert_allclose(gradient(falling, w), one[0], rtol=1e-5)
+    plain = aj.sam(lambda count: 0.4 - 0.1 * count.astype(jnp.float32))
+    np.testing.assert_allclose(gradient(plain, w), one[0], rtol=1e-5)
+    assert repr(aj.sam(0.1)) == "sam(rho=0.1)"
+    assert repr(aj.hutchinson(3)) == "hutchinson(every=3, vector='signs')"
+
+
+def test_the_point_nearby_of_low_precision_parameters_is_in_float32():
+    """In bfloat16 a radius of a 256th of a parameter would be rounded away."""
+    seen = []
+
+    def loss(w, batch):
+        seen.append(w.dtype)
+        return jnp.sum(w.astype(jnp.float32) ** 2) * batch
+
+    step = aj.train_step(loss, gradient=aj.sam(1e-3))
+    state = aj.TrainState.create(jnp.full(4, 1.0, jnp.bfloat16), aj.sgd(0.5))
+    state, _ = step(state, jnp.float32(1.0))
+    assert {*seen} == {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}
+    worst = aj.sam(1e-3).worst(jnp.ones(4, jnp.bfloat16), jnp.ones(4, jnp.bfloat16), 0)
+    np.testing.assert_allclose(worst, 1 + 5e-4, rtol=1e-6)
+
+
+def branches(step, state, batch):
+    """How many conditionals there are in a compiled step that have a dear side."""
+    text = step.lower(state, batch).as_text()
+    return text.count("stablehlo.case") + text.count("stablehlo.if")
+
+
+@pytest.mark.parametrize("estimator", ["hutchinson", "gauss_newton_bartlett"])
+def test_an_estimate_that_is_not_due_is_not_computed_in_a_sweep_either(estimator):
+    """A branch under vmap too, and the estimates are those of single runs."""
+
+    def sampled_loss(w, batch, key):
+        return jnp.mean((batch["x"] @ w - jax.random.normal(key, (16,))) ** 2) / 2
+
+    made = {
+        "hutchinson": aj.hutchinson(every=2),
+        "gauss_newton_bartlett": aj.gauss_newton_bartlett(sampled_loss, every=2),
+    }[estimator]
+    step = aj.train_step(squared_error, gradient=made, metrics=("loss",))
+    batch = jax.tree.map(jnp.float32, ROWS)
+
+    def create(rate):
+        tx = aj.sophia(rate, gamma=0.1)
+        return aj.TrainState.create(jnp.float32(START), tx, rng=jax.random.key(0))
+
+    assert branches(step, create(0.1), batch) == 1
+    rates = jnp.array([0.05, 0.1])
+
+    def run_some(rate):
+        state = create(rate)
+        for _ in range(3):
+            state, _ = step(state, batch)
+        return state.params
+
+    swept = jax.jit(jax.vmap(run_some))
+    text = swept.lower(rates).as_text()
+    assert text.count("stablehlo.case") + text.count("stablehlo.if") == 3
+    np.testing.assert_allclose(swept(rates), [run_some(rate) for rate in rates], rtol=1e-5)
+
+
+def test_normal_vectors_have_the_diagonal_as_their_mean():
+    with jax.enable_x64(True):
+        w, batch = jnp.asarray(START), jnp.asarray(ROWS["y"][:5])
+        estimator = aj.hutchinson(vector="normal")
+        values, _ = diagonals(lambda w, b: jnp.sum(b * w**4), w, batch, estimator, 300)
+    assert_mean(values, 12 * ROWS["y"][:5] * START**2)
+
+
+def test_the_number_of_terms_is_that_of_tokens_where_it_is_said():
+    """Of a mean over 4 rows of 3 tokens: what it is off by, the estimate is."""
+
+    def sampled_loss(w, batch, key):
+        del key
+        return jnp.mean(batch["x"] * w)
+
+    def of(**given):
+        estimator = aj.gauss_newton_bartlett(sampled_loss, every=1, **given)
+        both = evaluated(lambda w: sampled_loss(w, batch, None))
+        return estimator(both, jnp.float32(1.0), batch, 0, jax.random.key(0))[2]["hessian_diagonal"]
+
+    batch = {"x": jnp.ones((4, 3))}
+    assert (of(), of(terms=12), of(terms=lambda batch: batch["x"].size)) == (4, 12, 12)
+
+
+@pytest.mark.parametrize("kind", ["hutchinson", "sam", "asam"])
+def test_on_a_mesh_the_estimates_are_those_of_one_device(kind, make_mesh):
+    """Of parameters and batches that are divided, Auto and Explicit."""
+    mesh = make_mesh(4)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    estimator = {"hutchinson": aj.hutchinson(every=2), "sam": aj.sam(0.1), "asam": aj.asam(0.1)}[
+        kind
+    ]
+    tx = aj.adahessian(0.1) if kind == "hutchinson" else aj.sgd(0.1)
+
+    def loss(params, batch):
+        return jnp.mean(jnp.tanh(batch) ** 2) * jnp.sum(params["w"] ** 4) + jnp.sum(
+            params["b"] ** 2
+        )
+
+    found = []
+    for place, whole in ((jnp.asarray, jnp.asarray), (None, None)):
+        if place is None:
+            place = lambda x: jax.device_put(x, split)  # noqa: E731
+            whole = lambda x: jax.device_put(x, everywhere)  # noqa: E731
+        params = {"w": place(np.linspace(1, 2, 16, dtype=np.float32).reshape(8, 2))}
+        params["b"] = whole(np.ones(3, np.float32))
+        state = aj.TrainState.create(params, tx, rng=jax.random.key(0))
+        step = aj.train_step(loss, gradient=estimator, metrics=("loss",))
+        for _ in range(3):
+            state, _ = step(state, place(np.linspace(0, 1, 8, dtype=np.float32)))
+        assert step._jitted._cache_size() == 1
+        found.append(jax.device_get(state.params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), *found)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: aj.hutchinson(0), ValueError, "every=0 must be a whole number"),
+        (lambda: aj.hutchinson(vector="gauss"), ValueError, "vector='gauss' is not known"),
+        (
+            lambda: aj.gauss_newton_bartlett(3),
+            TypeError,
+            r"sampled_loss=3 must be a function of \(",
+        ),
+        (lambda: aj.gauss_newton_bartlett(len, terms=0), ValueError, "terms=0 must be a whole"),
+        (lambda: aj.sam(-1.0), ValueError, "rho=-1.0 is out of range in sam"),
+        (lambda: aj.sam(None), TypeError, "rho=None in sam: it must be a number"),
+        (lambda: aj.asam(eta=lambda count: count), TypeError, "eta=.* must be a number"),
+        (lambda: aj.asam(mask=3), TypeError, "mask is int32"),
+    ],
+    ids=range(8),
+)
+def test_arguments_that_do_not_fit_are_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_a_hessian_of_complex_parameters_is_refused_by_path():
+    step = aj.train_step(
+        lambda p, batch: jnp.sum(jnp.abs(p["z"]) ** 2) * batch, gradient=aj.hutchinson()
+    )
+    params = {"z": jnp.ones(2, jnp.complex64)}
+    state = aj.TrainState.create(params, aj.sgd(0.1), rng=jax.random.key(0))
+    with pytest.raises(
+        TypeError, match=r"params\['z'\] is complex64\[2\], and hutchinson estimates"
+    ):
+        step(state, 1.0)

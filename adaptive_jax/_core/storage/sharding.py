@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 try:
     from jax.experimental.shard_alike import shard_alike
@@ -59,7 +59,18 @@ def _split_like(sharding: Any, shape: tuple[int, ...]) -> Any:
         names = axes if isinstance(axes, tuple) else () if axes is None else (axes,)
         parts = math.prod(sharding.mesh.shape[name] for name in names)
         split.append(axes if size % parts == 0 else None)
-    return NamedSharding(sharding.mesh, PartitionSpec(*split))
+    return on_mesh(sharding.mesh, split)
+
+
+def on_mesh(mesh: Any, split: Sequence[Any]) -> NamedSharding:
+    """How an array is split, written as JAX writes that of a result: else it would compile twice.
+
+    split: for each axis of the array those of the mesh.
+    """
+    split = list(split)
+    while split and split[-1] is None and AxisType.Explicit not in mesh.axis_types:
+        split.pop()
+    return NamedSharding(mesh, PartitionSpec(*split))
 
 
 def with_axes(param: Any, shape: tuple[int, ...], axes: Sequence[int | None]) -> Any:
@@ -76,5 +87,4 @@ def with_axes(param: Any, shape: tuple[int, ...], axes: Sequence[int | None]) ->
         return None
     spec = (*sharding.spec, *[None] * len(param.shape))
     first = [axis if axes.index(axis) == place else None for place, axis in enumerate(axes)]
-    split = [None if axis is None else spec[axis] for axis in first]
-    return NamedSharding(sharding.mesh, PartitionSpec(*split))
+    return on_mesh(sharding.mesh, [None if axis is None else spec[axis] for axis in first])

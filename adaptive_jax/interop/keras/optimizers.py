@@ -9,7 +9,8 @@ from ..._core.hyper import none_if_zero
 from ..._core.rule import Rule
 from ...rules import clipping, rms, scaling
 from ...rules.adagrad import AdaGrad
-from ...rules.adam import AdaMax, NAdam
+from ...rules.adam import NAdam
+from ...rules.adamax import AdaMax
 from ...rules.momentum import Trace
 from .._directions import moments, velocity
 from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port

@@ -12,7 +12,8 @@ import numpy as np
 from ..._core.lifted import Lifted
 from ...rules import rms
 from ...rules.adagrad import AdaGrad
-from ...rules.adam import Adam, AdaMax, AMSGrad, NAdam
+from ...rules.adam import Adam, NAdam
+from ...rules.adamax import AdaMax, AMSGrad
 from ...rules.momentum import Trace
 from .. import _arrays, _match, _state
 from .optimizers import sgd

@@ -13,7 +13,8 @@ from ..._core import arguments
 from ..._core.lifted import Lifted
 from ...rules import rms
 from ...rules.adagrad import AdaGrad
-from ...rules.adam import Adam, AdaMax, AMSGrad, NAdam, RAdam
+from ...rules.adam import Adam, NAdam, RAdam
+from ...rules.adamax import AdaMax, AMSGrad
 from ...rules.momentum import Trace
 from .. import _arrays, _match, _state
 from .._port import plain
