@@ -64,6 +64,7 @@ PAGES = {
             "training.loss_scale",
             "training.state",
             "training.step",
+            "training.estimators",
             "transforms.shards",
             "training.loop",
             "training.checkpoint.save",
@@ -105,6 +106,8 @@ PAGES = {
         "Wrappers",
         [
             "transforms.partition",
+            "transforms.mixing",
+            "transforms.switching",
             "transforms.skip",
             "transforms.accumulate",
             "transforms.monitor",

@@ -84,7 +84,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "cautious": [{"normalization": "code", "flip_sign": True}, {"layerwise": False}],
     "grams": [{"flip_sign": True}],
     "sophia": [{"eps_in_max": False, "eps": 1e-15, "gamma": 0.05}],
-    "adahessian": [{"average_axes": {2: (1,)}, "hessian_power": 0.5, "weight_decay": 0.01}],
+    "adahessian": [{"average_axes": ((2, (1,)),), "hessian_power": 0.5, "weight_decay": 0.01}],
 }
 """Settings beyond the defaults. Those without which there is no call, such as a learning rate, come by
 themselves."""
@@ -111,7 +111,7 @@ def required(name: str) -> dict[str, Any]:
 class Given(Wrapper):
     """An optimizer that makes up the extra arguments that its rules ask for, where none come.
 
-    The diagonal of a Hessian is that of Gauss and Newton's matrix with the labels as they are, g∘g.
+    The diagonal of a Hessian is |g|: as large as the gradient, and never negative.
     """
 
     inner: Any
@@ -141,7 +141,7 @@ class Given(Wrapper):
 def extra_args_of(tx: Any, gradients: Any) -> dict[str, Any]:
     """The extra arguments that its rules ask for, made of the gradients alone."""
     made = {
-        "hessian_diagonal": lambda: jax.tree.map(jax.numpy.square, gradients),
+        "hessian_diagonal": lambda: jax.tree.map(jax.numpy.abs, gradients),
         "has_hessian_diagonal": lambda: True,
     }
     return {name: made[name]() for name in asked_for(tx) if name in made}

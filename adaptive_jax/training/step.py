@@ -117,18 +117,19 @@ def train_step(
       >>> print(state.params["w"], metrics["loss"])
       [0.5 1. ] 5.0
 
-      The gradients where the loss is worst nearby, by sharpness-aware minimisation, Foret et al. 2021,
-      https://arxiv.org/abs/2010.01412:
+      An estimator of one's own, which clips the gradient of each row; `aj.sam`, `aj.asam`, `aj.hutchinson`
+      and `aj.gauss_newton_bartlett` are there:
 
-      >>> def sharpness_aware(value_and_grad, params, batch, step, key, radius=0.05):
-      ...     first, gradients = value_and_grad(params)
-      ...     scale = radius / (aj.global_norm(gradients) + 1e-12)
-      ...     worst = jax.tree.map(lambda p, g: p + scale * g, params, gradients)
-      ...     return first, value_and_grad(worst)[1], {}
-      >>> step = aj.train_step(lambda w, batch: jnp.sum((w - batch) ** 2), gradient=sharpness_aware)
-      >>> state = aj.TrainState.create(jnp.zeros(2), aj.sgd(0.25))
-      >>> print(step(state, jnp.array([3.0, 4.0]))[0].params)
-      [1.515 2.02 ]
+      >>> def clipped_by_row(value_and_grad, params, batch, step, key, limit=1.0):
+      ...     def of_row(row):
+      ...         first, g = value_and_grad(params, row[None])
+      ...         return first, jax.tree.map(lambda x: x * limit / jnp.maximum(aj.global_norm(g), limit), g)
+      ...     first, gradients = jax.tree.map(lambda x: x.mean(0), jax.vmap(of_row)(batch))
+      ...     return first, gradients, {}
+      >>> step = aj.train_step(lambda w, batch: jnp.mean(batch @ w), gradient=clipped_by_row)
+      >>> state = aj.TrainState.create(jnp.zeros(2), aj.sgd(1.0))
+      >>> print(step(state, jnp.array([[3.0, 4.0], [0.0, 0.5]]))[0].params)
+      [-0.3  -0.65]
     """
     one_of("rounding", rounding, ("nearest", "stochastic"))
     if isinstance(metrics, str):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CASES
+from catalogue import CASES, rules_of
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
@@ -29,7 +29,7 @@ def slots_of(case):
     """The slots of an optimizer."""
     factory, settings = CASES[case]
     return {
-        name: slot for rule in factory(**settings).data.rules for name, slot in rule.slots.items()
+        name: slot for rule in rules_of(factory(**settings)) for name, slot in rule.slots.items()
     }
 
 

@@ -1,8 +1,8 @@
 """References of rules/curvature.py.
 
 Each takes `diagonals` as well, the estimates ĥ of the diagonal of the Hessian in all steps, and `has`,
-whether there is one in each. Where none are given they are g∘g in every step, as of the
-empirical Fisher matrix: for tests that know of gradients alone.
+whether there is one in each. Where none are given they are |g| in every step: for
+tests that know of gradients alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .averages import at, average
 
 
 def estimates(gradients, diagonals, has):
-    diagonals = gradients**2 if diagonals is None else diagonals
+    diagonals = np.abs(gradients) if diagonals is None else diagonals
     return zip(diagonals, np.ones(len(gradients), bool) if has is None else has, strict=True)
 
 
@@ -75,7 +75,7 @@ def adahessian(
     for step, (g, (new, is_there)) in enumerate(every, start=1):
         m = average(m, g, at(b1, step))
         if is_there:
-            axes = (average_axes or {}).get(new.ndim)
+            axes = dict(average_axes or ()).get(new.ndim)
             if axes:
                 block = np.abs(new) if average_sizes else new
                 new = np.broadcast_to(block.mean(axes, keepdims=True), new.shape)

@@ -10,9 +10,9 @@ import pytest
 from rules.test_reference import (
     TOLERANCE,
     assert_close,
+    in_one_program,
     problem,
     trajectory,
-    updates_of,
     warmup_and_decay,
 )
 
@@ -21,6 +21,11 @@ from adaptive_jax.testing import check_rule
 from tests.reference import cautious as reference
 
 RATE = 0.1
+
+
+def updates_of(tx, gradients, params, dtype):
+    """The updates in all steps, computed in dtype."""
+    return in_one_program(tx, *(jnp.asarray(x, dtype) for x in (gradients, params)))
 
 
 def masked(mask, directions, gradients):

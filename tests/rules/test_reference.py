@@ -647,7 +647,7 @@ OF_NORMS = (aj.fromage, aj.mars, aj.novograd)
 def bounds_gradients(tx: optax.GradientTransformation) -> bool:
     """Whether 2^100 and then -2^80 are to an optimizer what 2^62 and then -2^62 are.
 
-    Of squares of gradients in the place of estimates there is nothing to say.
+    Of gradients in the place of estimates there is nothing to say.
     """
     params = np.zeros((2, ELEMENTS), np.float32)
     if extra_args_of(tx, params[0]):

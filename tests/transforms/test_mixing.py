@@ -183,7 +183,7 @@ def test_weights_times_and_rates_are_data():
         one = [step(make(value)) for value in values]
         assert step._cache_size() == 1
         assert not np.allclose(*one)
-        many = jax.vmap(lambda x, make=make: two_steps(make(x)))(jnp.array(values))
+        many = jax.jit(jax.vmap(lambda x, make=make: two_steps(make(x))))(jnp.array(values))
         np.testing.assert_allclose(many, one, rtol=1e-6)
 
 
@@ -198,9 +198,11 @@ def mixed(storage=None, rate=0.1):
 
 
 KINDS = list(mixed())
+FEW = [kind if kind == "swats" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+"""SWATS has the most state: the others are in the slow run."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW)
 def test_storage_goes_through_and_is_converted(kind):
     params = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
     exact, lean = mixed()[kind], mixed("int8")[kind]
@@ -214,7 +216,7 @@ def test_storage_goes_through_and_is_converted(kind):
     assert rules == {"Adam", "Trace", "LearningRate"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW)
 def test_a_training_run_with_compensated_parameters_goes_on_from_a_checkpoint(kind, tmp_path):
     """In bfloat16, beside a float32 run, saved in the middle and read back bit for bit."""
 
@@ -239,7 +241,7 @@ def test_a_training_run_with_compensated_parameters_goes_on_from_a_checkpoint(ki
     jax.tree.map(np.testing.assert_array_equal, state, again)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FEW)
 def test_on_a_mesh_it_is_what_it_is_on_one_device(kind, make_mesh):
     sharding = jax.sharding.NamedSharding(make_mesh(4), jax.sharding.PartitionSpec("x"))
     gradients = np.random.default_rng(0).normal(size=(4, 8, 2)).astype(np.float32)
