@@ -313,7 +313,9 @@ IN_CONTEXT = {name for name in (*dir(Context), *Context.__annotations__) if name
 
 def kind(value: Any) -> Any:
     """What matters of a declaration: a switch, or whether it is there and how it is given."""
-    if value is None or isinstance(value, bool) or value == "param":
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value == "param":
         return value
     if isinstance(value, (Mapping, tuple)):
         entries = value.values() if isinstance(value, Mapping) else value

@@ -19,20 +19,17 @@ QUICKLY_COMPILED = "--xla_cpu_use_fusion_emitters=false"
 
 
 def pytest_configure(config):
-    """Compiles quickly in the default run, and as users do in every other.
+    """Compiles quickly, unless `XLA_FLAGS` is set.
 
-    Most of a test's time is XLA's, which compiles each program for a run of some steps. In the default
-    run it uses its older emitters, and optimizes little: half the time. `XLA_FLAGS`, where it is set, is
-    what counts.
+    Most of a test's time is XLA's, which compiles each program for a run of some steps. Here it uses its
+    older emitters, and optimizes little: half the time. `XLA_FLAGS` as in `DEVICES` compiles as it does for
+    users, and so does `.ci/run` for what depends on it.
     """
-    is_default = config.option.markexpr == "not slow"
     if "XLA_FLAGS" not in os.environ:  # It is read when a device is first asked for.
-        os.environ["XLA_FLAGS"] = DEVICES
-        if is_default:
-            jax.config.update("jax_disable_most_optimizations", True)
-            os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the workers of xdist.
-            if is_known_to_xla(QUICKLY_COMPILED.strip("-").partition("=")[0]):
-                os.environ["XLA_FLAGS"] += f" {QUICKLY_COMPILED}"
+        jax.config.update("jax_disable_most_optimizations", True)
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # For the workers of xdist.
+        is_known = is_known_to_xla(QUICKLY_COMPILED.strip("-").partition("=")[0])
+        os.environ["XLA_FLAGS"] = f"{DEVICES} {QUICKLY_COMPILED}" if is_known else DEVICES
     if getattr(config.option, "dist", None) == "load":
         # Half of the tests for each of two workers, so that what needs the same programs is together.
         config.option.dist = "worksteal"

@@ -132,18 +132,18 @@ def _check_scan(trial: Trial) -> None:
 
 @of_trial
 def _check_vmap(trial: Trial) -> None:
+    one = trial.params()
+    half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
+
     def run(init: Any, update: Any, params: Any) -> Any:
         state, gradients = init(params), params
         for _ in range(2):
             gradients, state = update(gradients, state, params)
         return gradients, state
 
-    # With a state that is not mapped yet.
-    mapped = jax.vmap(functools.partial(run, trial.tx.init, trial.step))
-    jax.eval_shape(mapped, stacked(trial.params(), trial.params()))
-    one = one_matrix()
-    half = jax.tree.map(lambda x: jax.device_put(np.float32(0.5) * np.asarray(x)), one)
     both = stacked(one, half)
+    # With a state that is not mapped yet.
+    jax.eval_shape(jax.vmap(functools.partial(run, trial.tx.init, trial.step)), both)
     many = run(jax.jit(jax.vmap(trial.tx.init)), jax.vmap(trial.update), both)
     each = [run(trial.tx.init, trial.update, params) for params in (one, half)]
     require_close(many, stacked(*each), "under vmap")

@@ -98,6 +98,7 @@ def test_matrices_on_a_mesh(make_mesh, compiled):
     assert not compiled
 
 
+@pytest.mark.slow  # The same bits, as it compiles for users.
 @pytest.mark.parametrize(
     "storage",
     [

@@ -2,7 +2,8 @@
 
 `test_numbers` has one tree of arrays in every dtype and generates its numbers: each function is
 compiled once, and then runs hundreds of times, for each kind of rule under scan and vmap too.
-without compiling. All tests draw the same examples in every run.
+`test_trees` generates trees, and traces or runs them without compiling. All tests draw the same
+examples in every run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import numpy as np
 import pytest
 from catalogue import (
     CASES,
-    FIRST,
     ILL_CONDITIONED,
     PORTED,
     REPRESENTATIVES,
@@ -41,19 +41,19 @@ STEPS = 3
 ELEMENTS = 4
 MATRICES = (2, 2, 3)
 EVERYTHING = [*CASES, *PORTED, *WRAPPERS]
-DEFAULT = {"numbers": [*REPRESENTATIVES, *WRAPPERS], "trees": [*FIRST, *WRAPPERS]}
+DEFAULT = [*REPRESENTATIVES, *WRAPPERS]
 
 # In the default run and in the slow one, of all optimizers together: more of these take no longer.
-EXAMPLES = {"numbers": (1_000, 8_000), "trees": (300, 2_000)}
+EXAMPLES = {"numbers": (1_000, 8_000), "trees": (300, 1_000)}
 
 
 def parametrized(kind: str) -> Callable[[Any], Any]:
     """Everything exported in the slow run; in the default run rules of each kind, with fewer examples."""
-    default = math.ceil(EXAMPLES[kind][0] / len(DEFAULT[kind]))
+    default = math.ceil(EXAMPLES[kind][0] / len(DEFAULT))
     slow = math.ceil(EXAMPLES[kind][1] / len(EVERYTHING))
     return pytest.mark.parametrize(
         ("case", "examples"),
-        [pytest.param(case, default, id=case) for case in DEFAULT[kind]]
+        [pytest.param(case, default, id=case) for case in DEFAULT]
         + [
             pytest.param(case, slow, id=f"{case}-more", marks=pytest.mark.slow)
             for case in EVERYTHING

@@ -134,6 +134,7 @@ def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, 
     paths = [Path(adaptive_jax.__file__).parents[1], Path(__file__).parent]
     python_path = os.pathsep.join([*map(str, paths), *sys.path])
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # They compile more than they compute.
     process = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"),

@@ -600,7 +600,7 @@ def solved(case: Case, dtype: str, steps: int = STEPS) -> tuple[np.ndarray, ...]
 
 
 def is_first(case: Case) -> bool:
-    """Whether it is the first of its optimizer: in the slow run all are."""
+    """Whether it is the first of its optimizer."""
     return case is next(each for each in CASES if each.factory is case.factory)
 
 
@@ -618,16 +618,15 @@ def test_follows_the_paper(case):
     check(case, case.factory, "float64")
 
 
-@in_default_run(CASES, is_first)
+@pytest.mark.parametrize("case", [*filter(is_first, CASES)], ids=lambda case: case.name)
 def test_follows_the_paper_in_float32(case):
     check(case, case.factory, "float32")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @every_case
-def test_follows_the_paper_as_one_program(case, dtype):
-    check(case, case.factory, dtype, updates_of=in_one_program)
+def test_follows_the_paper_in_float32_as_one_program(case):
+    check(case, case.factory, "float32", updates_of=in_one_program)
 
 
 @in_default_run([case for case in CASES if case.name in COMPLEX], lambda case: case.name in TABLE)

@@ -211,6 +211,7 @@ def test_pickle_of_a_step_says_what_to_do():
     jax.tree.map(np.testing.assert_array_equal, state.params, expected.params)
 
 
+@pytest.mark.slow  # The same bits of a sum, as it compiles for users.
 @pytest.mark.parametrize("explicit", [False, True])
 def test_a_step_on_a_mesh_in_force(explicit):
     """The optimizer's numbers go where the mesh is, and back to one device with the next state."""
