@@ -52,7 +52,7 @@ def training(
 
 
 def shape_of_params(case: str) -> tuple[int, ...]:
-    factory, settings = EVERYTHING[case]
+    factory, settings = CASES[case]
     return (2, 3) if sees_matrices(factory(**settings)) else (3,)
 
 
