@@ -165,11 +165,14 @@ themselves."""
 
 OF_ALL_ARRAYS = {
     "schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adamw", "dog", "l_dog", "dowg", "cocob",
-    "polyak_sgd", "sps", "momo", "momo_adam", "adafactor", "lamb", "lars", "ftrl",
+    "polyak_sgd", "sps", "momo", "momo_adam",
 }  # fmt: skip
-"""Whole optimizers whose steps are made of whole arrays, of all of them, of where they started, or of a
-loss, and are no sum of terms of one size. rules/test_parameter_free.py, rules/test_factored.py and
-rules/test_regularisation.py compare them with their references."""
+"""Whole optimizers whose steps are made of all arrays, of where they started, or of a loss, and whose
+weight decay is none of -ηλθ. rules/test_parameter_free.py compares them with their references."""
+
+OF_WHOLE_ARRAYS = {"adafactor", "lamb", "lars", "ftrl"}
+"""Whole optimizers whose steps are made of whole arrays, and no sum of terms of one size.
+rules/test_factored.py and rules/test_regularisation.py compare them with their references."""
 
 ILL_CONDITIONED = (
     "StdDev", "Lion", "Signum", "Prodigy", "DAdaptAdamW", "COCOB", "Mechanic", "MoMo", "MoMoAdam",
@@ -234,6 +237,7 @@ def extra_args_of(tx: Any, gradients: Any) -> dict[str, Any]:
     made = {
         "hessian_diagonal": lambda: jax.tree.map(jax.numpy.abs, gradients),
         "has_hessian_diagonal": lambda: True,
+        "value": lambda: sum(abs(x).astype("float32").sum() for x in jax.tree.leaves(gradients)),
     }
     return {name: made[name]() for name in asked_for(tx) if name in made}
 

@@ -73,7 +73,7 @@ class Lifted:
         assert self.factory is not None
         options, renamed = dict(self.options), getattr(self.factory, "fields", {})
         values = {}
-        for name in inspect.signature(self.factory).parameters:
+        for name, parameter in inspect.signature(self.factory).parameters.items():
             field = renamed.get(name, name)
             if name in options:
                 values[name] = options[name]
@@ -81,7 +81,16 @@ class Lifted:
                 values[name] = tuple(self._field(each) for each in field)
             else:
                 values[name] = self._field(field)
-        return {name: value for name, value in values.items() if value is not None}
+            # None may be what was chosen. Of an argument that no rule has, it says nothing.
+            is_known = name in options or name == "weight_decay" or self._has(field)
+            if values[name] is None and (parameter.default is None or not is_known):
+                del values[name]
+        return values
+
+    def _has(self, field: Any) -> bool:
+        """Whether a rule has the field of an argument."""
+        _, _, attribute = str(field).rpartition(".")
+        return any(attribute in fields(type(rule)).static for rule in self.rules)
 
     def _field(self, name: str) -> Any:
         """The value of the first rule that has one under this name, or of the rule in "Rule.name"."""

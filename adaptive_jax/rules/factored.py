@@ -257,6 +257,8 @@ def adafactor(
     options: dict[str, Any] = {} if velocity == "steps" else {"velocity": velocity}
     if not multiply_by_parameter_scale:
         options["multiply_by_parameter_scale"] = False
+    if clipping_threshold is None:
+        options["clipping_threshold"] = None
     storage = named.with_dtype(storage, "ema", dtype_momentum) if average else storage
     return build(adafactor, *rules, *last, Identity(), storage=storage, **options)
 

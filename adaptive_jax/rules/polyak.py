@@ -221,7 +221,7 @@ class MoMoAdam(MoMo):
         return mu, quotient(mu, root), {"mu": mu, "nu": nu}
 
 
-@composed(Polyak)
+@composed(Polyak, renamed={"scaling": "learning_rate"})
 def polyak_sgd(
     max_learning_rate: Any = 1.0,
     scaling: Any = 1.0,

@@ -13,6 +13,7 @@ from catalogue import (
     CATALOGUE,
     FIRST,
     OF_ALL_ARRAYS,
+    OF_WHOLE_ARRAYS,
     PORTED,
     REPRESENTATIVES,
     SETTINGS,
@@ -134,7 +135,9 @@ def test_signature_is_that_of_optax_where_optax_has_one(name):
         assert (ours[argument].default != parameter.default) == is_other, argument
 
 
-@pytest.mark.parametrize("name", [x for x in WHOLE_OPTIMIZERS if x not in OF_ALL_ARRAYS])
+@pytest.mark.parametrize(
+    "name", [x for x in WHOLE_OPTIMIZERS if x not in OF_ALL_ARRAYS | OF_WHOLE_ARRAYS]
+)
 def test_every_whole_optimizer_decays_weights_under_the_same_names(name):
     parameters = inspect.signature(getattr(aj, name)).parameters
     assert {"weight_decay", "mask", "storage"} <= set(parameters)

@@ -142,6 +142,7 @@ def test_repr_reads_like_the_call(case):
         assert f"{name}={shown}" in text
     if not any(callable(value) for value in settings.values()):
         names = {name: getattr(aj, name) for name in ("sgd", factory.__name__)}
+        names |= {name: getattr(aj.schedules, name) for name in dir(aj.schedules)}
         again = eval(text, names)
         assert repr(again) == text
         made = names[factory.__name__](**settings)

@@ -166,8 +166,9 @@ def test_the_first_step_is_that_of_optax_without_nesterov():
     for name in ("wide", "tall", "square", "one"):
         np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=2e-5, err_msg=name)
     for name in gradients:
-        values = (np.linalg.svd(each[name])[1] for each in (ours, theirs))
-        np.testing.assert_allclose(*values, rtol=0, atol=1e-3, err_msg=name)
+        own, expected = (np.linalg.svd(each[name])[1] for each in (ours, theirs))
+        largest = expected.max()  # Of the shape's factor as well.
+        np.testing.assert_allclose(own, expected, rtol=0, atol=1e-3 * largest, err_msg=name)
 
 
 @pytest.mark.slow

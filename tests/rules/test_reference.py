@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import CATALOGUE, OF_ALL_ARRAYS, SETTINGS, extra_args_of
+from catalogue import CATALOGUE, OF_ALL_ARRAYS, OF_WHOLE_ARRAYS, SETTINGS, extra_args_of
 
 import adaptive_jax as aj
 from tests import reference
@@ -410,7 +410,7 @@ CASES += [
     for name, algorithm in CATALOGUE.items()
     if algorithm.whole
     and not algorithm.rule.matrix
-    and name not in OF_ALL_ARRAYS | {case.name.partition(" ")[0] for case in CASES}
+    and name not in OF_ALL_ARRAYS | OF_WHOLE_ARRAYS | {case.name.partition(" ")[0] for case in CASES}
     for settings in [
         {}, {"weight_decay": 0.3, "learning_rate": warmup_and_decay}, *SETTINGS.get(name, []),
     ]
