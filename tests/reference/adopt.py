@@ -41,3 +41,13 @@ def adopt(
         params = params + update
         updates.append(update)
     return np.stack(updates)
+
+
+def size_of_adopt(gradients, params, learning_rate, *args, weight_decay=0.0, **settings):
+    """Half again as large: with β₂ = 0.9999, v forgets none of the roundings of 200 steps."""
+    nothing = np.zeros_like(params[0])
+    size = np.abs(adopt(np.abs(gradients), nothing, learning_rate, *args, **settings))
+    decay = np.broadcast_to(learning_rate, len(gradients)) * np.broadcast_to(
+        weight_decay, len(gradients)
+    )
+    return 1.5 * size + decay[:, None] * np.abs(params)
