@@ -259,26 +259,44 @@ def norm(x: jax.Array, axes: int | tuple[int, ...] | None = None) -> jax.Array:
 
     axes: along which axes to add up, which then have length 1; None for all, and a result of shape ().
     """
-    limits = jnp.finfo(x.dtype)
-    # The norm does not depend on what it is taken relative to: neither does its derivative. Within
-    # these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
-    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
     some = (axes,) if isinstance(axes, int) else axes
-    along = range(x.ndim) if some is None else [axis % x.ndim for axis in some]
+    return _norm(x, None if some is None else tuple(axis % x.ndim for axis in some))
 
-    def reduced(values: jax.Array, function: Any) -> jax.Array:
-        found = lax.reduce(values, limits.dtype.type(0), function, along)
-        return found if axes is None else lax.expand_dims(found, along)
 
-    largest = reduced(lax.abs(x), lax.max)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _norm(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+    limits = jnp.finfo(x.dtype)
+    # Within these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
+    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
+    largest = _along(axes, lax.abs(x), lax.max)
     least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
-    unit = lax.stop_gradient(lax.clamp(least, largest, most))
-    # A product: of a quotient's quotient XLA makes one, whose divisor may be 0.
-    factor = 1 / unit
-    every = factor if axes is None else lax.broadcast_in_dim(factor, x.shape, range(x.ndim))
-    total = reduced(abs_squared(scaled(x, every)), lax.add)
-    # For zeros, unit · √tiny is 0, with a derivative of 0.
+    unit = lax.clamp(least, largest, most)
+    total = _along(axes, abs_squared(quotient(x, _as_wide(unit, x, axes))), lax.add)
+    # For zeros, unit · √tiny is 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
+
+
+@_norm.defjvp
+def _derivative_of_norm(axes: Any, primals: Any, tangents: Any) -> Any:
+    """⟨x/‖x‖, dx⟩, and 0 for zeros. Of the quotients above, XLA would make one by the square of a unit."""
+    (x,), (change,) = primals, tangents
+    length = _norm(x, axes)
+    divisor = lax.select(lax.eq(length, 0 * length), lax.full_like(length, 1), length)
+    direction = quotient(x, _as_wide(divisor, x, axes))
+    product = lax.mul(lax.conj(direction) if jnp.iscomplexobj(x) else direction, change)
+    return length, _along(axes, lax.real(product) if jnp.iscomplexobj(x) else product, lax.add)
+
+
+def _along(axes: tuple[int, ...] | None, values: jax.Array, function: Any) -> jax.Array:
+    """Values that are reduced along axes, which keep the length 1; along all for None."""
+    places = range(values.ndim) if axes is None else axes
+    found = lax.reduce(values, values.dtype.type(0), function, places)
+    return found if axes is None else lax.expand_dims(found, axes)
+
+
+def _as_wide(x: jax.Array, like: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
+    """What was reduced along axes, in the shape of the array before; a number stays one."""
+    return x if axes is None else lax.broadcast_in_dim(x, like.shape, range(like.ndim))
 
 
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:
