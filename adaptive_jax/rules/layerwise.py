@@ -301,8 +301,8 @@ def lamb(
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.lamb(0.01, weight_decay=0.1)  # doctest: +ELLIPSIS
-      lamb(learning_rate=0.01, b1=0.9, b2=0.999, eps=1e-06, eps_root=0.0, weight_decay=0.1, ...)
+      >>> aj.lamb(0.01, weight_decay=0.1)
+      lamb(learning_rate=0.01, b1=0.9, b2=0.999, eps=1e-06, eps_root=0.0, weight_decay=0.1)
     """
     decay = decays_by(lamb, weight_decay, mask, True)
     direction, scale = Adam(b1, b2, eps, eps_root), TrustRatio(max_norm=max_norm)
