@@ -127,7 +127,8 @@ def hutchinson(every: int = 1, vector: str = "signs") -> Hutchinson:
       The estimator. The state needs a key: `TrainState.create(…, rng=jax.random.key(0))`.
 
     Raises:
-      ValueError: for what is no whole number, and for an unknown vector; in a step, for complex parameters.
+      ValueError: for what is no whole number of 1 or more, and for an unknown vector.
+      TypeError: in a step, for complex parameters.
 
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp
