@@ -248,6 +248,8 @@ def muon(
     eps: ε >= 0, beside the Frobenius norm ‖m‖: much smaller gradients give smaller steps.
     normuon: whether to take NorMuon, which keeps one number more for each output.
     b2: with normuon, the decay rate β₂ of the mean square of each output, in [0, 1).
+    axes: which axes of an array are in and out: `aj.MatrixAxes(…)`, or a dict from regular expressions for
+      paths to some; None for what is said above.
     where: which arrays are for Muon, in the place of what is said above: a tree of bools, a prefix of one,
       or a function of the parameters.
     rest: the optimizer of all else; None for Adam.

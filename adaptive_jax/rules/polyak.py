@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._core.arguments import one_of
-from .._core.hyper import Decay, Hyper, Limit, NonNegative, none_if_zero
+from .._core.hyper import Decay, Hyper, Limit, NonNegative, Positive, none_if_zero
 from .._core.mask import Mask
 from .._core.rule import Rule, Slot
 from .._core.transform import build
@@ -95,7 +95,7 @@ class StochasticPolyak(Polyak):
     paper = LOIZOU
 
     variant: str = "sps+"
-    c: NonNegative = 0.5
+    c: Positive = 0.5
     growth_rate: Limit = None
     scalars = {"rate": "max_learning_rate"}
 
