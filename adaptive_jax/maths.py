@@ -222,6 +222,11 @@ def least_denominator(dtype: Any) -> float:
     return math.sqrt(float(jnp.finfo(dtype).tiny) * 2.0**20)
 
 
+def at_least(size: jax.Array) -> jax.Array:
+    """A length to divide by: no less than `least_denominator`."""
+    return lax.max(size, size.dtype.type(least_denominator(size.dtype)))
+
+
 def square_root(x: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
     """√(x + eps) of a second moment, for a denominator: at least `least_denominator`.
 
@@ -279,6 +284,11 @@ def norm(x: jax.Array, axes: int | tuple[int, ...] | None = None) -> jax.Array:
     total = reduced(abs_squared(scaled(x, every)), lax.add)
     # For zeros, unit · √tiny is 0, with a derivative of 0.
     return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
+
+
+def root_of_squares(x: jax.Array, y: jax.Array) -> jax.Array:
+    """√(x² + y²) of two numbers: no square over- or underflows."""
+    return norm(jnp.stack([x, y]))
 
 
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from .._core.hyper import NonNegative, Positive
 from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
-from ..maths import norm, norm_in_one_pass, ratio, scaled
+from ..maths import norm, norm_in_one_pass, ratio, root_of_squares, scaled
 from ._descent import decays_by
 from ._factory import Paper, composed
 from .scaling import LearningRate
@@ -113,11 +113,6 @@ class DoWG(Rule):
 
     def update(self, grad, slots, param, ctx):
         return scaled(grad, ctx.scalars["rate"]), {}
-
-
-def root_of_squares(x, y):
-    """√(x² + y²)."""
-    return norm(jnp.stack([x, y]))
 
 
 def _descent(factory, rule, learning_rate, weight_decay, mask, **options):

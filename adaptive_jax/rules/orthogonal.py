@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .._core.arguments import one_of, whole
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transformation import Transformation
-from ..maths import bounded, denominator, ema, least_denominator, norm, product
+from ..maths import at_least, bounded, denominator, ema, norm, product
 from ._factory import Paper, composed, preconditioner
 from ._matrices import descend_matrices
 
@@ -171,11 +170,6 @@ def orthogonalized(x: jax.Array, polynomials: Any, eps: jax.Array) -> jax.Array:
             total = product(factor, total)
         x = times(total, x)
     return x
-
-
-def at_least(size: jax.Array) -> jax.Array:
-    """A length, or the least number by which something is divided."""
-    return lax.max(size, size.dtype.type(least_denominator(size.dtype)))
 
 
 @dataclass(frozen=True)
