@@ -73,6 +73,11 @@ def compute_dtype(dtype: Any, *others: Any) -> Any:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def precise(x: jax.Array) -> jax.Array:
+    """x in the dtype of the maths: in float32 at least."""
+    return x.astype(compute_dtype(jnp.result_type(x)))
+
+
 def complement(decay: DecayRate | jax.Array) -> jax.Array:
     """1 - decay, at least one unit in the last place.
 
