@@ -29,7 +29,6 @@ PAGES = {
             "_core.views",
             "_core.transform",
             "transforms.chain",
-            "transforms.behind",
             "rules",
         ],
     ),
@@ -56,22 +55,22 @@ PAGES = {
             "training.convert",
             "transforms.precision",
             "transforms.compensate",
-            "transforms.evaluate",
         ],
     ),
     "training": (
-        "Training",
+        "Training, on one device or many",
         [
             "training.loss_scale",
             "training.state",
-            "training.step",
-            "training.estimators",
+            "transforms.evaluate",
             "transforms.shards",
+            "training.step",
             "training.loop",
             "training.checkpoint.save",
             "training.checkpoint.restore",
         ],
     ),
+    "estimators": ("Estimators of gradients and curvature", ["training.estimators"]),
     "sweeps": (
         "Sweeps and comparisons",
         [
@@ -107,6 +106,7 @@ PAGES = {
         "Wrappers",
         [
             "transforms.partition",
+            "transforms.behind",
             "transforms.mixing",
             "transforms.switching",
             "transforms.skip",
