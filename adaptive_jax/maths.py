@@ -73,6 +73,11 @@ def compute_dtype(dtype: Any, *others: Any) -> Any:
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
+def precise(x: jax.Array) -> jax.Array:
+    """x in the dtype of the maths: in float32 at least."""
+    return x.astype(compute_dtype(jnp.result_type(x)))
+
+
 def complement(decay: DecayRate | jax.Array) -> jax.Array:
     """1 - decay, at least one unit in the last place.
 
@@ -222,6 +227,11 @@ def least_denominator(dtype: Any) -> float:
     return math.sqrt(float(jnp.finfo(dtype).tiny) * 2.0**20)
 
 
+def at_least(size: jax.Array) -> jax.Array:
+    """A length to divide by: no less than `least_denominator`."""
+    return lax.max(size, size.dtype.type(least_denominator(size.dtype)))
+
+
 def square_root(x: jax.Array, eps: jax.Array | float = 0.0) -> jax.Array:
     """√(x + eps) of a second moment, for a denominator: at least `least_denominator`.
 
@@ -297,6 +307,11 @@ def _along(axes: tuple[int, ...] | None, values: jax.Array, function: Any) -> ja
 def _as_wide(x: jax.Array, like: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
     """What was reduced along axes, in the shape of the array before; a number stays one."""
     return x if axes is None else lax.broadcast_in_dim(x, like.shape, range(like.ndim))
+
+
+def root_of_squares(x: jax.Array, y: jax.Array) -> jax.Array:
+    """√(x² + y²) of two numbers: no square over- or underflows."""
+    return norm(jnp.stack([x, y]))
 
 
 def inner(x: jax.Array, y: jax.Array) -> jax.Array:

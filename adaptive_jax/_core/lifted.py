@@ -81,9 +81,11 @@ class Lifted:
                 values[name] = tuple(self._field(each) for each in field)
             else:
                 values[name] = self._field(field)
-            # None may be what was chosen. Of an argument that no rule has, it says nothing.
+            # None may be what was chosen. Of an argument that no rule has, it says nothing, nor of one
+            # whose default is 0, which rules have as None.
             is_known = name in options or name == "weight_decay" or self._has(field)
-            if values[name] is None and (parameter.default is None or not is_known):
+            is_default = hyper.none_if_zero(parameter.default) is None
+            if values[name] is None and (is_default or not is_known):
                 del values[name]
         return values
 

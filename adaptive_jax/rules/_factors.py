@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..maths import largest_squared, least_denominator, norm, product
+from ..maths import at_least, largest_squared, least_denominator, norm, product
 
 SIDES = ("left", "right")
 """The factors of a matrix: the one over its rows, which stands left of it, and the one over its columns."""
@@ -80,7 +80,7 @@ def whitened(
     if left is None or right is None:
         return grad / columns**0.5, grad / rows**0.5
     size = norm(grad, (-2, -1)) / (rows * columns) ** 0.5
-    first = grad / jnp.sqrt(lax.max(size, size.dtype.type(least_denominator(size.dtype))))
+    first = grad / jnp.sqrt(at_least(size))
     of_left = jnp.where(is_first, first, product(grad, right))
     of_right = jnp.where(is_first, first, product(left.mT, grad))
     return of_left / columns**0.5, of_right / rows**0.5

@@ -48,7 +48,6 @@ def descend_matrices(
     if where is not None:
         selection = Selection.of(where, "where")
         options["where"] = Unquoted(repr(selection))
-    argument = None
     if rest is not None:
         argument, rest = "rest", member(rest, f"rest of {label}")
     else:

@@ -34,7 +34,7 @@ class AdaBelief(Rule):
         μ ← β₁μ + (1-β₁)g,   ν ← β₂ν + (1-β₂)(g-μ)² + ε_root,   d = μ̂/(√ν̂ + ε)
 
     Steps are long where gradients are as they were expected. Of constant ones, ν falls until it is
-    ε_root/(1-β₂), and the step grows with it: to 300,000 η with the paper's ε.
+    ε_root/(1-β₂), and the step grows with it: to 3,000,000 η|g| with the paper's ε.
 
     b1: the decay rate β₁ of the first moment, in [0, 1).
     b2: the decay rate β₂ of the second moment, in [0, 1).

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._core import hyper
 from .._core.arguments import whole
-from .._core.hyper import NonNegative, Positive, none_if_zero
+from .._core.hyper import NonNegative, Positive
 from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
@@ -24,8 +23,9 @@ from ..maths import (
     saturated,
     scaled,
 )
+from ._descent import decays_by
 from ._factory import Paper, composed, preconditioner
-from .scaling import LearningRate, WeightDecay
+from .scaling import LearningRate
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,7 @@ def cocob(
       >>> aj.cocob()
       cocob(learning_rate=1.0, alpha=100.0, eps=1e-08)
     """
-    weight_decay = none_if_zero(weight_decay)
-    hyper.checked("cocob", "weight_decay", weight_decay, hyper.Interval(0.0))
-    decay = () if weight_decay is None and mask is None else (WeightDecay(weight_decay, mask),)
+    decay = decays_by(cocob, weight_decay, mask)
     rules = (*decay, COCOB(alpha, eps), LearningRate(learning_rate, flip_sign=False))
     return build(cocob, *rules, storage=storage)
 

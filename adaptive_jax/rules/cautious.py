@@ -55,14 +55,16 @@ class Cautious(Rule):
 
     def advance(self, scalars, measured, ctx):
         agreeing, size = measured["agreeing"].sum(), measured["size"].sum()
-        if self.normalization == "code":
-            return {"factor": 1 / jnp.maximum(agreeing / size, _LEAST_SHARE)}
-        return {"factor": size / (agreeing + 1) if self.normalization == "paper" else size / size}
+        if self.normalization == "none":
+            return {"factor": jnp.ones_like(size)}
+        if self.normalization == "paper":
+            return {"factor": size / (agreeing + 1)}
+        share = agreeing / jnp.maximum(size, 1)  # There may be no element.
+        return {"factor": 1 / jnp.maximum(share, _LEAST_SHARE)}
 
     def update(self, grad, slots, param, ctx):
-        kept = (
-            grad * self.agrees(grad, ctx.gradient) + 0 * grad
-        )  # What is not finite stays visible.
+        # What is not finite stays visible.
+        kept = grad * self.agrees(grad, ctx.gradient) + 0 * grad
         return scaled(kept, ctx.scalars["factor"]), {}
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .._core import hyper
 from .._core.arguments import one_of
-from .._core.hyper import NonNegative, Positive, none_if_zero
+from .._core.hyper import NonNegative, Positive
 from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
-from ..maths import norm, norm_in_one_pass, ratio, scaled
+from ..maths import norm, norm_in_one_pass, ratio, root_of_squares, scaled
+from ._descent import decays_by
 from ._factory import Paper, composed
-from .scaling import LearningRate, WeightDecay
+from .scaling import LearningRate
 
 STARTS = ("heuristic", "distance", "learning_rate")
 """What the first step is made of."""
@@ -115,16 +115,9 @@ class DoWG(Rule):
         return scaled(grad, ctx.scalars["rate"]), {}
 
 
-def root_of_squares(x, y):
-    """√(x² + y²)."""
-    return norm(jnp.stack([x, y]))
-
-
 def _descent(factory, rule, learning_rate, weight_decay, mask, **options):
     """The rule's step, with weight decay as an L2 penalty: of gradients, as the rule sees the distance."""
-    weight_decay = none_if_zero(weight_decay)
-    hyper.checked(factory.__name__, "weight_decay", weight_decay, hyper.Interval(0.0))
-    decay = () if weight_decay is None and mask is None else (WeightDecay(weight_decay, mask),)
+    decay = decays_by(factory, weight_decay, mask)
     return build(factory, *decay, rule, LearningRate(learning_rate), **options)
 
 

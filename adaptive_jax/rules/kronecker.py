@@ -61,7 +61,7 @@ class Shampoo(Rule):
     b1: the decay rate β₁ of the momentum, in [0, 1).
     b2: the decay rate β₂ of the factors, and of the second moment of graft, in [0, 1).
     eps: ε >= 0, added to the eigenvalues of the factors; no less than rounding errors of the largest.
-    exponent: the power of each factor; None for -1/4, or, where there is one or with kl, -1/2.
+    exponent: the power of each factor; None for -1/4, and for -1/2 with one_sided or with kl.
     average: False for L ← L + gg^T and R ← R + g^Tg: the paper's sums.
     graft: "adam", "adagrad", "rmsprop" or "sgd": whose step gives each block its length, of the same
       momentum; None for d = P.
@@ -69,7 +69,8 @@ class Shampoo(Rule):
     eps_relative: False for ε as it is, in units of squared gradients; True for ε times the largest
       eigenvalue, so that the direction has no units.
     kl: True for L ← β₂L + (1-β₂)·gR̂^(-1)g^T/n, and so on: each factor sees what the other one has whitened:
-      KL-Shampoo. At first, L and R are the root mean square of g times I.
+      KL-Shampoo, Lin et al. 2025, https://arxiv.org/abs/2509.03378. At first, L and R are the root mean
+      square of g times I.
     max_size: how long and wide a block may be, 1 or more.
     refresh_every: after how many steps the roots are computed again, 1 or more.
     spread_refresh: True for different arrays in different steps.
@@ -208,7 +209,8 @@ class Soap(Rule):
       correction is that of the number that it is at.) False for one in the eigenvectors of its own
       gradient. Either way, what rounding makes of zeros does not count in the first step that does.
     kl: True for L ← β₃L + (1-β₃)·gR̂^(-1)g^T/n, and so on: each factor sees what the other one has whitened:
-      KL-SOAP. At first, L and R are the root mean square of g times I.
+      KL-SOAP, Lin et al. 2025, https://arxiv.org/abs/2509.03378. At first, L and R are the root mean square
+      of g times I.
     kl_eps: with kl, what is added to eigenvalues before they are inverted, >= 0, times the largest.
     max_size: up to which length a side has a factor, 1 or more.
     refresh_every: k, after how many steps the eigenvectors follow, 1 or more.

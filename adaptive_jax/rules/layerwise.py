@@ -78,13 +78,16 @@ class TrustRatio(Rule):
 
 
 @dataclass(frozen=True)
-class LarsTrustRatio(TrustRatio):
+class LarsTrustRatio(Rule):
     """LARS' step, whose norm is a share of that of the array that it changes.
 
         d·q‖θ‖/(‖g‖ + λ‖θ‖ + ε),   d = g + λθ
 
     It comes after the weight decay. Where ‖θ‖ or the denominator is 0, d stays as it is.
 
+    trust_coefficient: q >= 0, the share.
+    eps: ε >= 0, added to the denominator.
+    mask: which arrays: a tree of bools, a prefix of one, or a function of the parameters.
     weight_decay: the λ that is in d, >= 0; None for none.
     decayed: which arrays that λ is for.
     sum_of_norms: False for ‖g + λθ‖ in the denominator, as in optax.
@@ -92,9 +95,14 @@ class LarsTrustRatio(TrustRatio):
 
     paper = LARS
 
+    trust_coefficient: NonNegative = 0.001
+    eps: NonNegative = 0.0
+    mask: Mask = None
     weight_decay: NonNegative = None
     decayed: Mask = None
     sum_of_norms: bool = True
+    needs_params = True
+    state_is_masked = True
 
     def update(self, grad, slots, param: Any, ctx):
         adapts, decays = ctx.selected
@@ -301,8 +309,8 @@ def lamb(
 
     Example:
       >>> import adaptive_jax as aj
-      >>> aj.lamb(0.01, weight_decay=0.1)  # doctest: +ELLIPSIS
-      lamb(learning_rate=0.01, b1=0.9, b2=0.999, eps=1e-06, eps_root=0.0, weight_decay=0.1, ...)
+      >>> aj.lamb(0.01, weight_decay=0.1)
+      lamb(learning_rate=0.01, b1=0.9, b2=0.999, eps=1e-06, eps_root=0.0, weight_decay=0.1)
     """
     decay = decays_by(lamb, weight_decay, mask, True)
     direction, scale = Adam(b1, b2, eps, eps_root), TrustRatio(max_norm=max_norm)

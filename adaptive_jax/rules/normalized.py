@@ -90,6 +90,7 @@ class Fromage(Rule):
     def update(self, grad, slots, param: Any, ctx):
         largest = jnp.finfo(self.min_norm.dtype).max
         of_grad, of_param = (jnp.clip(norm(x), self.min_norm, largest) for x in (grad, param))
+        of_grad = jnp.maximum(of_grad, jnp.finfo(of_grad.dtype).tiny)  # With m = 0, 0/0 is 0.
         root = jnp.sqrt(1 + self.learning_rate**2)
         shrinkage = self.learning_rate**2 / (root * (1 + root))  # 1 - 1/√(1 + η²)
         step = scaled(quotient(grad, of_grad), of_param * self.learning_rate / root)

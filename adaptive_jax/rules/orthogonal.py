@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .._core.arguments import one_of, whole
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transformation import Transformation
-from ..maths import bounded, denominator, ema, least_denominator, norm, product
+from ..maths import at_least, bounded, denominator, ema, norm, product
 from ._factory import Paper, composed, preconditioner
 from ._matrices import descend_matrices
 
@@ -173,11 +172,6 @@ def orthogonalized(x: jax.Array, polynomials: Any, eps: jax.Array) -> jax.Array:
     return x
 
 
-def at_least(size: jax.Array) -> jax.Array:
-    """A length, or the least number by which something is divided."""
-    return lax.max(size, size.dtype.type(least_denominator(size.dtype)))
-
-
 @dataclass(frozen=True)
 class NorMuon(Muon):
     """Muon, in which what goes into each output, a neuron, is divided by how long it has been of late.
@@ -247,6 +241,9 @@ def muon(
 
     eps: ε >= 0, beside the Frobenius norm ‖m‖: much smaller gradients give smaller steps.
     normuon: whether to take NorMuon, which keeps one number more for each output.
+    b2: with normuon, the decay rate β₂ of the mean square of each output, in [0, 1).
+    axes: which axes of an array are in and out: `aj.MatrixAxes(…)`, or a dict from regular expressions for
+      paths to some; None for what is said above.
     where: which arrays are for Muon, in the place of what is said above: a tree of bools, a prefix of one,
       or a function of the parameters.
     rest: the optimizer of all else; None for Adam.

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .._core.arguments import one_of
-from .._core.hyper import Decay, Hyper, Limit, NonNegative, none_if_zero
+from .._core.hyper import Decay, Hyper, Limit, NonNegative, Positive, none_if_zero
 from .._core.mask import Mask
 from .._core.rule import Rule, Slot
 from .._core.transform import build
@@ -22,6 +22,7 @@ from ..maths import (
     norm,
     quotient,
     ratio,
+    root_of_squares,
     scaled,
     second_moment,
 )
@@ -64,16 +65,17 @@ class Polyak(Rule):
         gap = ctx.extra["value"] - self.f_min
         return jnp.maximum(gap, 0) if self.variant == "sps+" else gap
 
+    def size(self, measured):
+        """√(‖g‖² + ε), by which the gap is divided twice: no square overflows."""
+        return root_of_squares(norm(measured["norm"]), jnp.sqrt(self.eps))
+
     def measure(self, grad, slots, param, ctx):
         return {"norm": norm(grad)}
 
     def advance(self, scalars, measured, ctx):
-        size = norm(measured["norm"])
-        # √(‖g‖² + ε), twice: no square overflows.
-        size = norm(jnp.stack([size, jnp.sqrt(self.eps)]))
-        return {
-            "rate": jnp.minimum(ratio(ratio(self.gap(ctx), size), size), self.max_learning_rate)
-        }
+        size = self.size(measured)
+        rate = ratio(ratio(self.gap(ctx), size), size)
+        return {"rate": jnp.minimum(rate, self.max_learning_rate)}
 
     def update(self, grad, slots, param, ctx):
         return scaled(grad, ctx.scalars["rate"]), {}
@@ -95,13 +97,12 @@ class StochasticPolyak(Polyak):
     paper = LOIZOU
 
     variant: str = "sps+"
-    c: NonNegative = 0.5
+    c: Positive = 0.5
     growth_rate: Limit = None
     scalars = {"rate": "max_learning_rate"}
 
     def advance(self, scalars, measured, ctx):
-        size = norm(measured["norm"])
-        size = norm(jnp.stack([size, jnp.sqrt(self.eps)]))
+        size = self.size(measured)
         rate = ratio(ratio(self.gap(ctx), size), self.c * size)
         largest = self.max_learning_rate
         if self.growth_rate is not None:

@@ -14,8 +14,8 @@ from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
 from ..maths import bias_correction, bounded, denominator, quotient, ratio, scaled, second_moment
+from ._descent import decays_by
 from ._factory import Paper, composed, storage_of
-from .scaling import WeightDecay
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,7 @@ def schedule_free_sgd(
     """
     values = {"storage": storage, "state_dtype": state_dtype}
     rule = ScheduleFree(learning_rate, warmup_steps, b1, weight_lr_power, r)
-    weight_decay = none_if_zero(weight_decay)
-    hyper.checked("schedule_free_sgd", "weight_decay", weight_decay, hyper.Interval(0.0))
-    decay = () if weight_decay is None and mask is None else (WeightDecay(weight_decay, mask),)
+    decay = decays_by(schedule_free_sgd, weight_decay, mask)
     return build(schedule_free_sgd, *decay, rule, storage=storage_of(values))
 
 

@@ -13,6 +13,7 @@ from .. import maths
 from .._core import arguments, hyper, nodes, pytrees
 from .._core.mask import Selection
 from .._core.refresh import branch
+from ..transforms.extra_args import zeros_like
 
 
 class Estimator:
@@ -44,14 +45,6 @@ def _due(every: int, step: Any) -> Any:
     return True if every == 1 else step % every == 0
 
 
-def _zeros(params: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros_like(x, _precision(x)), params)
-
-
-def _precision(x: Any) -> Any:
-    return maths.compute_dtype(jnp.result_type(x))
-
-
 _DRAWN = {"signs": jax.random.rademacher, "normal": jax.random.normal}
 
 
@@ -79,9 +72,8 @@ class Hutchinson(Estimator):
             gradients, products, first = jax.jvp(
                 lambda at: value_and_grad(at)[::-1], (params,), (treedef.unflatten(vectors),), has_aux=True
             )  # fmt: skip
-            diagonal = [
-                _wide(v) * _wide(p) for v, p in zip(vectors, jax.tree.leaves(products), strict=True)
-            ]
+            pairs = zip(vectors, jax.tree.leaves(products), strict=True)
+            diagonal = [maths.precise(v) * maths.precise(p) for v, p in pairs]
             return first, gradients, treedef.unflatten(diagonal)
 
         if self.every == 1:
@@ -89,12 +81,8 @@ class Hutchinson(Estimator):
             return first, gradients, _estimate(diagonal, True)
         first, gradients = value_and_grad(params)
         due = _due(self.every, step)
-        diagonal = branch(due, lambda _: of_loss()[2], _zeros(params))
+        diagonal = branch(due, lambda _: of_loss()[2], zeros_like(params))
         return first, gradients, _estimate(diagonal, due)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(_precision(x))
 
 
 def _check_real(name: str, params: Any) -> None:
@@ -127,7 +115,8 @@ def hutchinson(every: int = 1, vector: str = "signs") -> Hutchinson:
       The estimator. The state needs a key: `TrainState.create(…, rng=jax.random.key(0))`.
 
     Raises:
-      ValueError: for what is no whole number, and for an unknown vector; in a step, for complex parameters.
+      ValueError: for what is no whole number of 1 or more, and for an unknown vector.
+      TypeError: in a step, for complex parameters.
 
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp
@@ -163,10 +152,12 @@ class GaussNewtonBartlett(Estimator):
 
         def estimate(_: Any) -> Any:
             sampled = jax.grad(self.sampled_loss)(params, batch, key)
-            return jax.tree.map(lambda g: maths.scaled(maths.abs_squared(_wide(g)), terms), sampled)
+            return jax.tree.map(
+                lambda g: maths.scaled(maths.abs_squared(maths.precise(g)), terms), sampled
+            )
 
         due = _due(self.every, step)
-        diagonal = branch(due, estimate, _zeros(params)) if self.every > 1 else estimate(None)
+        diagonal = branch(due, estimate, zeros_like(params)) if self.every > 1 else estimate(None)
         return first, gradients, _estimate(diagonal, due)
 
     def __repr__(self) -> str:
@@ -247,8 +238,8 @@ class Sam(Estimator):
         if hyper.is_schedule(rho):
             rho = hyper.scheduled(repr(self), "rho", rho, step)
         leaves, treedef = jax.tree.flatten(params)
-        up = [x.astype(_precision(x)) for x in jax.tree.leaves(maths.ascent(gradients))]
-        exact = [x.astype(_precision(x)) for x in leaves]
+        up = list(map(maths.precise, jax.tree.leaves(maths.ascent(gradients))))
+        exact = list(map(maths.precise, leaves))
         sizes = self.sizes(params, exact)
         scaled = [x if t is None else x * t for x, t in zip(up, sizes, strict=True)]
         norm = maths.global_norm(scaled)

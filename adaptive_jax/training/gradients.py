@@ -15,6 +15,7 @@ from .. import maths
 from .._core import pytrees
 from .._core.storage.sharding import explicit_sharding
 from ..transforms import precision
+from ..transforms.extra_args import zeros_like
 from .settings import Settings
 from .state import TrainState
 
@@ -62,7 +63,7 @@ def value_and_grad(
         if parts > 1:
             loss = loss / parts
             if not within:
-                gradients = jax.tree.map(lambda g: _wide(g) / parts, gradients)
+                gradients = jax.tree.map(lambda g: maths.precise(g) / parts, gradients)
         return (gradients, loss), model_state, aux
 
     (gradients, loss), model_state, aux = _added_up(
@@ -88,11 +89,6 @@ def loss_of_batch(
 
     (_, loss), _, _ = _added_up(of_part, None, model_state, batch, rng, parts)
     return loss
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    """An array in the dtype in which gradients are added up."""
-    return x.astype(maths.compute_dtype(jnp.result_type(x)))
 
 
 def _added_up(
@@ -121,11 +117,8 @@ def _added_up(
         gradients, loss = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, values)
         return ((at_home(gradients), loss), model_state), aux
 
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x))), params
-    )
     kind = jax.eval_shape(lambda: of_part(model_state, part(0), rng)[0][1]).dtype
-    total = at_home(zeros), jnp.zeros((), kind)
+    total = at_home(zeros_like(params)), jnp.zeros((), kind)
     carry = total, model_state
     ((gradients, loss), model_state), aux = jax.lax.scan(body, carry, jnp.arange(parts))
     return (at_home(gradients), loss), model_state, aux

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr
 
-from .. import maths
 from .._core import arguments, export, pytrees
 from .._core.transformation import Transformation, member
 from .._core.wrapper import Wrapper
+from .extra_args import zeros_like
 from .measures import MEASURES, Group, average, norm
 
 
@@ -60,7 +60,7 @@ class Diagnose(Wrapper):
         return DiagnoseState(
             count=jnp.zeros((), jnp.int32),
             measured={measure: of_groups(shapes.get(measure, ())) for measure in self.measures},
-            gradient_mean=jax.tree.map(_zeros, params) if tracks else None,
+            gradient_mean=zeros_like(params) if tracks else None,
             gradient_square=of_groups(()) if tracks else {},
             inner_state=self.inner.init(params),
         )
@@ -185,7 +185,3 @@ def diagnose(
     return Transformation.of(
         Diagnose(inner_member, tuple(measures), group_by, tuple(quantiles), every)
     )
-
-
-def _zeros(x: Any) -> jax.Array:
-    return jnp.zeros_like(x, maths.compute_dtype(jnp.result_type(x)))

@@ -86,7 +86,7 @@ def _sparsity(group: Group) -> jax.Array:
 
 def _effective_learning_rate(group: Group) -> jax.Array:
     sizes = [
-        (jnp.abs(_wide(whole(g))).ravel(), jnp.abs(_wide(whole(u))).ravel())
+        (jnp.abs(maths.precise(whole(g))).ravel(), jnp.abs(maths.precise(whole(u))).ravel())
         for g, u in zip(group.gradients, group.updates, strict=True)
     ]
     ratios = [jnp.where(g > 0, u / jnp.where(g > 0, g, 1), jnp.nan) for g, u in sizes]
@@ -108,12 +108,8 @@ def _signal_to_noise(group: Group) -> jax.Array:
     return maths.ratio(jnp.maximum(mean_squared - share * noise, 0), noise)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(maths.compute_dtype(x.dtype))
-
-
 def _unit(x: jax.Array, length: jax.Array) -> jax.Array:
-    return maths.quotient(_wide(x), jnp.where(length > 0, length, 1))
+    return maths.quotient(maths.precise(x), jnp.where(length > 0, length, 1))
 
 
 def _sum(values: list[jax.Array]) -> jax.Array:

@@ -59,7 +59,7 @@ def _grafted(direction: jax.Array, size: jax.Array, gradient: jax.Array) -> jax.
     """The direction of one array, as long as the other one."""
     if not gradient.size:
         return gradient
-    direction, size = precise(direction), precise(size)
+    direction, size = maths.precise(direction), maths.precise(size)
     length = maths.norm(direction)
     length = jnp.where(length < jnp.finfo(length.dtype).tiny, jnp.ones_like(length), length)
     new = maths.scaled(maths.quotient(direction, length), maths.norm(size))
@@ -114,7 +114,8 @@ class Blend(Wrapper):
         weights = self.rate_weights(state)
 
         def blended(gradient: jax.Array, *of_each: jax.Array) -> jax.Array:
-            total, *rest = (times(precise(x), w) for x, w in zip(of_each, weights, strict=True))
+            weighted = (times(maths.precise(x), w) for x, w in zip(of_each, weights, strict=True))
+            total, *rest = weighted
             return maths.saturating_cast(sum(rest, total), gradient.dtype)
 
         blend = jax.tree.map(blended, updates, *parts)
@@ -133,11 +134,6 @@ def times(x: jax.Array, factor: Any) -> jax.Array:
     return maths.scaled(x, jnp.asarray(factor))
 
 
-def precise(x: jax.Array) -> jax.Array:
-    """x in float32 at least."""
-    return x.astype(maths.compute_dtype(x.dtype))
-
-
 def _wide(updates: Any, transformations: Any) -> Any:
     """The gradients in float32 at least, so that what is mixed is rounded once.
 
@@ -145,7 +141,7 @@ def _wide(updates: Any, transformations: Any) -> Any:
     """
     if any(isinstance(data, Foreign) for each in transformations for (data,) in walk(each)):
         return updates
-    return jax.tree.map(precise, updates)
+    return jax.tree.map(maths.precise, updates)
 
 
 def check_members(wrapper: Wrapper) -> None:

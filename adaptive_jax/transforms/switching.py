@@ -15,7 +15,7 @@ from .. import maths
 from .._core import export, hyper, nodes
 from .._core.transformation import Transformation
 from .._core.wrapper import Wrapper
-from .mixing import check_members, precise, times
+from .mixing import check_members, times
 
 
 @export.state
@@ -164,7 +164,7 @@ class SwatsSwitch(Switch):
         found = is_there & (count > 1) & (jnp.abs(settled - estimate) < eps) & (settled > 0)
         rate = jnp.where(is_second, state.rate, jnp.where(found, settled, 0))
         factor = jnp.where(is_second, state.rate, 1)
-        new = jax.tree.map(lambda x: times(precise(x), factor).astype(x.dtype), new)
+        new = jax.tree.map(lambda x: times(maths.precise(x), factor).astype(x.dtype), new)
         return new, SwatsState(count, average, rate, *states)
 
 
@@ -174,7 +174,7 @@ def _projected_rate(steps: Any, gradients: Any, dtype: Any) -> tuple[jax.Array, 
     It is a constant where an update is differentiated.
     """
     limits, (steps, gradients) = jnp.finfo(dtype), lax.stop_gradient((steps, gradients))
-    steps, gradients = (list(map(precise, jax.tree.leaves(x))) for x in (steps, gradients))
+    steps, gradients = (list(map(maths.precise, jax.tree.leaves(x))) for x in (steps, gradients))
     of_p, of_g = (
         jnp.maximum(maths.global_norm(x).astype(dtype), limits.tiny) for x in (steps, gradients)
     )

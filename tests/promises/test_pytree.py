@@ -150,6 +150,14 @@ def test_repr_reads_like_the_call(case):
         assert jax.tree.leaves(again) == jax.tree.leaves(factory(**settings))
 
 
+def test_a_weight_decay_of_0_is_shown_where_it_is_not_the_default():
+    assert "weight_decay" not in repr(aj.adan(0.1)) + repr(aj.lamb(0.1, weight_decay=0))
+    assert (
+        repr(aj.lion(0.1, weight_decay=0))
+        == "lion(learning_rate=0.1, b1=0.9, b2=0.99, weight_decay=None)"
+    )
+
+
 def test_repr_of_many_optimizers_and_of_arrays_is_short():
     rates = jnp.array([0.1, 0.2])
     assert "learning_rate=float32[2]" in repr(jax.vmap(aj.sgd)(rates))

@@ -148,6 +148,8 @@ def test_what_cannot_be_is_refused_by_name():
         for wrong in (0.0, -1e-6):
             with pytest.raises(ValueError, match=rf"{name}={wrong} is out of range in .*: .* > 0"):
                 make(estim_lr0=wrong)
+    with pytest.raises(ValueError, match=r"c=0.0 is out of range in StochasticPolyak: .* > 0"):
+        aj.sps(c=0.0)  # With which nothing would move.
     for make in (aj.schedule_free_sgd, aj.schedule_free_adamw):
         for wrong in (0.0, -0.5, 1.5):
             with pytest.raises(
