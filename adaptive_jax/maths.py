@@ -351,8 +351,11 @@ def product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
-    """x/y in float32 at least, for a y that is not negative; 0 where y is 0. NaN shows."""
-    is_zero = y <= 0
+    """x/y in float32 at least, for a y that is not negative; 0 where y is 0. NaN shows.
+
+    A subnormal y is taken for 0, as some processors do, and as they do not at each place.
+    """
+    is_zero = y < jnp.finfo(y.dtype).tiny
     quotient = jnp.where(is_zero, 0, x / jnp.where(is_zero, 1, y))
     return quotient.astype(compute_dtype(jnp.float32, quotient.dtype))
 

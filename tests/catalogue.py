@@ -237,14 +237,19 @@ def extra_args_of(tx: Any, gradients: Any) -> dict[str, Any]:
     made = {
         "hessian_diagonal": lambda: jax.tree.map(jax.numpy.abs, gradients),
         "has_hessian_diagonal": lambda: True,
-        "value": lambda: sum(abs(x).astype("float32").sum() for x in jax.tree.leaves(gradients)),
+        "value": lambda: 1.0,
     }
     return {name: made[name]() for name in asked_for(tx) if name in made}
 
 
+def bare(tx: Any) -> Any:
+    """The optimizer without what makes up its extra arguments."""
+    return tx.data.inner if isinstance(data_of(tx), Given) else tx
+
+
 def given(algorithm: Any) -> Any:
     """The function that makes an optimizer, which is given what its rule asks for beside gradients."""
-    if not {*algorithm.rule.extra_args} & {"hessian_diagonal"}:
+    if not {*algorithm.rule.extra_args} & {"hessian_diagonal", "value"}:
         return algorithm.factory
 
     @functools.wraps(algorithm.factory)

@@ -14,7 +14,7 @@ from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
 from .._core.views import OUTPUTS
-from ..maths import norm, ratio, root_mean_square, scaled
+from ..maths import norm, quotient, ratio, root_mean_square, scaled
 from ._descent import decays_by
 from ._factory import Paper, composed, preconditioner
 from .adam import Adam
@@ -117,9 +117,10 @@ class LarsTrustRatio(Rule):
 
 
 def trusted(grad, size, of_grad, denominator):
-    """grad · size/denominator; grad itself where size or its own norm is 0."""
-    is_known = (size > 0) & (of_grad > 0)
-    return scaled(grad, jnp.where(is_known, ratio(size, denominator), 1).astype(size.dtype))
+    """grad/denominator · size; grad itself where size or its own norm is 0."""
+    is_known = (size > 0) & (of_grad >= jnp.finfo(of_grad.dtype).tiny)
+    unit = quotient(grad, jnp.where(is_known, denominator, 1))
+    return jnp.where(is_known, scaled(unit, size), grad)
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,9 @@ class Hyperball(Rule):
         step = grad
         if self.scale_steps:
             rate = ctx.learning_rate if self.learning_rate is None else self.learning_rate
-            step = step * (rate * ratio(radius, self.norms(step)))
+            step = rate * radius * ratio(step, self.norms(step))
         moved = param + step
-        turned = moved * ratio(radius, self.norms(moved)) - param
+        turned = radius * ratio(moved, self.norms(moved)) - param
         return jnp.where(radius > 0, turned, grad), slots
 
 

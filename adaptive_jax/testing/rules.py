@@ -261,7 +261,8 @@ def _check_first_step(trial: Trial) -> None:
     if not trial.is_one_program:
         return
     waiting = [rule for rule in trial.rules if rule.only_initialises]
-    for step, updates in enumerate(trial.plain.updates[:2], 1):
+    # A later one may stand still: where a gradient turns, say.
+    for step, updates in enumerate(trial.plain.updates[: 2 if waiting else 1], 1):
         moving = [path for path, x in jax.tree_util.tree_leaves_with_path(updates) if np.any(x)]
         still = [
             jax.tree_util.keystr(path)

@@ -37,7 +37,7 @@ def history():
 @pytest.mark.parametrize("measure", MEASURES)
 def test_measurements(measure, history, ax):
     plotting.measurements(history, measure, ax=ax)
-    assert ax.get_yscale() == ("linear" if measure in ("cosine", "moving") else "log")
+    assert ax.get_yscale() == ("linear" if measure in ("cosine", "moving", "sparsity") else "log")
     for group in ("bias", "kernel"):
         expected = np.stack([np.asarray(each[measure][group]) for each in history])
         curve = line(ax, group)

@@ -19,6 +19,7 @@ from catalogue import (
     SETTINGS,
     WHOLE_OPTIMIZERS,
     WRAPPERS,
+    bare,
     exported_factories,
     exported_ports,
     extra_args_of,
@@ -77,7 +78,7 @@ def test_promises(case):
     factory, settings = CASES[case]
     left_out = () if case in REPRESENTATIVES else OF_THE_LIFT
     promises = {name: check for name, check in PROMISES.items() if name not in left_out}
-    tx = factory(**settings)
+    tx = bare(factory(**settings))
     check_promises(tx, promises, Trial(tx))
 
 
@@ -85,7 +86,7 @@ def test_promises(case):
 @pytest.mark.parametrize("case", [*FIRST, *PORTED])
 def test_every_promise(case):
     factory, settings = (CASES | PORTED)[case]
-    check_rule(factory(**settings))
+    check_rule(bare(factory(**settings)))
 
 
 @pytest.mark.slow

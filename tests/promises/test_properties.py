@@ -90,9 +90,9 @@ SUMS = (rules.Trace, rules.Mechanic, rules.ScheduleFree)
 
 
 def sums_gradients(case: str) -> bool:
-    """A velocity of gradients, which no float32 can hold near its largest number; and ‖g‖."""
+    """A velocity of gradients, which no float32 can hold near its largest number; ‖g‖; and means."""
     has_velocity = any(isinstance(rule, SUMS) for rule in rules_of(make(case)))
-    return has_velocity or case.startswith(("monitor", "diagnose"))
+    return has_velocity or case.startswith(("monitor", "diagnose", "average"))
 
 
 def is_ill_conditioned(case: str) -> bool:
@@ -314,7 +314,9 @@ def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
     )
     draws = "psgd_kron" in case  # Other random numbers for each place in a tree.
 
-    takes_trees = "array" in asked_for(tx).values()
+    takes_trees = "array" in asked_for(tx).values() or any(
+        rule.needs_gradient for rule in rules_of(tx)
+    )
 
     def check(tree: Any) -> None:
         params = jax.tree.map(lambda leaf: leaf.array(0), tree)
