@@ -140,7 +140,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"weight_decay": 0.01, "kind": "independent"},
         {"weight_decay": 0.01, "kind": "proximal", "learning_rate": 0.1},
     ],
-    "cautious": [{"normalization": "code", "flip_sign": True}, {"layerwise": False}],
+    "cautious": [{"normalization": "code"}, {"layerwise": False}],
     "grams": [{"flip_sign": True}],
     "sophia": [{"eps_in_max": False, "eps": 1e-15, "gamma": 0.05}],
     "adahessian": [{"average_axes": ((2, (1,)),), "hessian_power": 0.5, "weight_decay": 0.01}],

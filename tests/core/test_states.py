@@ -285,7 +285,8 @@ def test_a_run_of_optax_goes_on_here_and_one_of_ours_there(name, way, tmp_path):
         for step in range(3):
             updates, state = update(gradients(3 + step), state, PARAMS)
             np.testing.assert_allclose(updates["w"], expected[step]["w"], rtol=rtol)
-        if source is theirs:  # Slots of bfloat16 are float32 from the first step on.
+        # Slots of bfloat16 are float32 from the first step on. What is true or false in optax stays so.
+        if source is theirs and "optimistic" not in name:
             assert jax.tree.map(kind, state) == jax.tree.map(kind, like)
 
 
