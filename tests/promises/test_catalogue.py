@@ -83,9 +83,26 @@ def test_promises(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*FIRST, *PORTED])
-def test_every_promise(case):
-    factory, settings = (CASES | PORTED)[case]
+@pytest.mark.parametrize("case", [case for case in FIRST if case not in REPRESENTATIVES])
+def test_promises_of_the_lift(case):
+    factory, settings = CASES[case]
+    tx = bare(factory(**settings))
+    check_promises(tx, {name: PROMISES[name] for name in OF_THE_LIFT}, Trial(tx))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PORTED)
+def test_promises_of_a_port(case):
+    factory, settings = PORTED[case]
+    tx = factory(**settings)
+    promises = {name: check for name, check in PROMISES.items() if name not in OF_THE_LIFT}
+    check_promises(tx, promises, Trial(tx))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REPRESENTATIVES)
+def test_every_promise_as_users_compile(case):
+    factory, settings = CASES[case]
     check_rule(bare(factory(**settings)))
 
 
