@@ -118,7 +118,7 @@ def first_gradient(rule: Rule, given: Mapping[str, Any]) -> Any:
     rule: one that asks for it.
     given: the extra arguments.
     """
-    if given.get(FIRST_GRADIENT) is not None:
+    if FIRST_GRADIENT in given:  # None is the tree of no gradients.
         return given[FIRST_GRADIENT]
     frame, codes = sys._getframe(2), _chains()
     while frame is not None and frame.f_code not in codes:

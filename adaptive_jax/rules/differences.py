@@ -148,7 +148,7 @@ def adan(
     """
     direction = Adan(b1, b2, b3, eps, eps_root)
     if not proximal or (none_if_zero(weight_decay) is None and mask is None):
-        options = {} if proximal else {"proximal": False}
+        options: dict[str, Any] = {} if proximal else {"proximal": False}
         return descend(adan, direction, learning_rate, weight_decay, mask, storage, **options)
     rate = LearningRate(learning_rate)
     decay = WeightDecay(weight_decay, mask, learning_rate, kind="proximal")

@@ -255,8 +255,9 @@ def muon(
       >>> tx = aj.muon(0.02, weight_decay=0.01, adam_learning_rate=3e-4)
       >>> mlp = {"kernel": jnp.ones((32, 128)), "bias": jnp.ones(128)}
       >>> params = {"wte": jnp.ones((512, 32)), "mlp": mlp}
-      >>> for row in aj.describe(tx, params).rows[::2]:
-      ...     print(row.path, row.why[0])
+      >>> why = {row.path: row.why[0] for row in aj.describe(tx, params).rows}
+      >>> for path, reason in why.items():
+      ...     print(path, reason)
       ['mlp']['bias'] label 'rest': one axis
       ['mlp']['kernel'] label 'muon': a matrix inside of the model
       ['wte'] label 'rest': an embedding, by 'wte'
