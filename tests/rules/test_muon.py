@@ -386,7 +386,7 @@ PARAMS = {
 
 def loss(params, batch):
     x = params["embed"][batch] @ params["dense"]["kernel"] + params["dense"]["bias"][None]
-    return jnp.mean(jnp.square(x - jnp.arange(3.0)[None]))
+    return jnp.mean(jnp.square(x - jnp.arange(3, dtype=x.dtype)[None]).astype(jnp.float32))
 
 
 BATCHES = [jnp.array([0, 1, 2]), jnp.array([3, 4, 0])] * 8
@@ -428,19 +428,21 @@ def test_sweeps_comparisons_wrappers_and_checkpoints(tmp_path):
     swept = aj.sweep(make, step=step, batches=BATCHES, rate=jnp.array([0.01, 0.05]))
     assert np.isfinite(swept.objective).all()
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-    for params, tx in (
+    cases = (
         (PARAMS, aj.muon(0.05, ns_steps=2, storage={"mu": "int8"})),
         (PARAMS, aj.muon(0.05, ns_steps=2, mu_dtype=jnp.bfloat16)),
         (PARAMS, aj.muon(0.05, ns_steps=2, normuon=True, storage={"nu": "bfloat16"})),
         (low, aj.compensate(aj.muon(0.05, ns_steps=2))),
         (PARAMS, aj.multi_steps(aj.muon(0.05, ns_steps=2), 2)),
         (PARAMS, aj.chain(aj.clip_by_global_norm(1.0), aj.muon(0.05, ns_steps=2))),
-    ):
+    )
+    for number, (params, tx) in enumerate(cases):
+        run = tmp_path / f"run{number}"
         state = aj.TrainState.create(params, tx)
         for batch in BATCHES[:3]:
             state, _ = step(state, batch)
-        aj.save_checkpoint(tmp_path / "run", state)
-        restored = aj.restore_checkpoint(tmp_path / "run", aj.TrainState.create(params, tx))
+        aj.save_checkpoint(run, state)
+        restored = aj.restore_checkpoint(run, aj.TrainState.create(params, tx))
         for batch in BATCHES[3:]:
             state, metrics = step(state, batch)
             restored, others = step(restored, batch)
