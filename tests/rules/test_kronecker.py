@@ -349,7 +349,9 @@ def test_on_a_mesh(name, make_mesh, compiled):
         for step, gradient in enumerate(gradients):
             compiled.clear()
             updates, state = update(jax.device_put(gradient, shardings), state, here)
-            assert step < 2 or not compiled  # The compiler may divide factors otherwise than `init` does.
+            assert (
+                step < 2 or not compiled
+            )  # The compiler may divide factors otherwise than `init` does.
             for where, x in updates.items():
                 assert x.sharding.is_equivalent_to(shardings[where], x.ndim)
                 np.testing.assert_allclose(x, expected[step][0][where], rtol=1e-5, atol=1e-7)

@@ -21,6 +21,7 @@ import pytest
 from catalogue import WHOLE_OPTIMIZERS
 
 import adaptive_jax
+from tests.rules.optax_substitution import COMPARED_BY_THEMSELVES
 
 SITE = Path(optax.__file__).parents[1]
 
@@ -78,7 +79,7 @@ LONG = (
     "contrib/_muon_test.py",
 )
 
-OPTIMIZERS_OF_BOTH = frozenset(WHOLE_OPTIMIZERS) & set(dir(optax))
+OPTIMIZERS_OF_BOTH = frozenset(WHOLE_OPTIMIZERS) & set(dir(optax)) - COMPARED_BY_THEMSELVES
 
 
 def rest() -> list[str]:
