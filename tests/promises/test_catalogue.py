@@ -66,6 +66,20 @@ def test_each_kind_of_rule_is_represented():
     assert all_kinds == represented
 
 
+TO_MEND = [
+    case
+    for case in CASES
+    if case.startswith(
+        (
+            "scale_by_factored_rms(min_dim_size_to_factor=2", "adafactor(min_dim_size_to_factor=2",
+            "adafactor(learning_rate=0.1,min_dim_size_to_factor=0", "shampoo(learning_rate=0.1,kl=True",
+            "momo(weight_decay=0.1", "keep_params_in_box(low",
+        )
+    )
+]  # fmt: skip
+"""With these settings a promise is broken that is kept with the defaults."""
+
+
 # Each is one test: what more than one promise looks at is compiled once.
 @pytest.mark.parametrize(
     "case",
@@ -74,7 +88,9 @@ def test_each_kind_of_rule_is_represented():
         for case in CASES
     ],
 )
-def test_promises(case):
+def test_promises(case, request):
+    if case in TO_MEND:
+        request.applymarker(pytest.mark.xfail(reason="to be mended", strict=True))
     factory, settings = CASES[case]
     left_out = () if case in REPRESENTATIVES else OF_THE_LIFT
     promises = {name: check for name, check in PROMISES.items() if name not in left_out}
