@@ -275,15 +275,16 @@ def norm(x: jax.Array, axes: int | tuple[int, ...] | None = None) -> jax.Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _norm(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
-    limits = jnp.finfo(x.dtype)
-    # Within these limits, neither the unit nor 1/unit is subnormal, which processors take for 0.
-    limit = math.ldexp(1.0, limits.maxexp * 3 // 4)
-    largest = _along(axes, lax.abs(x), lax.max)
-    least, most = largest.dtype.type(1 / limit), largest.dtype.type(limit)
-    unit = lax.clamp(least, largest, most)
-    total = _along(axes, abs_squared(quotient(x, _as_wide(unit, x, axes))), lax.add)
-    # For zeros, unit · √tiny is 0.
-    return lax.mul(unit, lax.sqrt(lax.max(total, limits.tiny)))
+    largest, exponent = _along(axes, lax.abs(x), lax.max), jnp.finfo(x.dtype).maxexp
+    one = largest.dtype.type(1)
+    # Small numbers are multiplied and large ones divided, so that what XLA makes of this with a quotient or
+    # a constant in the place of x has no product that is 0 or infinite. The clamp keeps 1/small from it.
+    small = lax.clamp(one * 2.0 ** (1 - exponent // 2), largest, one)
+    large = lax.clamp(one, largest, one * 2.0 ** (exponent * 3 // 4))
+    factor = lax.clamp(one, 1 / small, one * 2.0 ** (exponent // 2 - 1))
+    raised = lax.mul(x, lax.convert_element_type(_as_wide(factor, x, axes), x.dtype))
+    total = _along(axes, abs_squared(quotient(raised, _as_wide(large, x, axes))), lax.add)
+    return lax.mul(lax.mul(small, large), lax.sqrt(total))
 
 
 @_norm.defjvp

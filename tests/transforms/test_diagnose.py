@@ -153,3 +153,13 @@ def test_every_measure_on_a_mesh(make_mesh):
     )  # The noise of one step is a rounding error.
     states = [jax.jit(tx.update)(x, tx.init(x), x)[1].measured for x in (here, there)]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), *states)
+
+
+def test_the_norm_of_zeros_whatever_the_compiler_knows_of_them():
+    """Constants, and quotients: XLA puts these together with those in a norm, whose product may be 0."""
+    for of in (lambda x: jnp.zeros(5), lambda x: x / jnp.float32(1e-15), lambda x: 0 * x):
+        assert jax.jit(lambda x, of=of: aj.maths.norm(of(x)))(jnp.zeros(5)) == 0
+    large = np.full(5, 1e30, np.float32)
+    np.testing.assert_allclose(
+        jax.jit(lambda: aj.maths.norm(jnp.asarray(large)))(), 5**0.5 * 1e30, rtol=1e-6
+    )
