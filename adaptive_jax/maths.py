@@ -293,7 +293,13 @@ def _derivative_of_norm(axes: Any, primals: Any, tangents: Any) -> Any:
     (x,), (change,) = primals, tangents
     length = _norm(x, axes)
     divisor = lax.select(lax.eq(length, 0 * length), lax.full_like(length, 1), length)
-    direction = quotient(x, _as_wide(divisor, x, axes))
+    # XLA multiplies by 1/‖x‖, which is 0 for a large one, so both are made smaller there.
+    limit = divisor.dtype.type(largest_squared(divisor.dtype))
+    factor = lax.select(
+        lax.gt(divisor, limit), lax.full_like(divisor, 1 / limit), lax.full_like(divisor, 1)
+    )
+    numerator = lax.mul(x, lax.convert_element_type(_as_wide(factor, x, axes), x.dtype))
+    direction = quotient(numerator, _as_wide(lax.mul(divisor, factor), x, axes))
     product = lax.mul(lax.conj(direction) if jnp.iscomplexobj(x) else direction, change)
     return length, _along(axes, lax.real(product) if jnp.iscomplexobj(x) else product, lax.add)
 

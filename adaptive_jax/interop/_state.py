@@ -180,7 +180,8 @@ def read(
 
 def setting(lifted: Lifted, name: str, default: Any) -> Any:
     """The value that an argument of the call has now; `default` if it was left without effect."""
-    value = lifted.arguments().get(name, default)
+    value = lifted.arguments().get(name)
+    value = default if value is None else value
     values = value if isinstance(value, tuple) else (value,)
     for each in values:
         if np.shape(each) != () and not callable(each):

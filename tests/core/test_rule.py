@@ -142,7 +142,10 @@ def test_only_the_rule_that_measures_is_told_the_numbers():
 
 def test_numbers_of_numpy_are_numbers_wherever_one_is_left_out():
     for zero in (0, 0.0, np.float32(0), np.int64(0)):
-        assert "weight_decay" not in repr(aj.adamw(0.1, weight_decay=zero))
+        assert "weight_decay" not in repr(aj.nadam(0.1, weight_decay=zero))
+        assert "weight_decay=None" in repr(
+            aj.adamw(0.1, weight_decay=zero)
+        )  # Its default is another.
 
 
 def test_a_rule_that_computes_with_what_it_does_not_ask_for():

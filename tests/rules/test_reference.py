@@ -624,7 +624,7 @@ def test_follows_the_paper_in_float32(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", filter(is_first, CASES), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*filter(is_first, CASES)], ids=lambda case: case.name)
 def test_follows_the_paper_in_float32_as_one_program(case):
     check(case, case.factory, "float32", updates_of=in_one_program)
 
