@@ -134,8 +134,9 @@ class FactoredRms(Rule):
         v_row = ctx.store("v_row", ema(mean(square, columns), slots["v_row"], beta))
         v_col = ctx.store("v_col", ema(mean(square, rows), slots["v_col"], beta))
         of_rows = jnp.expand_dims(v_row, columns)
-        of_rows = of_rows / jnp.expand_dims(mean(of_rows, rows), rows)
-        root = jnp.sqrt(of_rows) * jnp.sqrt(jnp.expand_dims(v_col, rows))
+        # The roots one by one: of zero gradients, the square of a mean is too small for a derivative.
+        share = jnp.sqrt(of_rows) / jnp.sqrt(jnp.expand_dims(mean(of_rows, rows), rows))
+        root = share * jnp.sqrt(jnp.expand_dims(v_col, rows))
         return quotient(bounded(grad), root), {"v_row": v_row, "v_col": v_col, "v": slots["v"]}
 
 

@@ -67,7 +67,8 @@ class Polyak(Rule):
 
     def size(self, measured):
         """√(‖g‖² + ε), by which the gap is divided twice: no square overflows."""
-        return root_of_squares(norm(measured["norm"]), jnp.sqrt(self.eps))
+        root = jnp.sqrt(jnp.where(self.eps > 0, self.eps, 1))  # √0 has no derivative.
+        return root_of_squares(norm(measured["norm"]), jnp.where(self.eps > 0, root, 0))
 
     def measure(self, grad, slots, param, ctx):
         return {"norm": norm(grad)}
@@ -180,7 +181,8 @@ class MoMo(Rule):
         tau = jnp.minimum(rate / rho, ratio(gap, square))
         if self.adapt_lower_bound:
             found = (value - slope + at - 0.5 * tau * square) / rho
-            bound = jnp.maximum(found, self.lower_bound)
+            # One that has overflowed would stay for ever.
+            bound = jnp.where(jnp.isfinite(found), jnp.maximum(found, self.lower_bound), bound)
         return {"value": value, "slope": slope, "bound": bound, "tau": tau}
 
     def update(self, grad, slots, param, ctx):

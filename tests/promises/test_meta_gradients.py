@@ -13,6 +13,19 @@ from catalogue import CASES, FIRST, ILL_CONDITIONED, label, required, rules_of, 
 
 STEPS = 8  # RAdam turns into Adam in the sixth.
 
+# Nothing is differentiated through what is refreshed every so many steps.
+REFRESHED = ("PsgdKron", "Shampoo", "Soap")
+DIFFERENTIABLE = {
+    case: made
+    for case, made in CASES.items()
+    if not any(type(rule).__name__ in REFRESHED for rule in rules_of(made[0](**made[1])))
+}
+FLAT = (
+    *ILL_CONDITIONED,
+    "Rprop",
+    "Box",
+)  # A sign, and the walls of a box, but for where they begin.
+
 # The default run takes each kind of arithmetic once. (The ports are made of the same rules.)
 DEFAULT = [
     label(name, required(name))
@@ -21,7 +34,10 @@ DEFAULT = [
 
 each = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[] if case in DEFAULT else [pytest.mark.slow]) for case in CASES],
+    [
+        pytest.param(case, marks=[] if case in DEFAULT else [pytest.mark.slow])
+        for case in DIFFERENTIABLE
+    ],
 )
 
 
@@ -61,8 +77,10 @@ def test_derivatives_are_finite_differences(case):
     """In float64, forward and backward. Along each hyperparameter, and one way for the arrays."""
     with jax.enable_x64(True):
         loss, hyperparameters = training(case, np.float64, (0.3, 1.0, 3.0))
-        # Where a difference can be taken: within the limits, and not of a term that is hardly there.
+        # Where a difference can be taken: within the limits, not of a term that is hardly there, and not
+        # where a warm-up of so many steps ends in one of them.
         base = [jnp.maximum(value, 1e-3) for value in hyperparameters]
+        base = [jnp.where(value == 4, 4.25, value) for value in base]
         rng = np.random.default_rng(0)
         shape = shape_of_params(case)
         start, towards = rng.normal(size=(2, *shape))
@@ -87,11 +105,9 @@ def test_derivatives_are_finite_differences(case):
         np.testing.assert_allclose(backward, differences, rtol=1e-5, atol=1e-7 + rounding)
         of_start, of_noise = np.abs(differences[-2:])
         factory, settings = CASES[case]
-        jumps = any(
-            type(rule).__name__ in ILL_CONDITIONED for rule in rules_of(factory(**settings))
-        )
-        assert of_start > 1e-4
-        assert of_noise > 1e-4 or (jumps and of_noise == 0)  # A sign is flat, but for its jump.
+        is_flat = any(type(rule).__name__ in FLAT for rule in rules_of(factory(**settings)))
+        assert of_start > 1e-4 or (is_flat and of_start == 0)
+        assert of_noise > 1e-4 or (is_flat and of_noise == 0)
 
 
 @pytest.mark.parametrize(
