@@ -93,7 +93,7 @@ def make(case: str) -> Any:
 
 GROWING = (
     *(rules.Trace, rules.Mechanic, rules.ScheduleFree, rules.Ema),
-    *(rules.Centralize, rules.Cautious, rules.ScaleByBlockRms),
+    *(rules.Centralize, rules.Cautious, rules.ScaleByBlockRms, rules.Proximal),
 )
 
 
@@ -245,7 +245,7 @@ def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
 
         with jax.disable_jit():
             first = tx.update(jax.tree.map(lambda x: jnp.asarray(x[0]), gradients), start, params)
-        assert_agree(first[0], all_updates[0])
+        assert_agree(first[0], all_updates[0], tolerance)
         if not of_the_lift:
             return
         loop = state, jax.tree.map(lambda *x: np.stack(x), *all_updates)
@@ -279,7 +279,7 @@ class Pair(NamedTuple):
 @dataclass
 class Layer:
     kernel: Any
-    bias: Any
+    recurrent: Any
 
 
 @dataclass(frozen=True)
