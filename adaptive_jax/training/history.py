@@ -85,7 +85,7 @@ class Record:
                     f"{', '.join(_paths(first))}: they must be the same in every step."
                 )
         count = self._treedef.num_leaves
-        leaves = [on_this_host(x) for x in leaves]
+        leaves = on_this_host(leaves)
         try:
             return [_sent(leaves[place::count]) for place in range(count)]
         except Exception:

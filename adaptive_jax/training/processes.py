@@ -22,17 +22,33 @@ def put(x: Any, sharding: Any) -> Any:
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
 
 
-def on_this_host(x: Any) -> Any:
-    """An array of which this process can have all numbers: one that is divided among several is copied."""
+def on_this_host(values: list[Any]) -> list[Any]:
+    """Values of which this process can have all numbers: arrays divided among several are copied.
+
+    By one program, and on CPUs before anything else starts: there XLA runs programs side by side, and two
+    that talk to other processes may each wait for the one that has not started there, for ever.
+    """
+    divided = [place for place, x in enumerate(values) if _is_divided(x)]
+    if not divided:
+        return values
+    arrays = [values[place] for place in divided]
+    copies = _gather(tuple(x.sharding for x in arrays))(*arrays)
+    if jax.default_backend() == "cpu":
+        jax.block_until_ready(copies)
+    found = dict(zip(divided, copies, strict=True))
+    return [found.get(place, x) for place, x in enumerate(values)]
+
+
+def _is_divided(x: Any) -> bool:
+    """Whether it is an array of which other processes have a part that this one has not."""
     is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
-    if not is_array or x.is_fully_addressable or x.is_fully_replicated:
-        return x
-    return _gather(x.sharding)(x)
+    return is_array and not (x.is_fully_addressable or x.is_fully_replicated)
 
 
 @functools.cache
-def _gather(sharding: Any) -> Any:
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
+def _gather(shardings: tuple[Any, ...]) -> Any:
+    whole = tuple(NamedSharding(sharding.mesh, PartitionSpec()) for sharding in shardings)
+    return jax.jit(lambda *arrays: arrays, out_shardings=whole)
 
 
 class Stops:

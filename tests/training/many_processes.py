@@ -16,6 +16,8 @@ import adaptive_jax as aj
 
 COUNT, INDEX = int(os.environ["COUNT"]), int(os.environ["INDEX"])
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
+# Side by side, two programs may each wait for the one that has not started in the other process.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
 jax.distributed.initialize(
     f"127.0.0.1:{os.environ['PORT']}", COUNT, INDEX, initialization_timeout=120
 )
