@@ -62,8 +62,9 @@ def parametrized(kind: str) -> Callable[[Any], Any]:
 
 
 def few(case: str) -> int:
-    """How many examples there may be: few where one takes seconds, of solving with triangular matrices."""
-    return 4 if case.startswith(("psgd_kron", "scale_by_psgd_kron")) else 1_000
+    """How many examples there may be: few where one takes seconds of linear algebra."""
+    name = case.partition("(")[0].removeprefix("scale_by_")
+    return 4 if name in ("psgd_kron", "shampoo", "soap") else 1_000
 
 
 def check_examples(

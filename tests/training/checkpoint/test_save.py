@@ -48,9 +48,9 @@ def test_which_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_times_killed(tmp_path):
+def test_eight_times_killed(tmp_path):
     """At random moments, many of them while it saves. The end is that of the undisturbed run."""
-    steps, moments = 160, random.Random(0)
+    steps, moments = 80, random.Random(0)
     script = str(Path(__file__).with_name("checkpointed_run.py"))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -68,7 +68,7 @@ def test_twenty_times_killed(tmp_path):
     disturbed.mkdir()
     alone.mkdir()
     began_at = []
-    for _ in range(20):
+    for _ in range(8):
         with start(disturbed) as process:
             lines = iter(process.stdout.readline, "")
             began_at.append(int(next(lines)))
