@@ -90,7 +90,7 @@ def test_derivatives_are_finite_differences(case):
         # Where a difference can be taken: within the limits, not of a term that is hardly there, and not
         # where a warm-up of so many steps ends in one of them.
         base = [jnp.maximum(value, 1e-3) for value in hyperparameters]
-        base = [jnp.where((value == 1) | (value == 4), value + 0.25, value) for value in base]
+        base = [jnp.where((value == 1) | (value == 4), value + 1e-3, value) for value in base]
         rng = np.random.default_rng(0)
         shape = shape_of_params(case)
         start, towards = rng.normal(size=(2, *shape))
