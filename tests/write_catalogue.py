@@ -1,7 +1,8 @@
 """Writes what is derived from the catalogue: `python tests/write_catalogue.py` in the top folder.
 
-That is the README's table, the exports, and the layouts of states, of which none that is recorded is
-ever written over: a change of it breaks saved runs. The tests say when the command has to be run again.
+That is the README's table, the exports, the page of departures, and the layouts of states, of which none
+that is recorded is ever written over: a change of it breaks saved runs. The tests say when the command has
+to be run again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from catalogue import CASES, CATALOGUE  # noqa: E402
 
 from adaptive_jax._core import documentation  # noqa: E402
 from adaptive_jax.rules._factory import Algorithm, Paper, numbers_kept, option  # noqa: E402
+from tests.departures.page import page as page_of_departures  # noqa: E402
 
 LAYOUTS = ROOT / "tests" / "data" / "layouts.json"
 MARKERS = re.compile(
@@ -160,7 +162,10 @@ def files() -> dict[Path, str]:
     return {
         path: MARKERS.sub(lambda found, new=new: found[1] + new, path.read_text())
         for path, new in between.items()
-    } | {LAYOUTS: json.dumps(layouts() | recorded, indent=2, sort_keys=True) + "\n"}
+    } | {
+        ROOT / ".docs" / "departures.md": page_of_departures(),
+        LAYOUTS: json.dumps(layouts() | recorded, indent=2, sort_keys=True) + "\n",
+    }
 
 
 if __name__ == "__main__":

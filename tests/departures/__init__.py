@@ -1,7 +1,8 @@
 """Where other implementations depart from the papers: a row each, with what runs them and shows it.
 
 A family a file, named like that in adaptive_jax/rules. Each has a list `DEPARTURES`; `ROWS` are those of
-all files. `tests/rules/test_departures.py` runs every row. A page can be made of them: a row is data.
+all files. `tests/rules/test_departures.py` runs every row. `page.py` makes a page of the documentation
+of them.
 
 What a row's `shows` asserts comes in two halves: that the other implementation does what is said of it, so
 that the row falls when it is mended, and that ours does what the paper says.
@@ -25,7 +26,7 @@ ROWS: dict[str, Departure] = {}
 """All rows, by a name for each: the algorithm, the implementation, and a number where there are several."""
 
 for _file in pkgutil.iter_modules(__path__):
-    if _file.name != "row":
+    if _file.name not in ("row", "page"):
         for _row in importlib.import_module(f"{__name__}.{_file.name}").DEPARTURES:
             _name = f"{_row.algorithm} {_row.implementation}"
             _same = sum(each.partition("#")[0] == _name for each in ROWS)

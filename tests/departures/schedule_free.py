@@ -10,7 +10,8 @@ from optax import contrib
 
 import adaptive_jax as aj
 
-from .row import Departure, updates_of
+from .factored import in_keras, keras_on_jax
+from .row import Departure, apart, updates_of
 
 GRADIENTS = jnp.array(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
 NAMES = ("schedule_free_sgd", "schedule_free_adamw")
@@ -76,7 +77,24 @@ def without_momentum_of_optax():
         aj.schedule_free_sgd(0.1, b1=0.0)
 
 
+def weights_of_keras():
+    """c = 1/t: the steps of a warm-up count as much as the others. Without one both are the same."""
+    keras = keras_on_jax()
+    for warmup, least, most in ((0, 0.0, 1e-4), (4, 0.01, np.inf)):
+        optimizer = keras.optimizers.ScheduleFreeAdamW(0.1, warmup_steps=warmup)
+        theirs, _ = in_keras(optimizer, GRADIENTS, jnp.ones(3))
+        ours = updates_of(aj.schedule_free_adamw(0.1, warmup or None), GRADIENTS, jnp.ones(3))
+        assert least <= apart(ours, theirs) < most, warmup
+
+
 DEPARTURES = [
+    Departure(
+        "schedule_free_adamw",
+        "keras",
+        "c = 1/t, so that steps of a warm-up weigh as much as others",
+        weights_of_keras,
+        slow=True,
+    ),
     Departure(
         "schedule_free_adamw",
         "optax",
