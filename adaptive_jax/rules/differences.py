@@ -216,9 +216,12 @@ def mars_correction(
 ) -> Transformation:
     """MARS's gradient with less variance, for a chain: before what averages gradients at the rate b1.
 
+    The paper's matrix form, whose steps are orthogonal, is `muon` without Nesterov's momentum behind it.
+
     Example:
       >>> import adaptive_jax as aj
       >>> tx = aj.chain(aj.mars_correction(0.95), aj.lion(1e-4, b1=0.95))
+      >>> of_matrices = aj.chain(aj.mars_correction(0.95), aj.muon(0.02, b1=0.95, nesterov=False))
     """
     ...
 
