@@ -18,13 +18,18 @@ from .row import Departure, apart, updates_of
 
 def momentum_of_optax():
     """Without Nesterov's momentum both are the same; with it, all but the first step are others."""
-    options = {"nesterov": False, "eps": 1e-8}
-    ours, theirs = (updates_of(x.muon(0.1, **options), GRADIENTS, PARAMS) for x in (aj, contrib))
+
+    def steps(library, **options):
+        tx = library.muon(0.1, **options)
+        compiled = optax.GradientTransformation(tx.init, jax.jit(tx.update))
+        return updates_of(compiled, GRADIENTS[:4], PARAMS)
+
+    ours, theirs = (steps(x, nesterov=False, eps=1e-8) for x in (aj, contrib))
     assert apart(ours, theirs) < 2e-5
-    ours, theirs = (updates_of(x.muon(0.1), GRADIENTS, PARAMS) for x in (aj, contrib))
+    ours, theirs = steps(aj), steps(contrib)
     assert apart(ours[:1], theirs[:1]) < 2e-5
-    assert apart(ours[1:4], theirs[1:4]) > 0.05
-    paper = reference.muon(np.float64(GRADIENTS), np.float64(PARAMS), 0.1)
+    assert apart(ours[1:], theirs[1:]) > 0.05
+    paper = reference.muon(np.float64(GRADIENTS[:4]), np.float64(PARAMS), 0.1)
     assert apart(ours, paper) < 2e-5
 
 
@@ -92,6 +97,7 @@ DEPARTURES = [
         "optax",
         "Nesterov's momentum with bias corrections: another direction after the first step",
         momentum_of_optax,
+        slow=True,
     ),
     Departure(
         "muon",
