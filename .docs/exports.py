@@ -132,8 +132,8 @@ PAGES = {
 # Modules that users reach by name: all that is public in them is shown, below their own docstring. Of
 # a file in one of them that PAGES lists, that which the module hands on, in the order of the file.
 NAMESPACES = (
-    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.optax", "interop.keras", "maths",
-    "testing",
+    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.optax", "interop.keras",
+    "maths", "testing",
 )  # fmt: skip
 
 

@@ -23,8 +23,8 @@ pytest.importorskip("sphinx")
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / ".docs"
 NAMESPACES = (
-    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.optax", "interop.keras", "maths",
-    "testing",
+    "rules", "schedules", "problems", "plotting", "interop.torch", "interop.optax", "interop.keras",
+    "maths", "testing",
 )  # fmt: skip
 # One white pixel.
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP6DwABBQECz6AuzQAAAABJRU5ErkJggg=="
