@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-WORKER = Path(__file__).with_name("many_processes.py")
+WORKER = Path(__file__).with_name("one_of_many.py")
 SECONDS = 400
 """After so many a process that waits for another one is given up."""
 
@@ -59,7 +59,7 @@ def run_together(count, devices, *arguments):
     return printed
 
 
-def killed_runs(folder, kills, seed):
+def killed_runs(folder, kills, seed, steps=40):
     """A run of two processes that is killed so often, one of them or both, and started again.
 
     At random moments, many of them while it saves. Returns the parameters at the end, those of an
@@ -68,7 +68,7 @@ def killed_runs(folder, kills, seed):
     moments, began_at, alone_for = random.Random(seed), [], []
     disturbed, alone = folder / "disturbed", folder / "alone"
     for kill in range(kills):
-        with started(2, 1, "go on", disturbed) as processes:
+        with started(2, 1, "go on", disturbed, steps) as processes:
             lines = iter(processes[0].stdout.readline, "")
             began_at.append(int(next(line for line in lines if line.startswith("from")).split()[1]))
             for _ in range(moments.randrange(2, 12)):
@@ -85,6 +85,6 @@ def killed_runs(folder, kills, seed):
                 alone_for.append(time.monotonic() - began)
     assert not (disturbed / "end.npy").exists()
     for directory in (disturbed, alone):
-        run_together(2, 1, "go on", directory)
+        run_together(2, 1, "go on", directory, steps)
     ends = [np.load(directory / "end.npy") for directory in (disturbed, alone)]
     return *ends, began_at, alone_for

@@ -3,10 +3,10 @@
 import time
 
 import jax
-import many_processes
 import numpy as np
+import one_of_many
 import pytest
-from many_processes import WAYS
+from one_of_many import WAYS
 from started_together import killed_runs, run_together, started
 
 import adaptive_jax as aj
@@ -38,7 +38,7 @@ def test_two_processes_train_as_one(tmp_path):
 def test_four_processes_save_and_one_and_two_restore(tmp_path):
     run_together(4, 1, "save", tmp_path)
     for name in WAYS:
-        state = aj.restore_checkpoint(tmp_path / name, many_processes.created(name, scale=0.0))
+        state = aj.restore_checkpoint(tmp_path / name, one_of_many.created(name, scale=0.0))
         assert int(state.step) == 6
         leaves = jax.tree.leaves((state.params, state.opt_state, state.rng))
         leaves[-1] = jax.random.key_data(leaves[-1])

@@ -144,8 +144,8 @@ def restore(folder):
             assert places(state) == places(created(way))
 
 
-def go_on(folder):
-    """Takes forty steps from the newest checkpoint, saves every second one, and prints the numbers."""
+def go_on(folder, steps):
+    """Takes so many steps from the newest checkpoint, saves every second one, and prints the numbers."""
     state = created("zero-int8")
     if any(path.name.isdigit() for path in folder.glob("*")):
         state = aj.restore_checkpoint(folder, state)
@@ -154,7 +154,7 @@ def go_on(folder):
     state, _ = aj.fit(
         state,
         aj.train_step(loss, has_aux=True),
-        batches(first, 40 - first),
+        batches(first, int(steps) - first),
         callback=lambda state, _: print(int(state.step), flush=True),
         progress=False,
         checkpoints=aj.Checkpoints(folder, every=2, keep=2),
