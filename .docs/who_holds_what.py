@@ -8,15 +8,15 @@ import os
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import matplotlib.pyplot as plt  # noqa: E402
-from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+from jax.sharding import NamedSharding, PartitionSpec
+from matplotlib.patches import Rectangle
 
-import adaptive_jax as aj  # noqa: E402
+import adaptive_jax as aj
 
 PICTURE = Path(__file__).with_name("_static") / "who_holds_what.png"
 SIZE = 64
@@ -29,7 +29,12 @@ WAYS = {
     "HSDP and ZeRO": ({"replica": 2, "data": 2}, ("data",), (("replica", "data"),), "replica"),
     "tensor parallel": ({"data": 2, "model": 2}, (None, "model"), ("data",), None),
 }
-PARTS = {"batch": "#8a8a8a", "parameters": "#3574b5", "Adam's mu": "#d98032", "Adam's nu": "#4d9a57"}
+PARTS = {
+    "batch": "#8a8a8a",
+    "parameters": "#3574b5",
+    "Adam's mu": "#d98032",
+    "Adam's nu": "#4d9a57",
+}
 
 
 def arrays_of(mesh_shape, params_spec, batch_spec, shard):
@@ -43,13 +48,16 @@ def arrays_of(mesh_shape, params_spec, batch_spec, shard):
 
 
 def main():
-    figure, all_axes = plt.subplots(len(WAYS), 1, figsize=(8, 8.6), layout="constrained")
+    """Draws it."""
+    figure, all_axes = plt.subplots(len(WAYS), 1, figsize=(8, 6.6), layout="constrained")
     for axes, (name, way) in zip(all_axes, WAYS.items(), strict=True):
         for place, (color, x) in enumerate(zip(PARTS.values(), arrays_of(*way), strict=True)):
             for shard in x.addressable_shards:
                 corner = shard.device.id * 5 + place * 1.1
                 rows, columns = (each.indices(SIZE) for each in shard.index)
-                axes.add_patch(Rectangle((corner, 0), 1, 1, fill=False, edgecolor="#bbbbbb", lw=0.6))
+                axes.add_patch(
+                    Rectangle((corner, 0), 1, 1, fill=False, edgecolor="#bbbbbb", lw=0.6)
+                )
                 height, width = ((each[1] - each[0]) / SIZE for each in (rows, columns))
                 below = corner + columns[0] / SIZE, 1 - rows[1] / SIZE
                 axes.add_patch(Rectangle(below, width, height, color=color, lw=0))

@@ -110,16 +110,20 @@ def start(arguments, checkpoints):
         *("--batch", arguments.batch, "--length", arguments.length),
     ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return [
-        subprocess.Popen(
-            [*map(str, command), "--process", str(index)],
-            env=environment,
-            stdout=subprocess.PIPE if index == 0 else subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # What a process says whose peer was killed is long.
-            text=True,
-        )
-        for index in range(2)
-    ]
+    processes = []
+    for index in range(2):
+        # What a process says whose peer was killed is long: it is kept for what was not to be.
+        with Path(f"{checkpoints}-{index}.log").open("w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [*map(str, command), "--process", str(index)],
+                    env=environment,
+                    stdout=subprocess.PIPE if index == 0 else log,
+                    stderr=log,
+                    text=True,
+                )
+            )
+    return processes
 
 
 def run(arguments, name, checkpoints, kill_at=None):
@@ -150,7 +154,8 @@ def launch(arguments):
     with tempfile.TemporaryDirectory() as folder:
         expected, codes = run(arguments, "undisturbed", Path(folder) / "undisturbed")
         if codes != [0, 0]:
-            raise SystemExit(f"the processes ended with {codes}: see --address and --process")
+            logs = "\n".join(log.read_text() for log in sorted(Path(folder).glob("*.log")))
+            raise SystemExit(f"{logs}\nThe processes ended with {codes}.")
         kill_at = arguments.steps // 10 * 5
         run(arguments, "disturbed", Path(folder) / "disturbed", kill_at)
         print("disturbed: process 0 has ended too; both are started again")
@@ -182,16 +187,11 @@ def main():
         return launch(arguments)
     if arguments.checkpoints is None:
         parser.error("--checkpoints is missing")
-    # A process that is killed is noticed after so many seconds at most.
-    options = {"heartbeat_timeout_seconds": 20}
-    if arguments.address:
+    if arguments.cluster:
+        jax.distributed.initialize()
+    else:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        options |= {
-            "coordinator_address": arguments.address,
-            "num_processes": 2,
-            "process_id": arguments.process,
-        }
-    jax.distributed.initialize(**options)
+        jax.distributed.initialize(arguments.address, num_processes=2, process_id=arguments.process)
     return train(arguments)
 
 
