@@ -191,6 +191,8 @@ def main():
         jax.distributed.initialize()
     else:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # On CPUs two programs side by side may each wait for one that has not started elsewhere.
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
         jax.distributed.initialize(arguments.address, num_processes=2, process_id=arguments.process)
     return train(arguments)
 

@@ -180,6 +180,8 @@ def fail(folder, which, how):
 
 if __name__ == "__main__":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Side by side, two programs may each wait for the one that has not started in the other process.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.distributed.initialize(
         f"127.0.0.1:{os.environ['PORT']}",
         int(os.environ["COUNT"]),
