@@ -20,6 +20,9 @@ POLL = 1.0
 GRACE = 5.0
 """Seconds that a process which waits for a failed one has left to end by itself."""
 
+LONGEST = 30.0
+"""Seconds for which process 0 stays for the others."""
+
 _loops = itertools.count()
 
 
@@ -45,7 +48,9 @@ class Peers:
 
     def __enter__(self) -> Peers:
         if self.are_here:
-            self._client, self._place = service(), f"{PREFIX}/loop/{next(_loops)}"
+            number = next(_loops)
+            self._client, self._place = service(), f"{PREFIX}/loop/{number}"
+            self._exit = f"{PREFIX}/exit/{number}"
             self._index = jax.process_index()
             threading.Thread(target=self._watch, name="peers", daemon=True).start()
         return self
@@ -86,9 +91,8 @@ class Peers:
         said = "".join(traceback.format_exception_only(error)).strip() if known is None else known
         self._own = "".join(traceback.format_exception(error)) if known is None else ""
         self._tell_of_failure(said)
-        threading.Thread(target=_end_with_main_thread, name="end", daemon=True).start()
-        if self._index == 0:
-            atexit.register(self._stay)
+        threading.Thread(target=self._end_with_main_thread, name="end", daemon=True).start()
+        atexit.register(self._tell_of_exit)
         return None if known is None else PeerError(known)
 
     def _tell_of_failure(self, text: str) -> None:
@@ -100,12 +104,32 @@ class Peers:
         found = self._client.key_value_dir_get(f"{self._place}/")
         return {int(key.rpartition("/")[2]): said for key, said in found}
 
-    def _stay(self) -> None:
-        """At the end of process 0, which the coordination service is in: until all others know."""
-        until = time.monotonic() + 2 * POLL + GRACE
+    def _tell_of_exit(self) -> None:
+        """Right before this process ends. All has been printed.
+
+        The coordination service is in process 0, and JAX ends all others with it: it stays till they told.
+        """
         with contextlib.suppress(Exception):
-            while len(self.said()) < jax.process_count() and time.monotonic() < until:
-                time.sleep(0.1)
+            self._client.key_value_set(f"{self._exit}/{self._index}", "", True)
+        until = time.monotonic() + LONGEST
+        while self._index == 0 and not self._are_gone() and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def _are_gone(self) -> bool:
+        """Whether all others have told of their end."""
+        try:
+            told = self._client.key_value_dir_get(f"{self._exit}/")
+        except Exception:
+            return True
+        return (
+            len({int(key.rpartition("/")[2]) for key, _ in told} - {0}) == jax.process_count() - 1
+        )
+
+    def _end_with_main_thread(self) -> None:
+        """In a thread of a process that failed: JAX's own end would wait for the others for minutes."""
+        threading.main_thread().join()
+        time.sleep(GRACE if self._index else LONGEST + GRACE)
+        _leave()
 
     def _look(self) -> None:
         """Notes the trouble there is."""
@@ -133,23 +157,19 @@ class Peers:
         else:
             return
         self._tell_of_failure(f"{self._trouble}")
-        # The end of process 0 is that of the coordination service, without which JAX ends all others.
-        if self._closed.wait(GRACE if self._index else 3 * GRACE):
+        if self._closed.wait(GRACE):
             return
-        _leave(f"{self._own}{self._trouble}\nThis process waits for it in vain, and is ended.")
+        print(
+            f"{self._own}{self._trouble}\nThis process waits for it in vain, and is ended.",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._tell_of_exit()
+        _leave()
 
 
-def _end_with_main_thread() -> None:
-    """In a thread of a process that failed: JAX's own end would wait for the others for minutes."""
-    threading.main_thread().join()
-    time.sleep(GRACE)
-    _leave("")
-
-
-def _leave(text: str) -> None:
+def _leave() -> None:
     """Ends the process at once."""
-    if text:
-        print(text, file=sys.stderr)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
