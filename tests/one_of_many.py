@@ -170,6 +170,7 @@ def fail(folder, which, how):
     def until_then():
         yield from batches(count=5)
         if jax.process_index() == int(which):
+            print("now", flush=True)
             if how == "raises":
                 raise OSError("the disk of this machine is full")
             return

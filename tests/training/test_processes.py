@@ -65,8 +65,9 @@ def test_killed_and_started_again_they_end_as_undisturbed(tmp_path):
     ],
 )
 def test_what_happens_to_one_ends_all_with_its_reason_last(which, how, message, tmp_path):
-    began = time.monotonic()
     with started(2, 1, "fail", tmp_path, which, how) as processes:
+        assert "now\n" in iter(processes[which].stdout.readline, "")
+        began = time.monotonic()
         printed = [each.communicate(timeout=120)[0] for each in processes]
     assert time.monotonic() - began < 60
     for each, text in zip(processes, printed, strict=True):
