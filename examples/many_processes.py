@@ -6,10 +6,9 @@
 starts two processes on this machine, which train data parallel: each has half of every batch, all of the
 parameters, and half of AdamW's state (ZeRO). They do so twice. The second time one of them is killed in
 the middle; the other one ends, both are started again, go on from the last checkpoint, and end with the
-same loss, bit for bit. Takes a minute or two on two CPU cores:
+same loss, bit for bit. The last lines say it:
 
-    undisturbed: step 40, loss 3.123, which is 0x1.8fbe2a0000000p+1
-    …
+    disturbed: step 40, loss …, which is …
     the same loss: yes
 
 On a cluster its launcher starts the processes, one for each machine or GPU, and JAX finds the others (with

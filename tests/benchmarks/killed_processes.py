@@ -6,7 +6,7 @@
 Every second step is saved in the background, with Adam's state in int8 and split over the processes.
 They are killed at random moments, many of them in the middle of a save: now one of them, now both; then
 both are started again. Prints from which step each start went on, and for how long a process lived on
-whose peer was killed. Ten minutes on two cores.
+whose peer was killed.
 """
 
 import argparse
