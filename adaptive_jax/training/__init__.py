@@ -1,5 +1,6 @@
 """One run, and many."""
 
+from .checkpoint import Checkpoints as Checkpoints
 from .checkpoint import restore_checkpoint as restore_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
 from .history import History as History

@@ -18,7 +18,8 @@ from .processes import on_this_host
 class History(dict[str, Any]):
     """What `fit` returns beside the state: a dict of the metrics of all steps, in NumPy arrays.
 
-    interrupted: whether Ctrl-C ended the loop, so that a script that has more to do can stop too.
+    interrupted: whether Ctrl-C, or a cluster's notice, ended the loop, so that a script that has more to
+      do can stop too.
     """
 
     interrupted: bool = False

@@ -11,10 +11,13 @@ import jax
 import numpy as np
 
 from .._core.arguments import whole
-from . import checkpoint
+from . import checkpoint as saved
+from .agreement import check_alike, facts_of, spans_processes, together
 from .arrays import has_arrived, is_lost, is_used_up
+from .checkpoint import Checkpoints
 from .history import History, Record
 from .interrupts import Interrupts
+from .peers import PeerError, Peers
 from .processes import Stops
 from .progress import progress_bar
 from .returned import outlined, shown
@@ -30,6 +33,7 @@ def fit(
     steps: int | None = None,
     callback: Callable[[TrainState, dict[str, Any]], Any] | None = None,
     progress: bool | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainState, History]:
     """The loop: one training step per batch, with a progress bar and a history.
 
@@ -38,13 +42,18 @@ def fit(
     Ctrl-C, or an interrupted notebook cell, ends the loop after the step at hand, and what was reached
     is returned (unless the process ignores it, or has a handler of its own for it);
     `history.interrupted` tells a script with more to do. A second one interrupts at once, or after the
-    step at hand if there is one, a third one always. Where several processes train together, Ctrl-C in
-    one of them, or a cluster that takes a machine away, ends the loop of all after the same step.
+    step at hand if there is one, a third one always.
     Whatever ends the loop otherwise, an error in the batches or the callback, `sys.exit` or that second
     Ctrl-C, has the state that was reached as its attribute `state`, and its history as `history`: the
     state that came in is used up.
     A failure within a step, as where memory is out, leaves no state: `state` is None, and a note says
     which checkpoint was the last one.
+
+    Where several processes train together (an array of the state is on devices of several), Ctrl-C in
+    one of them, or a cluster that takes a machine away, ends the loop of all after the same step. States
+    that are not the same in all processes are refused before the first step. An error in one process, or
+    fewer batches than another has, ends all of them within seconds: those that wait for it in vain print
+    it and exit with 1, since a process that waits in a collective cannot be reached otherwise.
 
     Args:
       state: the state to start from. Its arrays are written over.
@@ -58,6 +67,8 @@ def fit(
         the step.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
+      checkpoints: where and how often to save, `aj.Checkpoints(directory, every=1000)`; None to save
+        nothing. The last state is saved as well, and is written when `fit` returns.
 
     Returns:
       The last state; and the `History`, a dict of the metrics with a first axis for the steps, in NumPy
@@ -66,7 +77,8 @@ def fit(
     Raises:
       TypeError: for what is no step, no batches or no callback, and an answer of the callback that is
         neither true, false nor None.
-      ValueError: for a number of steps that is none, or fewer batches than that.
+      ValueError: for a number of steps that is none, or fewer batches than that; for a folder with
+        checkpoints of later steps; for processes whose states are not the same.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -85,35 +97,65 @@ def fit(
         raise TypeError(
             f"callback={callback!r:.200} must be a function of the state and the metrics."
         )
+    if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
+        raise TypeError(
+            f"checkpoints={checkpoints!r:.200} must be such as aj.Checkpoints(directory, every=1000)."
+        )
     done, record, was_used_up = 0, Record(), is_used_up(state)
+    are_together = spans_processes(state)
+    if are_together:
+        with together("fit"):
+            facts = {**facts_of(state), "steps": f"{steps}", "checkpoints": f"{checkpoints}"}
+        check_alike("What is trained", facts)
+    first = 0
+    if checkpoints is not None:
+        first = _number_of_step(state)
+        checkpoints.start(first)
     interrupts = Interrupts()
-    stops = Stops(interrupts)
-    try:
-        with progress_bar(progress, steps) as bar, interrupts:
-            while (steps is None or done < steps) and not stops.after(done):
-                batch = next(iterator, _END)
-                if batch is _END:
-                    if steps is not None:
-                        raise ValueError(
-                            f"the batches ended after {done} of {steps} steps: give an iterator that "
-                            "goes on, or steps=None."
-                        )
-                    break
-                interrupts.in_step = True
-                state, metrics = step(state, batch)
-                done += 1
-                has_news = record.add(metrics)
-                interrupts.leave_step()
-                if has_news:
-                    bar.set_postfix_str(record.loss(), refresh=False)
-                bar.update()
-                if callback is not None and _stops(callback(state, metrics)):
-                    break
-        jax.block_until_ready(state)  # An error that comes late is one of this loop still.
-        history = record.history()
-    except BaseException as error:
-        _bring_along(error, state, record, done, interrupts, was_used_up)
-        raise
+    stops = Stops(interrupts, are_together)
+    peers = Peers(are_together)
+    with peers:
+        try:
+            with progress_bar(progress, steps) as bar, interrupts:
+                while (steps is None or done < steps) and not stops.after_step():
+                    peers.check()
+                    batch = next(iterator, _END)
+                    if batch is _END:
+                        if steps is not None:
+                            raise ValueError(
+                                f"the batches ended after {done} of {steps} steps: give an iterator "
+                                "that goes on, or steps=None."
+                            )
+                        break
+                    interrupts.in_step = True
+                    peers.started = done + 1
+                    state, metrics = step(state, batch)
+                    done += 1
+                    has_news = record.add(metrics)
+                    interrupts.leave_step()
+                    if has_news:
+                        bar.set_postfix_str(record.loss(), refresh=False)
+                    bar.update()
+                    is_last = callback is not None and _stops(callback(state, metrics))
+                    if checkpoints is not None and checkpoints.is_due(first + done):
+                        checkpoints.save(state)
+                    if is_last:
+                        break
+                peers.end(done)
+                jax.block_until_ready(state)  # An error that comes late is one of this loop still.
+                if checkpoints is not None:
+                    if not checkpoints.has(_number_of_step(state)):
+                        checkpoints.save(state)
+                    checkpoints.close()
+                history = record.history()
+        except BaseException as error:
+            of_others = peers.fail(error)
+            _bring_along(
+                of_others or error, state, record, done, interrupts, was_used_up, checkpoints
+            )
+            if of_others is not None:
+                raise of_others from error
+            raise
     history.interrupted = stops.stopped or interrupts.count > 0
     return state, history
 
@@ -125,13 +167,18 @@ def _bring_along(
     done: int,
     interrupts: Interrupts,
     was_used_up: bool,
+    checkpoints: Checkpoints | None,
 ) -> None:
     """Gives an error the state that was reached after so many steps, if it is not lost, and the history.
 
     was_used_up: whether the state that came in was no state any more.
     """
-    # Who presses Ctrl-C twice does not wait for a device that hangs.
-    wait = not isinstance(error, KeyboardInterrupt) or has_arrived(record.metrics(), 1.0)
+    if checkpoints is not None and isinstance(error, Exception) and jax.process_count() == 1:
+        with contextlib.suppress(Exception):  # What is being saved may be the last one.
+            checkpoints.close()
+    # Who presses Ctrl-C twice does not wait for a device that hangs, nor for another process.
+    may_hang = isinstance(error, (KeyboardInterrupt, PeerError))
+    wait = not may_hang or has_arrived(record.metrics(), 1.0)
     lost = is_lost(state, wait)
     history = record.rescued(wait)
     # Not by assignment, which an exception that is a frozen dataclass refuses.
@@ -190,6 +237,13 @@ def _as_step(state: Any, step: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
     return checked
 
 
+def _number_of_step(state: Any) -> int:
+    """The number of the state's step, by which checkpoints are named."""
+    if np.ndim(getattr(state, "step", [0])):
+        raise ValueError("checkpoints need a state that knows its step, such as a TrainState.")
+    return int(state.step)
+
+
 def _iterator(batches: Any) -> Any:
     if isinstance(batches, (Mapping, str)):
         raise TypeError(
@@ -229,7 +283,7 @@ def _is_state(x: Any) -> bool:
 
 
 def _lost_note(done: int) -> str:
-    last = checkpoint.last()
+    last = saved.last()
     where = "the last checkpoint that you saved" if last is None else f"the last checkpoint, {last}"
     return (
         f"The state is lost, after {done} steps at most: a step failed that had taken its arrays over. "

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import signal
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -15,11 +17,15 @@ from .interrupts import Interrupts
 
 
 def put(x: Any, sharding: Any) -> Any:
-    """An array on the devices of a sharding, of which some may be those of other processes."""
-    if not is_key(x):
+    """An array of this process on the devices of a sharding, of which some may be those of others."""
+    if is_key(x):
+        data = put(jax.random.key_data(x), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
-    data = jax.device_put(jax.random.key_data(x), sharding)
-    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    # `device_put` onto one device of each of several processes makes arrays that cannot be saved.
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 
 
 def on_this_host(values: list[Any]) -> list[Any]:
@@ -51,28 +57,33 @@ def _gather(shardings: tuple[Any, ...]) -> Any:
     return jax.jit(lambda *arrays: arrays, out_shardings=whole)
 
 
+_sync_points = itertools.count()
+"""Numbers for the steps of all loops: the service remembers the one to stop at, and sees none twice."""
+
+
 class Stops:
     """Whether a loop is to end, at the same step in all processes.
 
     Ctrl-C in one process ends the loop of all, as does a cluster that is about to take a machine away:
     JAX's coordination service agrees on the step.
+
+    are_together: whether the processes train together, not each for itself.
     """
 
-    def __init__(self, interrupts: Interrupts) -> None:
-        self._interrupts, self._has_told = interrupts, False
-        self.stopped = False
+    def __init__(self, interrupts: Interrupts, are_together: bool) -> None:
+        self._interrupts, self._are_together = interrupts, are_together
+        self._has_told = self.stopped = False
 
-    def after(self, step: int) -> bool:
-        """Whether to stop after so many steps."""
-        if jax.process_count() == 1:
+    def after_step(self) -> bool:
+        """Whether to stop, before the first step and after each one."""
+        if not self._are_together:
             self.stopped = self._interrupts.count > 0
             return self.stopped
         from jax.experimental import multihost_utils
 
         if self._interrupts.count and not self._has_told:
             self._has_told = True
-            signal.raise_signal(
-                signal.SIGTERM
-            )  # The coordination service takes it for a preemption.
-        self.stopped = multihost_utils.reached_preemption_sync_point(step)
+            # The coordination service takes it for a preemption.
+            signal.raise_signal(signal.SIGTERM)
+        self.stopped = multihost_utils.reached_preemption_sync_point(next(_sync_points))
         return self.stopped

@@ -1,60 +1,28 @@
-"""Two processes with two devices each, that train together as one does."""
+"""Several processes that train together as one does, save together, and end together."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+import time
 
+import jax
 import numpy as np
+import one_of_many
 import pytest
+from one_of_many import WAYS
+from started_together import killed_runs, run_together, started
 
-WORKER = Path(__file__).with_name("many_processes.py")
-ROOT = Path(__file__).parents[2]
-SECONDS = 400
-"""After so many a process that waits for another one is given up."""
-
-
-def run_together(count, devices, folder):
-    """What the processes print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "COUNT": str(count),
-        "PORT": str(port),
-    }
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder)],
-            env={**common, "INDEX": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    try:
-        printed = [each.communicate(timeout=SECONDS)[0] for each in started]
-    finally:
-        for each in started:
-            each.kill()
-    assert [each.returncode for each in started] == [0] * count, "\n".join(printed)
-    return printed
+import adaptive_jax as aj
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    printed = run_together(2, 2, tmp_path)
+    printed = run_together(2, 2, "train", tmp_path)
     first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
     assert first.keys() == second.keys()
     for name, x in first.items():  # Also the step at which Ctrl-C in one of them stopped both.
         np.testing.assert_array_equal(x, second[name], err_msg=name)
     assert first["stopped_at"] > 6
+    stopped = [int(each.name) for each in (tmp_path / "stopped").iterdir()]
+    assert len(stopped) == 2  # By the clock, and at the end.
+    assert max(stopped) == first["stopped_at"]
     assert first["replicated/errors"].shape == (6, 16)
     for name in ("fsdp", "zero"):
         for key in ("hidden", "out", "loss"):
@@ -64,3 +32,44 @@ def test_two_processes_train_as_one(tmp_path):
     np.testing.assert_allclose(first["zero-int8/loss"], first["replicated/loss"], rtol=0.02)
     assert "step" in printed[0]  # One progress bar, of the first process.
     assert "step" not in printed[1]
+
+
+@pytest.mark.slow
+def test_four_processes_save_and_one_and_two_restore(tmp_path):
+    run_together(4, 1, "save", tmp_path)
+    for name in WAYS:
+        state = aj.restore_checkpoint(tmp_path / name, one_of_many.created(name, scale=0.0))
+        assert int(state.step) == 6
+        leaves = jax.tree.leaves((state.params, state.opt_state, state.rng))
+        leaves[-1] = jax.random.key_data(leaves[-1])
+        numbered = {f"{number}": np.asarray(x) for number, x in enumerate(leaves)}
+        np.savez(tmp_path / f"{name}.npz", **numbered)
+        assert np.any(numbered["0"])
+    run_together(2, 1, "restore", tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_they_end_as_undisturbed(tmp_path):
+    disturbed, alone, began_at, _ = killed_runs(tmp_path, kills=2, seed=0)
+    np.testing.assert_array_equal(disturbed, alone)
+    assert began_at[1] > began_at[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "how", "message"),
+    [
+        (1, "raises", "OSError: the disk of this machine is full"),
+        (0, "raises", "OSError: the disk of this machine is full"),
+        (1, "ends", "process 1 ended after 5 steps, and process 0 goes on"),
+    ],
+)
+def test_what_happens_to_one_ends_all_with_its_reason_last(which, how, message, tmp_path):
+    with started(2, 1, "fail", tmp_path, which, how) as processes:
+        assert "now\n" in iter(processes[which].stdout.readline, "")
+        began = time.monotonic()
+        printed = [each.communicate(timeout=120)[0] for each in processes]
+    assert time.monotonic() - began < 60
+    for each, text in zip(processes, printed, strict=True):
+        assert each.returncode == 1, text
+        assert message in "\n".join(text.splitlines()[-6:]), text

@@ -29,18 +29,23 @@ def orbax_checkpoint() -> Any:
     return orbax.checkpoint
 
 
-def opened(orbax: Any, directory: str | Path, keep: int | None) -> Any:
+def opened(orbax: Any, directory: str | Path, keep: int | None, in_background: bool = False) -> Any:
     """Orbax's manager of a run's folder, to be used in a `with`."""
+
+    class Manager(orbax.CheckpointManager):
+        """Does not ask whether machines are taken away: `fit` does, which counts its own steps for it."""
+
+        def reached_preemption(self, step: int) -> bool:
+            return False
+
     options = orbax.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False, create=True
+        max_to_keep=keep, enable_async_checkpointing=in_background, create=True
     )
     handlers = {
         "state": orbax.StandardCheckpointHandler(),
         "layout": orbax.JsonCheckpointHandler(),
     }
-    return orbax.CheckpointManager(
-        Path(directory).absolute(), options=options, item_handlers=handlers
-    )
+    return Manager(Path(directory).absolute(), options=options, item_handlers=handlers)
 
 
 def check_order(name: str, directory: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ..arrays import is_key
+from ..processes import put
 from .entries import is_number
 
 
@@ -96,4 +98,42 @@ def fresh(value: Any, leaf: Any) -> jax.Array:
     """The value as an array of its own, like leaf: what a step donates is donated once."""
     new = jnp.array(value, leaf.dtype)
     sharding = getattr(leaf, "sharding", None)
-    return new if sharding is None else jax.device_put(new, sharding)
+    return new if sharding is None else put(new, sharding)
+
+
+def room() -> dict[Any, int]:
+    """The bytes that each device of this process has left. Not every device tells: CPUs do not."""
+    found = {device: device.memory_stats() or {} for device in jax.local_devices()}
+    return {
+        device: stats["bytes_limit"] - stats["bytes_in_use"]
+        for device, stats in found.items()
+        if {"bytes_limit", "bytes_in_use"} <= stats.keys()
+    }
+
+
+def check_room(wanted: Mapping[str, Any], room: Mapping[Any, int]) -> None:
+    """Raises a ValueError for arrays that are larger than what a device has left.
+
+    wanted: by their names, with the shardings that they are to have.
+    room: from devices to bytes.
+    """
+    needed = dict.fromkeys(room, 0)
+    largest: dict[Any, tuple[int, str]] = dict.fromkeys(room, (0, ""))
+    for name, x in wanted.items():
+        if not isinstance(x, jax.ShapeDtypeStruct) or x.sharding is None:
+            continue
+        if x.sharding.memory_kind not in (None, "device"):  # In the memory of the host.
+            continue
+        size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for device in needed.keys() & x.sharding.device_set:
+            needed[device] += size
+            largest[device] = max(largest[device], (size, name))
+    for device, size in needed.items():
+        if size > room[device]:
+            most, name = largest[device]
+            raise ValueError(
+                f"the checkpoint needs {size:,} bytes on {device}, which has {room[device]:,} left; the "
+                f"most, {most:,}, are {name}. Give a state that is split over more devices (shard= of "
+                "TrainState.create, or the parameters themselves), or let go of what is there: "
+                "jax.eval_shape makes a state without arrays to restore into."
+            )

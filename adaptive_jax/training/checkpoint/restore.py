@@ -11,11 +11,12 @@ import jax.numpy as jnp
 
 from ..._core import arguments
 from .. import versions
+from ..agreement import check_alike, facts_of, spans_processes, together
 from .entries import Saved, entries_of, is_equal
 from .folder import check_order, opened, orbax_checkpoint, remember
 from .messages import check, notice
 from .pairs import shown_number
-from .placement import abstract, as_in_state, fresh, placing
+from .placement import abstract, as_in_state, check_room, fresh, placing, room
 from .plan import Plan, plan_of
 
 
@@ -53,35 +54,39 @@ def restore_checkpoint(
       ImportError: without Orbax.
       FileNotFoundError: where there is no checkpoint.
       ValueError: for a checkpoint of another optimizer, other shapes or another layout, by the names of
-        the entries that differ.
+        the entries that differ; for more than the devices have room for; for processes that restore
+        into different states, or do not see the same folder.
     """
     orbax = orbax_checkpoint()
     check_order("restore_checkpoint", directory)
     if hyperparameters is not None:
         arguments.one_of("hyperparameters", hyperparameters, ("saved", "given"))
     step = None if step is None else arguments.whole("step", step, 0)
-    if not Path(directory).is_dir():
-        raise FileNotFoundError(f"{directory} is no folder: there is no checkpoint to restore.")
-    with opened(orbax, directory, None) as manager:
-        steps = manager.all_steps()
-        chosen = max(steps, default=None) if step is None else step
-        if chosen not in steps:
-            has = f"; it has those of the steps {sorted(steps)}" if steps else ""
-            which = "" if step is None else f" of step {step}"
-            raise FileNotFoundError(f"{directory} has no checkpoint{which}{has}.")
-        layout = manager.restore(chosen, args=orbax.args.Composite(layout=orbax.args.JsonRestore()))
-        saved = Saved(**layout["layout"])
-        run = versions.older(saved.version, state, saved.entries)
-        entries = entries_of(run)
-        plan = plan_of(saved, run, entries)
-        check(plan, entries, hyperparameters)
-        like = {source: entries[name] for name, source in plan.sources.items()}
-        place = placing(like.values(), lambda: manager.item_metadata(chosen)["state"])
-        wanted = {
-            name: abstract(name, like.get(name), shape, dtype, place)
-            for name, (shape, dtype) in saved.entries.items()
-            if 0 not in shape
+    are_together = spans_processes(state)
+    with together("restore_checkpoint"):
+        chosen = _chosen(orbax, Path(directory), step)
+        facts = {
+            "the newest step in the folder": f"{chosen}",
+            **(facts_of(state, bits=False) if are_together else {}),
         }
+    if are_together:
+        check_alike(f"What is restored from {directory}", facts)
+    with opened(orbax, directory, None) as manager:
+        layout = manager.restore(chosen, args=orbax.args.Composite(layout=orbax.args.JsonRestore()))
+        with together("restore_checkpoint"):
+            saved = Saved(**layout["layout"])
+            run = versions.older(saved.version, state, saved.entries)
+            entries = entries_of(run)
+            plan = plan_of(saved, run, entries)
+            check(plan, entries, hyperparameters)
+            like = {source: entries[name] for name, source in plan.sources.items()}
+            place = placing(like.values(), lambda: manager.item_metadata(chosen)["state"])
+            wanted = {
+                name: abstract(name, like.get(name), shape, dtype, place)
+                for name, (shape, dtype) in saved.entries.items()
+                if 0 not in shape
+            }
+            check_room(wanted, room())
         restored = manager.restore(
             chosen, args=orbax.args.Composite(state=orbax.args.StandardRestore(wanted))
         )["state"]
@@ -105,6 +110,19 @@ def restore_checkpoint(
         }
     restored_run = jax.tree.unflatten(jax.tree.structure(run), [values[name] for name in entries])
     return versions.newer(saved.version, state, restored_run)
+
+
+def _chosen(orbax: Any, directory: Path, step: int | None) -> int:
+    """The step to restore: the newest one, unless another is asked for."""
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory} is no folder: there is no checkpoint to restore.")
+    steps = orbax.utils.checkpoint_steps(directory.absolute())
+    chosen = max(steps, default=-1) if step is None else step
+    if chosen not in steps:
+        has = f"; it has those of the steps {sorted(steps)}" if steps else ""
+        which = "" if step is None else f" of step {step}"
+        raise FileNotFoundError(f"{directory} has no checkpoint{which}{has}.")
+    return chosen
 
 
 def _values(

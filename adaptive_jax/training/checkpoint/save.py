@@ -5,13 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..._core import arguments
-from .. import versions
-from ..origin import of
-from .entries import check_at_hand, entries_of, is_number, kind_of, plain
-from .folder import check_order, opened, orbax_checkpoint, remember
+from .checkpoints import Checkpoints
+from .folder import check_order, orbax_checkpoint
 
 
 def save_checkpoint(
@@ -43,48 +38,7 @@ def save_checkpoint(
       >>> print(again.params["w"], again.tx)
       [1. 1. 1.] adam(learning_rate=0.001, b1=0.9, b2=0.999, eps=1e-08, eps_root=0.0)
     """
-    orbax = orbax_checkpoint()
+    orbax_checkpoint()
     check_order("save_checkpoint", directory)
-    if step is None:
-        if not hasattr(state, "step"):
-            raise ValueError("step is missing: only a TrainState knows its own.")
-        step = state.step
-        if np.ndim(state.step):
-            raise ValueError(
-                "step is missing: the state is one of many runs, whose steps are "
-                f"{state.step!r:.80}. Give one, step=…."
-            )
-    step = arguments.whole("step", step, 0)
-    keep = None if keep is None else arguments.whole("keep", keep, 1)
-    entries = entries_of(state)
-    check_at_hand(entries)
-    origin = of(state)
-    layout = {
-        "entries": {name: kind_of(leaf) for name, leaf in entries.items()},
-        "numbers": {name: leaf for name, leaf in entries.items() if is_number(leaf)},
-        "rules": [rule["rule"] for rule in origin["rules"]],
-        "origin": origin,
-        "version": versions.LAYOUT,
-    }
-    # Orbax saves no arrays without elements, and needs none.
-    arrays = {name: plain(leaf) for name, leaf in entries.items() if np.size(leaf)}
-    with opened(orbax, directory, keep) as manager:
-        steps = manager.all_steps()
-        if step in steps:
-            raise ValueError(
-                f"{Path(directory) / str(step)} is there already: it is not overwritten. Give another "
-                "step, or each run a folder of its own."
-            )
-        newer = sorted(each for each in steps if each > step)
-        if keep is not None and len(newer) >= keep:
-            raise ValueError(
-                f"{directory} has the later steps {newer}, and keep={keep} would delete step {step} at "
-                "once. Are they of another run? Give each run a folder of its own."
-            )
-        manager.save(
-            step,
-            args=orbax.args.Composite(
-                state=orbax.args.StandardSave(arrays), layout=orbax.args.JsonSave(layout)
-            ),
-        )
-    remember(Path(directory) / str(step))
+    with Checkpoints(directory, keep=keep, background=False) as checkpoints:
+        checkpoints.save(state, step=step)

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from resumed_runs import PARAMS, bits, create, loss
 
 import adaptive_jax as aj
+from adaptive_jax.training.checkpoint.placement import check_room
 
 
 def meshes():
@@ -98,3 +99,22 @@ def test_onto_another_sharding_and_from_shapes_alone(tmp_path, storage, make_mes
     again = aj.restore_checkpoint(tmp_path, shapes)
     assert bits(again.params) == bits(state.params)
     assert bits(again.opt_state) == bits(state.opt_state)
+
+
+def test_more_than_the_devices_have_room_for_is_refused():
+    """CPUs do not say how much they have, so the room is given."""
+    mesh = jax.make_mesh((8,), ("x",))
+    whole, rows = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), ("x",)))
+    room = dict.fromkeys(jax.devices(), 3000)
+
+    def shapes(sharding):
+        x = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=sharding)
+        return {".params['w']": x, ".step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)}
+
+    check_room(shapes(whole), room)  # 2,052 bytes
+    check_room(shapes(rows), dict.fromkeys(jax.devices(), 260))
+    with pytest.raises(
+        ValueError, match=r"needs 260 bytes on .*has 259 left; the most, 256, are .params\['w'\]"
+    ):
+        check_room(shapes(rows), {jax.devices()[5]: 259})
+    check_room(shapes(whole), {})

@@ -1,0 +1,194 @@
+"""One of several processes that train together, which started_together.py starts."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import adaptive_jax as aj
+
+NUMBERS = np.random.default_rng(0)
+PARAMS = {
+    "hidden": NUMBERS.normal(size=(16, 512)).astype(np.float32) / 4,
+    "out": NUMBERS.normal(size=(512, 8)).astype(np.float32) / 22,
+}
+BATCHES = NUMBERS.normal(size=(6, 16, 16)).astype(np.float32)
+WAYS = {
+    "replicated": ((), None, None),
+    "fsdp": (("data",), None, None),
+    "zero": ((), "data", None),
+    "zero-int8": ((), "data", "int8"),
+}
+"""The parameters' partition, the axis that the optimizer's state is split over, and its storage."""
+
+
+def mesh():
+    return jax.make_mesh((len(jax.devices()),), ("data",))
+
+
+def global_array(x, *spec):
+    """An array of all processes, each of which has the whole of it."""
+    sharding = NamedSharding(mesh(), PartitionSpec(*spec))
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def loss(params, batch, rng):
+    outputs = jnp.tanh(batch @ params["hidden"]) @ params["out"]
+    noise = jax.random.normal(rng, (8,))[None]
+    errors = jnp.mean((outputs - batch[:, :8] - 0.1 * noise) ** 2, axis=1)
+    return jnp.mean(errors), errors
+
+
+def batches(first=0, count=6, pause=0.0):
+    for number in range(first, first + count):
+        time.sleep(pause)
+        yield global_array(BATCHES[number % 6], "data")
+
+
+def created(name, scale=1.0):
+    spec, shard, storage = WAYS[name]
+    params = {key: global_array(scale * x, *spec) for key, x in PARAMS.items()}
+    tx = aj.adam(1e-2, storage=storage)
+    return aj.TrainState.create(params, tx, rng=jax.random.key(0), shard=shard)
+
+
+def places(state):
+    return jax.tree.map(lambda x: x.sharding, (state.params, state.opt_state))
+
+
+def on_host(x):
+    everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(x))
+
+
+def message_of(error, call):
+    try:
+        call()
+    except error as caught:
+        return str(caught)
+    raise AssertionError("no error")
+
+
+def train(folder):
+    """Trains in all ways, each with a checkpoint halfway; is interrupted, and goes on."""
+    index, step, results = jax.process_index(), aj.train_step(loss, has_aux=True), {}
+    for name in WAYS:
+        state = created(name)
+        before = places(state)
+        checkpoints = aj.Checkpoints(folder / name, every=3)
+        state, history = aj.fit(state, step, batches(), progress=True, checkpoints=checkpoints)
+        assert before == places(state), name
+        results |= {f"{name}/{key}": on_host(x) for key, x in state.params.items()}
+        results |= {f"{name}/loss": history["loss"], f"{name}/errors": history["aux"]}
+
+        again = aj.restore_checkpoint(folder / name, created(name, scale=2.0), step=3)
+        assert before == places(again), name
+        again, _ = aj.fit(again, step, batches(first=3, count=3), progress=False)
+        for key, x in again.params.items():
+            np.testing.assert_array_equal(on_host(x), results[f"{name}/{key}"], err_msg=name)
+
+    told = message_of(
+        ValueError, lambda: aj.fit(created("zero", scale=1.0 + index), step, batches())
+    )
+    assert "state.params['hidden'] is float32[16, 512] on 4 devices, of the bits" in told, told
+    wrong = created("zero").replace(tx=aj.adam(1e-2 * (1 + index)))
+    told = message_of(ValueError, lambda: aj.restore_checkpoint(folder / "zero", wrong))
+    assert "learning_rate is 0.01 in process 0, and 0.02 in process 1" in told, told
+    mine = folder / "zero" if index == 0 else folder / "elsewhere"
+    error = RuntimeError if index == 0 else FileNotFoundError
+    told = message_of(error, lambda: aj.restore_checkpoint(mine, created("zero")))
+    assert "elsewhere is no folder" in told, told
+
+    if index == 1:
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    state, history = aj.fit(
+        state,
+        step,
+        batches(count=100_000, pause=0.02),
+        progress=False,
+        checkpoints=aj.Checkpoints(folder / "stopped", minutes=0.2 / 60, keep=2),
+    )
+    assert history.interrupted
+    stopped_at = int(state.step)
+    again = aj.restore_checkpoint(folder / "stopped", created("zero-int8"), step=stopped_at)
+    np.testing.assert_array_equal(on_host(again.params["out"]), on_host(state.params["out"]))
+    np.savez(folder / f"{index}.npz", **results, stopped_at=stopped_at)
+
+
+def save(folder):
+    """Trains with each way of splitting, and saves."""
+    for name in WAYS:
+        checkpoints = aj.Checkpoints(folder / name)
+        aj.fit(created(name), aj.train_step(loss, has_aux=True), batches(), checkpoints=checkpoints)
+
+
+def restore(folder):
+    """Restores what other processes saved, each in every way, and compares it bit for bit."""
+    for name in WAYS:
+        expected = np.load(folder / f"{name}.npz")
+        for way in WAYS:
+            if (name == "zero-int8") != (way == "zero-int8"):
+                continue  # Another storage is another state.
+            state = aj.restore_checkpoint(folder / name, created(way, scale=0.0))
+            found = jax.tree.leaves((state.params, state.opt_state, state.rng))
+            found[-1] = jax.random.key_data(found[-1])
+            for number, x in enumerate(found):
+                np.testing.assert_array_equal(on_host(x), expected[f"{number}"], err_msg=name)
+            assert places(state) == places(created(way))
+
+
+def go_on(folder, steps):
+    """Takes so many steps from the newest checkpoint, saves every second one, and prints the numbers."""
+    state = created("zero-int8")
+    if any(path.name.isdigit() for path in folder.glob("*")):
+        state = aj.restore_checkpoint(folder, state)
+    first = int(state.step)
+    print(f"from {first}", flush=True)
+    state, _ = aj.fit(
+        state,
+        aj.train_step(loss, has_aux=True),
+        batches(first, int(steps) - first),
+        callback=lambda state, _: print(int(state.step), flush=True),
+        progress=False,
+        checkpoints=aj.Checkpoints(folder, every=2, keep=2),
+    )
+    end = on_host(state.params["hidden"])
+    if jax.process_index() == 0:
+        np.save(folder / "end.npy", end)
+
+
+def fail(folder, which, how):
+    """One of them fails in its sixth step, or has no more batches."""
+
+    def until_then():
+        yield from batches(count=5)
+        if jax.process_index() == int(which):
+            print("now", flush=True)
+            if how == "raises":
+                raise OSError("the disk of this machine is full")
+            return
+        yield from batches(count=100)
+
+    aj.fit(created("zero"), aj.train_step(loss, has_aux=True), until_then(), progress=False)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Side by side, two programs may each wait for the one that has not started in the other process.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    jax.distributed.initialize(
+        f"127.0.0.1:{os.environ['PORT']}",
+        int(os.environ["COUNT"]),
+        int(os.environ["INDEX"]),
+        initialization_timeout=120,
+        heartbeat_timeout_seconds=30,
+    )
+    what = {"train": train, "save": save, "restore": restore, "go on": go_on, "fail": fail}
+    what[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,114 @@
+"""What `fit` saves on its way, in the background."""
+
+import os
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaptive_jax as aj
+
+pytest.importorskip("orbax.checkpoint")
+
+STEP = aj.train_step(lambda params, batch: jnp.mean((params["w"] - batch) ** 2))
+
+
+def created():
+    return aj.TrainState.create({"w": jnp.zeros(100_000)}, aj.adam(0.1))
+
+
+def batches(first=0, count=10):
+    return np.random.default_rng(0).normal(size=(first + count, 100_000)).astype(np.float32)[first:]
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir())
+
+
+def bits(state):
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+
+
+def test_every_so_many_steps_and_the_last(tmp_path):
+    """While the steps after it write over the arrays; a run that goes on saves at the same steps."""
+    checkpoints = aj.Checkpoints(tmp_path / "run", every=4, keep=2)
+    state, _ = aj.fit(created(), STEP, batches(), checkpoints=checkpoints)
+    assert steps_in(tmp_path / "run") == [8, 10]
+    halfway, _ = aj.fit(created(), STEP, batches(count=8))
+    again = aj.restore_checkpoint(tmp_path / "run", created(), step=8)
+    assert bits(again) == bits(halfway)
+    assert bits(aj.restore_checkpoint(tmp_path / "run", created())) == bits(state)
+
+    checkpoints = aj.Checkpoints(tmp_path / "parts", every=4)
+    part, _ = aj.fit(created(), STEP, batches(count=5), checkpoints=checkpoints)
+    part, _ = aj.fit(part, STEP, batches(5, 4), checkpoints=checkpoints)
+    assert steps_in(tmp_path / "parts") == [4, 5, 8, 9]
+    aj.fit(part, STEP, [], checkpoints=checkpoints)  # The last step is there.
+    assert repr(checkpoints).endswith("parts', every=4, minutes=None, keep=None, background=True)")
+
+
+def test_every_so_many_minutes(tmp_path):
+    def slow_batches():
+        for batch in batches(count=8):
+            time.sleep(0.25)
+            yield batch
+
+    warm, _ = aj.fit(created(), STEP, batches(count=1))
+    del warm
+    checkpoints = aj.Checkpoints(tmp_path, minutes=0.7 / 60)
+    aj.fit(created(), STEP, slow_batches(), checkpoints=checkpoints)
+    assert 2 <= len(steps_in(tmp_path)) <= 3  # After 3 steps, or 4 on a busy machine, and the last.
+
+
+def test_after_ctrl_c(tmp_path):
+    def interrupt(state, metrics):
+        if int(state.step) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    checkpoints = aj.Checkpoints(tmp_path)
+    state, history = aj.fit(created(), STEP, batches(), callback=interrupt, checkpoints=checkpoints)
+    assert history.interrupted
+    assert steps_in(tmp_path) == [int(state.step)]
+
+
+def test_what_was_saved_before_an_error_is_whole(tmp_path):
+    def failing():
+        yield from batches(count=4)
+        raise OSError("no more")
+
+    with pytest.raises(OSError, match="no more") as caught:
+        aj.fit(created(), STEP, failing(), checkpoints=aj.Checkpoints(tmp_path, every=4))
+    assert bits(aj.restore_checkpoint(tmp_path, created())) == bits(caught.value.state)
+
+
+def test_in_a_loop_of_ones_own(tmp_path):
+    state, expected = created(), {}
+    with aj.Checkpoints(tmp_path) as checkpoints:
+        for batch in batches(count=3):
+            state, _ = STEP(state, batch)
+            expected[int(state.step)] = bits(state)
+            checkpoints.save(state)
+        with pytest.raises(ValueError, match="3 is there already"):
+            checkpoints.save(state)
+    for step, each in expected.items():
+        assert bits(aj.restore_checkpoint(tmp_path, created(), step=step)) == each
+
+
+def test_what_is_refused(tmp_path):
+    aj.save_checkpoint(tmp_path, created(), step=7)
+    start = created()
+    with pytest.raises(
+        ValueError, match=r"has the later steps \[7\], and the state is of step 0\. Go on from the"
+    ):
+        aj.fit(start, STEP, batches(), checkpoints=aj.Checkpoints(tmp_path))
+    assert not start.params["w"].is_deleted()
+    with pytest.raises(TypeError, match=r"checkpoints='run' must be such as aj.Checkpoints\("):
+        aj.fit(start, STEP, batches(), checkpoints="run")
+    with pytest.raises(TypeError, match="directory=3 is no path"):
+        aj.Checkpoints(3)
+    for wrong in ({"every": 0}, {"every": 1.5}, {"keep": 0}, {"minutes": -1}, {"minutes": "1"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* must be"):
+            aj.Checkpoints(tmp_path, **wrong)
