@@ -28,7 +28,7 @@ from .views import view
 
 
 @dataclass(frozen=True)
-class Places:
+class KnownPlaces:
     """Where arrays lie that go with parameters, on a mesh whose axes are not in their types.
 
     items: for the path of a parameter and the shape of an array that goes with it, its sharding.
@@ -42,11 +42,11 @@ class Places:
         return dict(self.items)
 
 
-_known: ContextVar[Places | None] = ContextVar("_known", default=None)
+_known: ContextVar[KnownPlaces | None] = ContextVar("_known", default=None)
 
 
 @contextlib.contextmanager
-def known_places(places: Places | None) -> Iterator[None]:
+def known_places(places: KnownPlaces | None) -> Iterator[None]:
     """Tells the updates that are traced meanwhile where their arrays lie."""
     token = _known.set(places)
     try:
@@ -55,7 +55,7 @@ def known_places(places: Places | None) -> Iterator[None]:
         _known.reset(token)
 
 
-def places_for(rules: Sequence[Any]) -> Places | None:
+def places_for(rules: Sequence[Any]) -> KnownPlaces | None:
     """What is known of where arrays lie, for rules some of which see matrices; no others ask for it."""
     return _known.get() if any(rule.matrix for rule in rules) else None
 
@@ -64,7 +64,7 @@ def in_shares(
     function: Callable[..., tuple[Any, Any]],
     arrays: Mapping[int, tuple[Plan, tuple[Any, ...]]],
     paths: Sequence[str],
-    places: Places | None,
+    places: KnownPlaces | None,
 ) -> dict[int, tuple[Any, Any]]:
     """The results for those arrays that devices share out, by their places.
 
@@ -118,7 +118,7 @@ class _Sharing:
 
 
 def _sharing_of(
-    plan: Plan, arguments: tuple[Any, ...], path: str, places: Places | None
+    plan: Plan, arguments: tuple[Any, ...], path: str, places: KnownPlaces | None
 ) -> _Sharing | None:
     """How arrays like this one would be shared out; None for one that is no matrix, or whole somewhere."""
     axes = [stage.axes for stage in plan.stages if stage is not None and stage.axes is not None]
@@ -142,7 +142,7 @@ def _sharing_of(
     return None if not names or are_whole else _Sharing(mesh, names, splits)
 
 
-def _sharding(x: Any, path: str, places: Places | None) -> Any:
+def _sharding(x: Any, path: str, places: KnownPlaces | None) -> Any:
     """How an array lies on a mesh, by its type or as it is known; None on none."""
     own = getattr(jax.typeof(x), "sharding", None)
     if own is not None and not own.mesh.empty and AxisType.Auto not in own.mesh.axis_types:

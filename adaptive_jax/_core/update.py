@@ -13,7 +13,7 @@ from .extra import Extra
 from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
 from .plan import Adding, plans, sees_all, stretches
-from .sharing import Places, in_shares
+from .sharing import KnownPlaces, in_shares
 from .slots import measure_array, update_array
 from .step import RuleAtStep
 from .storage.sharding import divided_as
@@ -30,7 +30,7 @@ def update_tree(
     adding: Adding | None = None,
     backend: Any = None,
     before: int = 0,
-    places: Places | None = None,
+    places: KnownPlaces | None = None,
 ) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 

@@ -42,7 +42,7 @@ class Places:
         for path, param in own.items():
             if param is not None and (place := self._work.get(path) or _place(param)):
                 known[path, param.shape] = place
-        self.known = sharing.Places(frozenset(known.items()))
+        self.known = sharing.KnownPlaces(frozenset(known.items()))
         """Where all that goes with a parameter is while the update is computed."""
 
     def left(self, state: TrainState) -> TrainState:
