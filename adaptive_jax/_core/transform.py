@@ -18,6 +18,7 @@ from .lifted import Lifted, Unquoted, with_complements
 from .pieces import is_cut, update_in_pieces
 from .plan import Adding
 from .rule import Rule, fields, values_of_arrays
+from .sharing import places_for
 from .storage import named
 from .tiles.row import update_and_add
 from .transformation import Transformation
@@ -144,7 +145,8 @@ class Optimizer(Lifted):
         try:
             if extra is None and is_cut(lifted, (updates, state, params)):
                 return update_in_pieces(lifted, (updates, state, params), before)
-            return update_tree(lifted, updates, state, params, extra, before=before)
+            places = places_for(self.rules)
+            return update_tree(lifted, updates, state, params, extra, before=before, places=places)
         except TypeError:
             # What is no array at all is refused by jit, before the checks inside.
             pytrees.Arrays("gradients", updates).params(params, ())

@@ -13,12 +13,13 @@ from .extra import Extra
 from .leaves import Leaf, Piece, matched, per_array
 from .lifted import Lifted
 from .plan import Adding, plans, sees_all, stretches
+from .sharing import KnownPlaces, in_shares
 from .slots import measure_array, update_array
 from .step import RuleAtStep
 from .storage.sharding import divided_as
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "before"))
+@functools.partial(jax.jit, static_argnames=("backend", "before", "places"))
 def update_tree(
     lifted: Lifted,
     updates: Any,
@@ -29,6 +30,7 @@ def update_tree(
     adding: Adding | None = None,
     backend: Any = None,
     before: int = 0,
+    places: KnownPlaces | None = None,
 ) -> tuple[Any, Any]:
     """One update of a whole tree. Jitted here, once: a single dispatch when called outside of jit.
 
@@ -39,6 +41,7 @@ def update_tree(
     adding: how updates are added to the parameters, which then come out in their place.
     backend: what compiles kernels for tiles; None for whole arrays.
     before: how many arrays there are before these, in other groups.
+    places: where arrays lie whose types do not say it.
     """
     trees = matched(lifted, updates, state, params, extra, piece, before=before)
     numbers = {} if extra is None else extra.numbers
@@ -55,20 +58,35 @@ def update_tree(
     for place, (leaf, keys) in enumerate(zip(trees.leaves, every, strict=True)):
         leaf.keys = keys
         leaf.adding = None if adding is None else adding.of_array(place)
-    for places in stretches(lifted.rules):
-        _advance(rules, places, trees.leaves)
-        is_last = places.stop == len(rules)
+    for stretch in stretches(lifted.rules):
+        _advance(rules, stretch, trees.leaves)
+        is_last = stretch.stop == len(rules)
         # What is not added to the parameters in the kernel would have to be written out.
         run = tiling.update_array if tiling is not None and is_last else update_array
-        for leaf, plan in zip(trees.leaves, plans(rules, places, trees.leaves), strict=True):
+        planned = list(zip(trees.leaves, plans(rules, stretch, trees.leaves), strict=True))
+        shared = {}
+        if any(rule.matrix for rule in lifted.rules[stretch]):
+            arguments = {
+                at: (plan, _of(leaf, stretch, rules))
+                for at, (leaf, plan) in enumerate(planned)
+                if plan is not None
+            }
+            shared = in_shares(update_array, arguments, trees.gradients.paths(), places)
+        for at, (leaf, plan) in enumerate(planned):
             if plan is None:
                 continue
+            if at in shared:
+                leaf.direction, leaf.entries[stretch] = shared[at]
+                if is_last and leaf.adding is not None and leaf.param is not None:
+                    key = leaf.adding.key(leaf.param, leaf.index)
+                    leaf.direction = leaf.adding.added(leaf.param, leaf.direction, key)
+                continue
             plan = dataclasses.replace(plan, adding=leaf.adding if is_last else None)
-            new = run(plan, *_of(leaf, places, rules, is_last))
+            new = run(plan, *_of(leaf, stretch, rules, is_last))
             if any(stage is not None and stage.axes is not None for stage in plan.stages):
                 # Here, where each array is one: what is traced once for many would divide them all alike.
-                new = jax.tree.map(divided_as, (leaf.direction, leaf.entries[places]), tuple(new))
-            leaf.direction, leaf.entries[places] = new
+                new = jax.tree.map(divided_as, (leaf.direction, leaf.entries[stretch]), tuple(new))
+            leaf.direction, leaf.entries[stretch] = new
     if tiling is not None:
         tiling.tell(lifted)
     new_states = [

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding
 
-from .._core import pytrees
+from .._core import pytrees, sharing
 from ..transforms.shards import kept_of_params
 from .state import TrainState
 
@@ -29,13 +29,21 @@ class Places:
         own = dict(zip(arrays.paths(), arrays.leaves, strict=True))
         self._work: dict[str, NamedSharding] = {}
         self._home: dict[str, NamedSharding] = {}
+        known: dict[tuple[str, tuple[int, ...]], NamedSharding] = {}
         for path, kept in kept_of_params(state.tx, state.opt_state, state.params):
             for leaf in jax.tree.leaves(kept):
                 place, param = _place(leaf), own[path]
+                if place is not None:
+                    known.setdefault((path, leaf.shape), place)
                 if place is None or leaf.shape != param.shape or path in self._work:
                     continue
                 if not place.is_equivalent_to(param.sharding, len(param.shape)):
                     self._work[path], self._home[path] = place, param.sharding
+        for path, param in own.items():
+            if param is not None and (place := self._work.get(path) or _place(param)):
+                known[path, param.shape] = place
+        self.known = sharing.KnownPlaces(frozenset(known.items()))
+        """Where all that goes with a parameter is while the update is computed."""
 
     def left(self, state: TrainState) -> TrainState:
         """The state of after the step, with every array where it was before."""

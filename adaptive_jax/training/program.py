@@ -11,6 +11,7 @@ import optax
 
 from .. import maths
 from .._core import pytrees
+from .._core.sharing import known_places
 from ..transforms import precision
 from ..transforms.finite import all_finite, finite_after
 from .estimator import estimated, numbers_of
@@ -69,11 +70,12 @@ def one_step(
     trees = gradients, state.opt_state, params
     updates, backend = None, backend_of(settings, platform, state)
     try:
-        if backend is not None:
-            params, updated = precision.update_and_add(tx, *trees, adding, backend, **given)
-        else:
-            updates, updated = tx.update(*trees, **given)
-            params = at_work(adding.apply(params, updates))
+        with known_places(None if places is None else places.known):
+            if backend is not None:
+                params, updated = precision.update_and_add(tx, *trees, adding, backend, **given)
+            else:
+                updates, updated = tx.update(*trees, **given)
+                params = at_work(adding.apply(params, updates))
     except ValueError as error:
         if type(error).__name__ == "TypePromotionError":  # Not public before jax 0.9.
             _explain_promotion(error, state)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from .._core import pytrees
 from .._core.lifted import Lifted
 from .._core.storage.blocks import Quantized
-from .._core.storage.sharding import on_mesh
+from .._core.storage.sharding import Split, on_mesh, split_of
 from .._core.transformation import data_of, member
 from .._core.wrapper import Wrapper
 
@@ -160,21 +160,11 @@ def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=NamedSharding(mesh, sharding.spec))
 
 
-Spec = tuple[tuple[str, ...], ...]
-"""For each axis of an array the axes of the mesh that it is split over."""
-
-
-def _spec_of(x: Any) -> Spec:
-    own = tuple(getattr(x.sharding, "spec", ()))
-    padded = (*own, *[None] * len(x.shape))[: len(x.shape)]
-    return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in padded)
-
-
 def _spec(
     param: Any, kept: Sequence[Any], axes: tuple[str, ...], mesh: Any
-) -> tuple[Spec, int | None]:
+) -> tuple[Split, int | None]:
     """How a parameter is split, and which of its axes is split further; None for none of them."""
-    spec = _spec_of(param)
+    spec = split_of(param.sharding, len(param.shape))
     if not set(axes).isdisjoint(sum(spec, ())):
         return spec, None  # It is over these already.
     nodes = [x for x in kept if isinstance(x, Quantized)]
@@ -194,14 +184,14 @@ def _spec(
 
 
 def _of_leaf(
-    leaf: Any, of_param: tuple[Spec, int | None], axes: tuple[str, ...], mesh: Any
+    leaf: Any, of_param: tuple[Split, int | None], axes: tuple[str, ...], mesh: Any
 ) -> NamedSharding:
     """Where one array that is kept for a parameter lies.
 
     of_param: how the parameter is split, and which of its axes is split further.
     """
     spec, axis = of_param
-    own = list(_spec_of(leaf))
+    own = list(split_of(leaf.sharding, len(leaf.shape)))
     if axis is not None:
         is_like = len(leaf.shape) == len(spec)
         order = [axis] if is_like else range(len(leaf.shape))

@@ -1,6 +1,8 @@
 """Optimizer state that is split over devices: the same steps, and every array where it was."""
 
+import collections
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -211,3 +213,38 @@ def test_parameters_on_no_mesh_and_what_to_do():
     assert not isinstance(state.opt_state[0].mu["w"].sharding, SingleDeviceSharding)
     with pytest.raises(ValueError, match="there is no parameter"):
         aj.state_shardings(aj.adam(0.1), {}, "data")
+
+
+EXCHANGES = (
+    r"= \(?(.*?)\)? "
+    r"(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def exchanged(state, batch, **options):
+    """How many operations of each kind exchange numbers in a step, and how many numbers come of each."""
+    step = aj.train_step(loss, metrics=(), **options)
+    text = step.lower(state, batch).compile().as_text()
+    counts, sizes = collections.Counter(), collections.Counter()
+    for shapes, kind in re.findall(EXCHANGES, text):
+        counts[kind] += 1
+        for shape in re.findall(r"f32\[([\d,]*)\]", shapes):
+            sizes[kind] += math.prod(map(int, filter(None, shape.split(","))))
+    return counts, sizes
+
+
+def test_gradients_are_exchanged_once_and_parameters_once(on_mesh):
+    """On CPUs XLA writes a reduce-scatter as an all-reduce, of which each device takes its part."""
+    params, batch = on_mesh(parameters()), on_mesh(BATCH, "x")
+    tx = aj.adam(0.01)
+    whole, split = (aj.TrainState.create(params, tx, shard=shard) for shard in (None, "x"))
+    _, of_whole = exchanged(whole, batch)
+    kinds, of_split = exchanged(split, batch)
+    size = sum(x.size for x in jax.tree.leaves(params))
+    assert kinds.keys() <= {"all-reduce", "reduce-scatter", "all-gather"}
+    assert of_split["all-reduce"] + 8 * of_split["reduce-scatter"] <= of_whole["all-reduce"]
+    assert of_whole["all-reduce"] <= size + 16  # The loss too.
+    assert of_split["all-gather"] <= size
+    accumulated, of_accumulated = exchanged(split, batch, accumulate=4)
+    assert accumulated.total() <= kinds.total()
+    assert of_accumulated.total() <= of_split.total()

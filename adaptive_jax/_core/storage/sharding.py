@@ -84,6 +84,16 @@ def on_mesh(mesh: Any, split: Sequence[Any]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*split))
 
 
+Split = tuple[tuple[str, ...], ...]
+"""For each axis of an array the axes of the mesh that it is split over."""
+
+
+def split_of(sharding: Any, ndim: int) -> Split:
+    """How an array with so many axes is split; nowhere if its sharding is on no mesh."""
+    spec = (*getattr(sharding, "spec", ()), *[None] * ndim)[:ndim]
+    return tuple((each,) if isinstance(each, str) else tuple(each or ()) for each in spec)
+
+
 def with_axes(param: Any, shape: tuple[int, ...], axes: Sequence[int | None]) -> Any:
     """The sharding for an array some of whose axes are those of param, and the others on every device.
 

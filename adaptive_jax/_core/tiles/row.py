@@ -16,6 +16,7 @@ from ..extra import asked
 from ..lifted import Lifted, with_complements
 from ..plan import Adding
 from ..rule import Rule
+from ..sharing import places_for
 from ..storage import base
 from ..update import update_tree
 
@@ -36,8 +37,10 @@ def update_and_add(
     backend: of tiles; None for whole arrays.
     """
     extra = asked(lifted.rules, extra_args)
-    trees = updates, state, params, extra
-    return update_tree(with_complements(lifted), *trees, adding=adding, backend=backend)
+    trees, places = (updates, state, params, extra), places_for(lifted.rules)
+    return update_tree(
+        with_complements(lifted), *trees, adding=adding, backend=backend, places=places
+    )
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["members"], meta_fields=[])
