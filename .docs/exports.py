@@ -78,6 +78,7 @@ PAGES = {
             "training.search.sweeps",
             "training.search.distributions",
             "training.search.comparison",
+            "training.search.finder",
         ],
     ),
     "problems": (

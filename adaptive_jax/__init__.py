@@ -156,6 +156,8 @@ from .training.search.distributions import Distribution as Distribution
 from .training.search.distributions import LogUniform as LogUniform
 from .training.search.distributions import Uniform as Uniform
 from .training.search.distributions import draw as draw
+from .training.search.finder import LearningRates as LearningRates
+from .training.search.finder import find_learning_rate as find_learning_rate
 from .training.search.result import Sweep as Sweep
 from .training.search.sweeps import sweep as sweep
 from .training.state import TrainState as TrainState
