@@ -70,7 +70,7 @@ PAGES = {
             "training.checkpoint.restore",
         ],
     ),
-    "estimators": ("Estimators of gradients and curvature", ["training.estimators"]),
+    "estimators": ("Estimators of gradients and curvature", ["training.estimators", "training.sharpness"]),
     "sweeps": (
         "Sweeps and comparisons",
         [

@@ -160,6 +160,8 @@ from .training.search.finder import LearningRates as LearningRates
 from .training.search.finder import find_learning_rate as find_learning_rate
 from .training.search.result import Sweep as Sweep
 from .training.search.sweeps import sweep as sweep
+from .training.sharpness import Sharpness as Sharpness
+from .training.sharpness import sharpness as sharpness
 from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps
