@@ -79,6 +79,7 @@ PAGES = {
             "training.search.distributions",
             "training.search.comparison",
             "training.search.finder",
+            "training.search.tuning",
         ],
     ),
     "problems": (

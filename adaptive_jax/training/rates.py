@@ -145,7 +145,10 @@ def _times(first: Any, second: Any) -> list[jax.Array] | UnknownRate:
 def _factors(data: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
     if isinstance(data, Foreign):
         yield from _rates_of_foreign(data, new_state)
-    for rule, _, part in parts(data, state):
+    every = zip(parts(data, state), parts(data, new_state), strict=True)
+    for (rule, _, part), (_, _, new_part) in every:
+        if rule.learning_rate_scalar is not None:
+            yield jnp.asarray(getattr(new_part, rule.learning_rate_scalar), jnp.float32)
         counts = "count" in getattr(part, "_fields", ())
         step = maths.incremented(reached(part.count)) if counts else None
         rate = rule.learning_rate_at(step)
@@ -246,6 +249,8 @@ def _proportions(tx: Any, opt_state: Any) -> dict[int, list[float]]:
         found[id(rule)] = hyper.each_of(rate)
         now[id(rule)] = [_at(each, count) for each in found[id(rule)]]
     every = [each for ones in found.values() for each in ones if each is not None]
+    if not every:
+        raise ValueError(f"{tx!r:.200} has no learning rate that can be set: it finds its own.")
     if all(_is_same(each, every[0]) for each in every):
         return {key: [1.0] * len(ones) for key, ones in found.items()}
     largest = max(max(values) for values in now.values())

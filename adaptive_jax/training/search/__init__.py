@@ -12,3 +12,5 @@ from .finder import LearningRates as LearningRates
 from .finder import find_learning_rate as find_learning_rate
 from .result import Sweep as Sweep
 from .sweeps import sweep as sweep
+from .tuning import Tuned as Tuned
+from .tuning import tune as tune
