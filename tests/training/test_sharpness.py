@@ -90,7 +90,11 @@ def factors(tx_at, rate, matrix, steps=400):
         (aj.sgd, 1.0),
         (lambda rate: aj.sgd(rate, momentum=0.8), 1.8),
         (lambda rate: aj.sgd(rate, momentum=0.8, nesterov=True), 1.8 / 2.6),
-        (lambda rate: aj.sgd(rate, momentum=0.8, dampening=0.8), 1.8 / 0.2),
+        pytest.param(
+            lambda rate: aj.sgd(rate, momentum=0.8, dampening=0.8),
+            1.8 / 0.2,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             lambda rate: aj.schedule_free_sgd(rate, b1=0.8, weight_lr_power=0.0),
             None,

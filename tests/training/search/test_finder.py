@@ -41,7 +41,11 @@ def test_losses_are_those_of_the_closed_form_and_the_limit_is_two_over_the_curva
     assert repr(found).startswith(f"learning rate {found.suggestion:.3g}. ")
 
 
-@pytest.mark.parametrize("tx", [aj.adam(1.0), aj.schedule_free_sgd(1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "tx",
+    [pytest.param(aj.adam(1.0), marks=pytest.mark.slow), aj.schedule_free_sgd(1.0)],
+    ids=["adam", "schedule-free"],
+)
 def test_a_rate_is_what_a_run_of_its_own_comes_to(tx):
     rng = np.random.default_rng(0)
     batches = [np.float32(x) for x in rng.normal(size=12)]
