@@ -166,7 +166,7 @@ def tune(
         if stopped is not None:
             break
         change, state = descent.update(by_place, state, place)
-        place = jnp.minimum(place + jnp.clip(change, -rate, rate), limits)
+        place = jnp.minimum(place + jnp.clip(jnp.asarray(change), -rate, rate), limits)
     best = int(np.nanargmin(np.where(np.isfinite(losses), losses, np.inf)))
     columns = np.array(values).T, np.array(slopes).T
     names = [each.name for each in tuned]
