@@ -70,7 +70,7 @@ PAGES = {
             "training.checkpoint.restore",
         ],
     ),
-    "estimators": ("Estimators of gradients and curvature", ["training.estimators"]),
+    "estimators": ("Estimators of gradients and curvature", ["training.estimators", "training.sharpness"]),
     "sweeps": (
         "Sweeps and comparisons",
         [
@@ -78,6 +78,8 @@ PAGES = {
             "training.search.sweeps",
             "training.search.distributions",
             "training.search.comparison",
+            "training.search.finder",
+            "training.search.tuning",
         ],
     ),
     "problems": (

@@ -84,6 +84,9 @@ from .rules.distance import scale_by_dog as scale_by_dog
 from .rules.distance import scale_by_dowg as scale_by_dowg
 from .rules.factored import adafactor as adafactor
 from .rules.factored import scale_by_factored_rms as scale_by_factored_rms
+from .rules.hypergradient import adam_hd as adam_hd
+from .rules.hypergradient import scale_by_hypergradient as scale_by_hypergradient
+from .rules.hypergradient import sgd_hd as sgd_hd
 from .rules.kronecker import scale_by_shampoo as scale_by_shampoo
 from .rules.kronecker import scale_by_soap as scale_by_soap
 from .rules.kronecker import shampoo as shampoo
@@ -157,8 +160,14 @@ from .training.search.distributions import Distribution as Distribution
 from .training.search.distributions import LogUniform as LogUniform
 from .training.search.distributions import Uniform as Uniform
 from .training.search.distributions import draw as draw
+from .training.search.finder import LearningRates as LearningRates
+from .training.search.finder import find_learning_rate as find_learning_rate
 from .training.search.result import Sweep as Sweep
 from .training.search.sweeps import sweep as sweep
+from .training.search.tuning import Tuned as Tuned
+from .training.search.tuning import tune as tune
+from .training.sharpness import Sharpness as Sharpness
+from .training.sharpness import sharpness as sharpness
 from .training.state import TrainState as TrainState
 from .training.step import train_step as train_step
 from .transforms.accumulate import multi_steps as multi_steps

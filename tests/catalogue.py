@@ -102,6 +102,14 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"learning_rate": 0.1, "bias_correction": True},
     ],
     "momo_adam": [{"weight_decay": 0.1, "adapt_lower_bound": True, "lower_bound": -1.0}],
+    "sgd_hd": [
+        {"learning_rate": 0.01, "multiplicative": False, "hypergradient_rate": 1e-4},
+        {"hypergradient_rate": 0.1, "weight_decay": 0.1},
+    ],
+    "adam_hd": [
+        {"learning_rate": 0.1, "weight_decay": 0.1},
+        {"b1": 0.5, "hypergradient_rate": 0.0, "b1_rate": 0.3},
+    ],
     "average": [{"bias_correction": False}, {"warmup": True}],
     "latest_average": [{"count": 2, "every": 2}],
     "ema": [{"debias": False}],
@@ -165,7 +173,7 @@ themselves."""
 
 OF_ALL_ARRAYS = {
     "schedule_free_sgd", "schedule_free_adamw", "prodigy", "dadapt_adamw", "dog", "l_dog", "dowg", "cocob",
-    "polyak_sgd", "sps", "momo", "momo_adam",
+    "polyak_sgd", "sps", "momo", "momo_adam", "sgd_hd", "adam_hd",
 }  # fmt: skip
 """Whole optimizers whose steps are made of all arrays, of where they started, or of a loss, and whose
 weight decay is none of -ηλθ. rules/test_parameter_free.py compares them with their references."""

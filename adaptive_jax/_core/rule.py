@@ -141,6 +141,8 @@ class Rule:
       state_is_masked: whether the state of a rule that has a mask is an `optax.MaskedState`, as
         that of `optax.masked`.
       learning_rate_field: the field that multiplies the direction; None for none.
+      learning_rate_scalar: which of the scalars is the learning rate, where the rule finds it itself, and a
+        field is but the first one; None for none.
       only_initialises: whether the first update moves nothing, and only gives the slots what they start
         from, as that of ADOPT. All others move at once, which `check_rule` holds them to.
       owns_rate: whether `update` returns the step itself, with its sign and learning rate, as of a rule
@@ -174,6 +176,7 @@ class Rule:
     state_type_name: ClassVar[str | None] = None
     state_is_masked: ClassVar[bool] = False
     learning_rate_field: ClassVar[str | None] = "learning_rate"
+    learning_rate_scalar: ClassVar[str | None] = None
     only_initialises: ClassVar[bool] = False
     owns_rate: ClassVar[bool] = False
 

@@ -12,4 +12,5 @@ from .lines import MARKERS as MARKERS
 from .losses import SPREADS as SPREADS
 from .losses import loss_curves as loss_curves
 from .profile import performance_profile as performance_profile
+from .rates import learning_rates as learning_rates
 from .settings import sensitivity as sensitivity

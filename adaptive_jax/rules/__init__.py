@@ -35,6 +35,8 @@ from .differences import OptimisticGradient as OptimisticGradient
 from .distance import DoG as DoG
 from .distance import DoWG as DoWG
 from .factored import FactoredRms as FactoredRms
+from .hypergradient import AdamHD as AdamHD
+from .hypergradient import Hypergradient as Hypergradient
 from .kronecker import Shampoo as Shampoo
 from .kronecker import Soap as Soap
 from .layerwise import Centralize as Centralize

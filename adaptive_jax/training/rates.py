@@ -1,19 +1,24 @@
-"""The learning rate that is in force: the product of all factors, as far as they can be known."""
+"""The learning rate in force: the product of all factors, as far as they can be known; and another one."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .. import maths
+from .._core import hyper
+from .._core.rule import Rule, replace
+from .._core.schedule import Schedule
 from .._core.step import reached
 from .._core.transformation import Foreign, data_of
 from .._core.wrapper import Wrapper
+from ..schedules import constant_schedule
 from ..transforms.mixing import Blend, Graft
 from ..transforms.partition import Frozen, MaskedTransform, Partition
 from ..transforms.parts import parts
@@ -140,7 +145,10 @@ def _times(first: Any, second: Any) -> list[jax.Array] | UnknownRate:
 def _factors(data: Any, state: Any, new_state: Any) -> Iterator[jax.Array]:
     if isinstance(data, Foreign):
         yield from _rates_of_foreign(data, new_state)
-    for rule, _, part in parts(data, state):
+    every = zip(parts(data, state), parts(data, new_state), strict=True)
+    for (rule, _, part), (_, _, new_part) in every:
+        if rule.learning_rate_scalar is not None:
+            yield jnp.asarray(getattr(new_part, rule.learning_rate_scalar), jnp.float32)
         counts = "count" in getattr(part, "_fields", ())
         step = maths.incremented(reached(part.count)) if counts else None
         rate = rule.learning_rate_at(step)
@@ -188,3 +196,86 @@ _SCALING = frozenset(
 
 
 _LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+def rate_setter(tx: Any, opt_state: Any) -> Callable[[Any], Any]:
+    """A function from a learning rate to the optimizer that has it, with a state of the same structure.
+
+    The rate is that which `train_step` measures. Where arrays have different ones, it is the largest, and
+    the others keep their proportions. A schedule becomes a constant one.
+
+    Raises:
+      ValueError: for an optimizer without a rate, or with one that cannot be set.
+    """
+    _, unknown = learning_rates(tx, opt_state, opt_state)
+    if unknown is not None:
+        raise ValueError(f"the learning rate must be one that can be set, and {unknown}.")
+    factors = _proportions(tx, opt_state)
+
+    def with_rate(rate: Any) -> Any:
+        def of_rule(rule: Any) -> Any:
+            name = getattr(rule, "learning_rate_field", None)
+            if not isinstance(rule, Rule) or name is None or getattr(rule, name, None) is None:
+                return rule
+            old, new = getattr(rule, name), []
+            for each, factor in zip(hyper.each_of(old), factors[id(rule)], strict=True):
+                own = None if each is None else rate * factor
+                new.append(constant_schedule(own) if hyper.is_schedule(each) else own)
+            return replace(rule, **{name: hyper.rebuilt(old, new)})
+
+        return jax.tree.map(of_rule, tx, is_leaf=lambda x: isinstance(x, Rule))
+
+    half = learning_rates(with_rate(0.5), opt_state, opt_state)[0]["learning_rate"]
+    if not np.isclose(float(half), 0.5, rtol=1e-3):
+        raise ValueError(
+            f"the learning rate of {tx!r:.200} is a product of several factors, and cannot be set in one "
+            f"place: with 0.5 it is {float(half):.3g} in force. Find it of an optimizer that has it once."
+        )
+    return with_rate
+
+
+def _proportions(tx: Any, opt_state: Any) -> dict[int, list[float]]:
+    """Of each rule with a learning rate, that of each of its arrays relative to the largest of all."""
+    found: dict[int, list[Any]] = {}
+    now: dict[int, list[float]] = {}
+    for rule, _, part in parts(data_of(tx), opt_state):
+        rate = None
+        if rule.learning_rate_field is not None:
+            rate = getattr(rule, rule.learning_rate_field, None)
+        if rate is None:
+            continue
+        counts = "count" in getattr(part, "_fields", ())
+        count = reached(part.count) if counts else jnp.zeros((), jnp.int32)
+        found[id(rule)] = hyper.each_of(rate)
+        now[id(rule)] = [_at(each, count) for each in found[id(rule)]]
+    every = [each for ones in found.values() for each in ones if each is not None]
+    if not every:
+        raise ValueError(f"{tx!r:.200} has no learning rate that can be set: it finds its own.")
+    if all(_is_same(each, every[0]) for each in every):
+        return {key: [1.0] * len(ones) for key, ones in found.items()}
+    largest = max(max(values) for values in now.values())
+    if not largest > 0:
+        raise ValueError(
+            f"arrays have learning rates of their own in {tx!r:.200}, and all of them are 0 at this step: "
+            "give an optimizer with the rates that they have later, as numbers, so that they can keep "
+            "their proportions."
+        )
+    return {key: [value / largest for value in values] for key, values in now.items()}
+
+
+def _at(rate: Any, count: Any) -> float:
+    """A rate at a count; 0 for none."""
+    if rate is None:
+        return 0.0
+    return float(rate(count) if hyper.is_schedule(rate) else rate)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two rates are the same number, or the same schedule."""
+    leaves, treedef = jax.tree.flatten(one)
+    others, structure = jax.tree.flatten(other)
+    if not isinstance(one, Schedule) and hyper.is_schedule(one) and not leaves:
+        return one == other
+    return treedef == structure and all(
+        bool(np.all(np.asarray(x) == np.asarray(y))) for x, y in zip(leaves, others, strict=True)
+    )

@@ -8,5 +8,9 @@ from .distributions import Distribution as Distribution
 from .distributions import LogUniform as LogUniform
 from .distributions import Uniform as Uniform
 from .distributions import draw as draw
+from .finder import LearningRates as LearningRates
+from .finder import find_learning_rate as find_learning_rate
 from .result import Sweep as Sweep
 from .sweeps import sweep as sweep
+from .tuning import Tuned as Tuned
+from .tuning import tune as tune
