@@ -106,6 +106,11 @@ def torch_settings(name: str, index: int) -> dict[str, Any]:
     """Arguments for `torch.optim` and `interop.torch`; a string for lr names a schedule."""
     draw = _Draw(f"torch {name}", index)
     settings: dict[str, Any] = {"lr": draw.rate(), "maximize": draw.coin()}
+    if name == "rprop":
+        settings["lr"] = draw.log(1e-3, 1.0)
+        settings["etas"] = (1.0 - draw.log(0.1, 0.9), 1.0 + draw.log(0.01, 0.5))
+        settings["step_sizes"] = (draw.log(1e-6, 1e-2), draw.log(1e-2, 1.0))
+        return settings
     settings["weight_decay"] = draw.maybe(draw.decay_of_weights())
     if name in ("adam", "adamw", "nadam", "adamax", "radam"):
         settings["betas"] = (draw.decay(), draw.decay(1e-4, 0.5))
@@ -142,9 +147,9 @@ def keras_settings(name: str, index: int) -> dict[str, Any]:
     clipping = draw.one_of(["clipnorm", "clipvalue", "global_clipnorm", "none"])
     if clipping != "none":
         settings[clipping] = draw.log(1e-2, 10.0)
-    if name in ("adam", "adamw", "nadam", "adamax"):
+    if name in ("adam", "adamw", "nadam", "adamax", "lion"):
         settings |= {"beta_1": draw.decay(), "beta_2": draw.decay()}
-    if name != "sgd":
+    if name not in ("sgd", "lion"):
         settings["epsilon"] = draw.log(1e-9, 1e-2)
     if name in ("adam", "adamw"):
         settings["amsgrad"] = draw.coin()
@@ -166,11 +171,16 @@ def keras_settings(name: str, index: int) -> dict[str, Any]:
 LIBRARIES = {
     "torch": (
         torch_settings,
-        ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax", "radam"],
+        [
+            "sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax", "radam",
+            "rprop",
+        ],
     ),
     "keras": (
         keras_settings,
-        ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax"],
+        [
+            "sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax", "lion",
+        ],
     ),
 }
 """Of each library: what draws settings, and its optimizers."""

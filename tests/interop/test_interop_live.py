@@ -39,7 +39,10 @@ def test_arguments_have_their_names_order_and_defaults(library, name):
     for absent in ("params", "kwargs"):
         expected.pop(absent, None)
     actual = dict(inspect.signature(getattr(getattr(interop, library), name)).parameters)
-    assert actual.pop("mask").default is None
+    # Where nothing decays, there is no mask.
+    assert ("mask" in actual) == ("weight_decay" in actual)
+    if "mask" in actual:
+        assert actual.pop("mask").default is None
     assert actual.pop("storage").default is None
     assert list(actual) == list(expected)
     for each, parameter in expected.items():
@@ -86,6 +89,7 @@ RUNS = {
     "nadam": ("nadam", {}),
     "adamax": ("adamax", {"maximize": True}),
     "radam": ("radam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "rprop": ("rprop", {"maximize": True}),
 }
 KERAS_RUNS = {
     "sgd": ("sgd", {"momentum": 0.9, "nesterov": True}),
@@ -97,6 +101,7 @@ KERAS_RUNS = {
     "adamw": ("adamw", {"weight_decay": 0.1}),
     "nadam": ("nadam", {}),
     "adamax": ("adamax", {}),
+    "lion": ("lion", {"weight_decay": 0.1}),
     "a schedule": ("adam", {"learning_rate": "schedule"}),
 }
 BEFORE, BETWEEN, AFTER = range(0, 60), range(60, 130), range(130, 200)

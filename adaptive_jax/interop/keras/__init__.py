@@ -17,6 +17,7 @@ from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamax as adamax
 from .optimizers import adamw as adamw
+from .optimizers import lion as lion
 from .optimizers import nadam as nadam
 from .optimizers import rmsprop as rmsprop
 from .optimizers import sgd as sgd

@@ -12,6 +12,7 @@ from ...rules.adagrad import AdaGrad
 from ...rules.adam import NAdam
 from ...rules.adamax import AdaMax
 from ...rules.momentum import Trace
+from ...rules.sign import Lion
 from .._directions import moments, velocity
 from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port
 
@@ -262,3 +263,25 @@ def adamax(
       keras.adamax(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
     return [AdaMax(beta_1, beta_2, epsilon, eps_in_max=False)]
+
+
+@_port
+def lion(
+    learning_rate: Any = 0.001, beta_1: Any = 0.9, beta_2: Any = 0.99, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Lion`.
+
+        c = β₁μ + (1-β₁)g,   μ ← β₂μ + (1-β₂)g,   θ ← θ - ηλθ - η·sign(c)
+
+    https://keras.io/api/optimizers/lion/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.lion()
+      keras.lion(learning_rate=0.001, beta_1=0.9, beta_2=0.99)
+    """
+    return [Lion(beta_1, beta_2)]

@@ -15,6 +15,7 @@ from ...rules.adagrad import AdaGrad
 from ...rules.adam import Adam, NAdam
 from ...rules.adamax import AdaMax, AMSGrad
 from ...rules.momentum import Trace
+from ...rules.sign import Lion
 from .. import _arrays, _match, _state
 from .optimizers import sgd
 
@@ -33,6 +34,7 @@ _VOCABULARY: _state.Vocabulary = {
     AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("velocity_hat")},
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("u_product")},
     AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
+    Lion: {"mu": _state.Entry("momentum")},
 }
 
 
@@ -47,6 +49,7 @@ _GROUPS = {
     "adamw": [("momentum", "velocity"), ("velocity_hat",)],
     "nadam": [("momentum", "velocity")],
     "adamax": [("momentum", "norm")],
+    "lion": [("momentum",)],
 }
 
 

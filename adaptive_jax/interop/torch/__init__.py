@@ -23,6 +23,7 @@ from .optimizers import adamw as adamw
 from .optimizers import nadam as nadam
 from .optimizers import radam as radam
 from .optimizers import rmsprop as rmsprop
+from .optimizers import rprop as rprop
 from .optimizers import sgd as sgd
 from .runs import export_state as export_state
 from .runs import import_state as import_state

@@ -12,6 +12,7 @@ from ...rules import rms, scaling
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import NAdam, RAdam
 from ...rules.adamax import AdaMax
+from ...rules.resilient import Rprop
 from .._directions import moments, velocity
 from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port
 
@@ -33,6 +34,16 @@ _ARGUMENTS = {
     "eps": Argument("ε >= 0, against division by zero.", "eps", NON_NEGATIVE),
     "alpha": Argument("the decay rate of the moving averages, in [0, 1).", "decay", DECAY),
     "rho": Argument("the decay rate of both moving averages, in [0, 1).", "rho", DECAY),
+    "etas": Argument(
+        "η₋ and η₊, by which a step size is multiplied where the gradient turns, and where it does not.",
+        ("eta_minus", "eta_plus"),
+        NON_NEGATIVE,
+    ),
+    "step_sizes": Argument(
+        "the least and the largest step size of an element, >= 0.",
+        ("min_step_size", "max_step_size"),
+        NON_NEGATIVE,
+    ),
     "betas": Argument("the decay rates β₁ and β₂, each in [0, 1).", ("b1", "b2"), DECAY),
     "momentum_decay": Argument(
         "ψ >= 0, for the decay rate β₁(1 - ½·0.96^(ψt)) of the momentum.",
@@ -69,6 +80,12 @@ def _complete(
     elif decay is not None:
         first.append(scaling.WeightDecay(decay, mask))
     return [*first, *direction, last]
+
+
+def _complete_steps(steps: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """The same for rules whose steps have their lengths, and nothing that decays."""
+    first: list[Rule] = [scaling.Maximize()] if given["maximize"] else []
+    return [*first, *steps, scaling.Maximize()]
 
 
 _port = port("torch", _ARGUMENTS, _complete)
@@ -270,3 +287,33 @@ def radam(
       torch.radam(lr=0.001, betas=(0.9, 0.999), eps=1e-08)
     """
     return [RAdam(*betas, eps=eps, eps_hat=True)]
+
+
+_OF_RPROP = {
+    "lr": Argument("the first step size of each element, >= 0.", "learning_rate", NON_NEGATIVE)
+}
+
+
+@port("torch", {**_ARGUMENTS, **_OF_RPROP}, _complete_steps)
+def rprop(
+    lr: Any = 1e-2, etas: Any = (0.5, 1.2), step_sizes: Any = (1e-6, 50), *,
+    capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
+    differentiable: bool = False, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`torch.optim.Rprop`.
+
+        s = sign(g·g₋₁),   Δ ← Δη₊ where s > 0,   Δ ← Δη₋ where s < 0,   always in [Δ_min, Δ_max]
+        g ← 0 where s < 0,   θ ← θ - Δ·sign(g)
+
+    The first step sizes are in that range too. https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.rprop()
+      torch.rprop(lr=0.01, etas=(0.5, 1.2), step_sizes=(1e-06, 50.0))
+    """
+    if callable(lr):
+        raise TypeError(
+            "lr of torch.rprop is a schedule: it is where the step sizes start from, and must be a number."
+        )
+    return [Rprop(lr, *etas, *step_sizes, clip_first=True, keep_count=True)]

@@ -16,6 +16,7 @@ from ...rules.adagrad import AdaGrad
 from ...rules.adam import Adam, NAdam, RAdam
 from ...rules.adamax import AdaMax, AMSGrad
 from ...rules.momentum import Trace
+from ...rules.resilient import Rprop
 from .. import _arrays, _match, _state
 from .._port import plain
 from .optimizers import IMPLEMENTATIONS, adagrad, adamw, sgd
@@ -35,12 +36,15 @@ _VOCABULARY: _state.Vocabulary = {
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("mu_product")},
     AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("max_exp_avg_sq")},
     AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
+    # The last step in the place of the last gradient: only its sign is looked at, on both sides.
+    Rprop: {"step_sizes": _state.Entry("step_size"), "prev_updates": _state.Entry("prev")},
 }
 
 
 _CLASSES = {
     "sgd": "SGD", "adagrad": "Adagrad", "adadelta": "Adadelta", "rmsprop": "RMSprop",
     "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "adamax": "Adamax", "radam": "RAdam",
+    "rprop": "Rprop",
 }  # fmt: skip
 
 
