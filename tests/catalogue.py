@@ -362,6 +362,8 @@ PORTED = {
             "nadam": {},
             "adamax": {},
             "radam": {},
+            "rprop": {},
+            "adafactor": {"weight_decay": 0.01},
         },
         "keras": {
             "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clipnorm": 1.0},
@@ -372,6 +374,8 @@ PORTED = {
             "adamw": {},
             "nadam": {},
             "adamax": {},
+            "lion": {},
+            "adafactor": {"weight_decay": 0.01},
         },
     }.items()
     for name, settings in names.items()

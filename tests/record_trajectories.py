@@ -19,8 +19,6 @@ import numpy as np
 import trajectories
 
 DATA = Path(__file__).parent / "data" / "trajectories.npz"
-# Ten settings in a row have their choices in common: these have none.
-INDICES = range(0, 100, 10)
 STEPS = [0, 1, 2, 9, 19, 49, 99, 199]
 
 
@@ -34,7 +32,7 @@ def main():
         for name in names:
             if only and f"{library}.{name}" not in only:
                 continue
-            drawn = [draw(name, index) for index in INDICES]
+            drawn = [draw(name, index) for index in trajectories.recorded(name)]
             settings[f"{library} {name}"] = drawn
             for dtype in trajectories.TOLERANCE:
                 if library == "torch":

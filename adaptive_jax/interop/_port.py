@@ -31,6 +31,12 @@ FRACTION = hyper.Interval(0.0, 1.0)
 DECAY = hyper.Interval(0.0, 1.0, open_above=True)
 
 
+NON_POSITIVE = hyper.Interval(high=0.0, open_below=True)
+
+
+LIMIT = hyper.Interval(0.0, finite=False)
+
+
 @dataclass(frozen=True)
 class Argument:
     """An argument: what it means, the field of a rule that holds it, and the values it may have.

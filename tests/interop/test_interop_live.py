@@ -57,12 +57,13 @@ def test_arguments_have_their_names_order_and_defaults(library, name):
 @pytest.mark.parametrize(("library", "name"), OPTIMIZERS)
 def test_random_settings_go_the_same_way(library, name, dtype):
     draw = trajectories.LIBRARIES[library][0]
-    settings = [draw(name, index) for index in range(SETTINGS[dtype])]
+    every = 6 if name in trajectories.FEWER else 1
+    settings = [draw(name, index) for index in range(0, SETTINGS[dtype], every)]
     if library == "torch":
         expected = [trajectories.theirs_in_torch(name, each, dtype) for each in settings]
     else:
         expected = []
-        for start in range(0, SETTINGS[dtype], AT_ONCE):
+        for start in range(0, len(settings), AT_ONCE):
             part = settings[start : start + AT_ONCE]
             expected += trajectories.theirs_in_keras(name, part, dtype)
     first = trajectories.problem(dtype)[1]
@@ -90,6 +91,7 @@ RUNS = {
     "adamax": ("adamax", {"maximize": True}),
     "radam": ("radam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     "rprop": ("rprop", {"maximize": True}),
+    "adafactor": ("adafactor", {"weight_decay": 0.1, "eps": (1e-3, 1e-2)}),
 }
 KERAS_RUNS = {
     "sgd": ("sgd", {"momentum": 0.9, "nesterov": True}),
@@ -102,6 +104,7 @@ KERAS_RUNS = {
     "nadam": ("nadam", {}),
     "adamax": ("adamax", {}),
     "lion": ("lion", {"weight_decay": 0.1}),
+    "adafactor": ("adafactor", {"weight_decay": 0.1}),
     "a schedule": ("adam", {"learning_rate": "schedule"}),
 }
 BEFORE, BETWEEN, AFTER = range(0, 60), range(60, 130), range(130, 200)
@@ -169,7 +172,11 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
         torch_steps(tensors, optimizer, gradients[BETWEEN])
         expected = [tensor.detach().numpy() for tensor in tensors]
         error = relative_error([params["kernel"].T, params["bias"]], expected, start)
-        assert error <= trajectories.TOLERANCE[wide]
+        tolerance = trajectories.TOLERANCE[wide]
+        if name == "adafactor" and dtype == "bfloat16":
+            # The mean of the rows is that of the columns, which here they are, up to what was rounded.
+            tolerance = 2.0**-8
+        assert error <= tolerance
 
         # And back, into a new optimizer with other options: those of the run are in what is loaded.
         back = [
@@ -187,7 +194,7 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
         torch_steps(tensors, optimizer, gradients[AFTER])
         expected = [tensor.detach().numpy() for tensor in tensors]
         error = relative_error([tensor.detach().numpy() for tensor in back], expected, start)
-        assert error <= trajectories.TOLERANCE[wide]
+        assert error <= tolerance
 
 
 def test_parameter_groups_go_on_here_and_back_there():
@@ -446,8 +453,8 @@ def test_a_run_of_keras_goes_on_here_and_back_there(run, dtype):
         state, params = our_steps(tx, state, params, gradients[BETWEEN])
         keras_steps(variables, optimizer, gradients[BETWEEN])
         expected = [np.array(variable.value) for variable in variables]
-        # A schedule of Keras, and what it multiplies, is computed in float32.
-        tolerance = 1e-6 if run == "a schedule" else 0.0
+        # A schedule of Keras, and what it multiplies, is computed in float32; means are, too.
+        tolerance = 1e-6 if run in ("a schedule", "adafactor") else 0.0
         tolerance = max(tolerance, trajectories.TOLERANCE[dtype])
         error = relative_error([params["kernel"].T, params["bias"]], expected, start)
         assert error <= tolerance

@@ -13,6 +13,7 @@ Weight decay is decoupled and multiplied by the learning rate; `mask` does what 
 """
 
 from .optimizers import adadelta as adadelta
+from .optimizers import adafactor as adafactor
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamax as adamax

@@ -11,10 +11,21 @@ from ...rules import clipping, rms, scaling
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import NAdam
 from ...rules.adamax import AdaMax
+from ...rules.factored import FactoredRms, RelativeStep
 from ...rules.momentum import Trace
 from ...rules.sign import Lion
-from .._directions import moments, velocity
-from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port
+from .._directions import factored, moments, velocity
+from .._port import (
+    COMMON,
+    DECAY,
+    LEARNING_RATE,
+    LIMIT,
+    NON_NEGATIVE,
+    NON_POSITIVE,
+    Argument,
+    is_absent,
+    port,
+)
 
 _ARGUMENTS = {
     **COMMON,
@@ -23,6 +34,17 @@ _ARGUMENTS = {
     "rho": Argument("the decay rate of the moving averages, in [0, 1).", None, DECAY),
     "beta_1": Argument("the decay rate of the first moment, in [0, 1).", "b1", DECAY),
     "beta_2": Argument("the decay rate of the second moment, in [0, 1).", "b2", DECAY),
+    "beta_2_decay": Argument(
+        "the exponent -c <= 0 of t in 1 - β̂ₜ = t^(-c).", "exponent", NON_POSITIVE
+    ),
+    "epsilon_1": Argument("ε₁ >= 0, added to each g².", "FactoredRms.eps", NON_NEGATIVE),
+    "epsilon_2": Argument(
+        "ε₂ >= 0, the least size that parameters count as.", "min_scale", NON_NEGATIVE
+    ),
+    "clip_threshold": Argument(
+        "the largest root mean square that a direction may have, >= 0.", "threshold", LIMIT
+    ),
+    "relative_step": Argument("has no effect in Keras either: the step is relative with both."),
     "weight_decay": Argument("λ >= 0: θ ← θ - ηλθ; None for none.", None, NON_NEGATIVE),
     "clipnorm": Argument(
         "the largest norm of each gradient; None for none.", "ClipByNorm.max_norm", NON_NEGATIVE
@@ -44,8 +66,8 @@ _ARGUMENTS = {
 }
 
 
-def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
-    """Clipping, a direction, and decoupled weight decay beside a velocity of steps, if there is one."""
+def _clipping(given: Mapping[str, Any]) -> list[Rule]:
+    """The clipping of gradients, first of all; what is no part of an optimizer is refused."""
     for name in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
         if given[name]:
             remedy = _ARGUMENTS[name].meaning.partition(": ")[2]
@@ -61,7 +83,12 @@ def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[R
         raise ValueError(
             f"only one of clipnorm, clipvalue and global_clipnorm can be set, got {limits}."
         )
-    rate, mask = given["learning_rate"], given["mask"]
+    return first
+
+
+def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """Clipping, a direction, and decoupled weight decay beside a velocity of steps, if there is one."""
+    first, rate, mask = _clipping(given), given["learning_rate"], given["mask"]
     decay = none_if_zero(given["weight_decay"])
     of_steps = [rule for rule in direction if isinstance(rule, Trace)]
     if not of_steps:
@@ -285,3 +312,38 @@ def lion(
       keras.lion(learning_rate=0.001, beta_1=0.9, beta_2=0.99)
     """
     return [Lion(beta_1, beta_2)]
+
+
+def _complete_adafactor(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """Clipping, and Adafactor's step in the units of parameters that have decayed."""
+    decay = none_if_zero(given["weight_decay"])
+    step = RelativeStep(
+        given["learning_rate"], given["epsilon_2"], decay, given["mask"], decays_first=True
+    )
+    return [*_clipping(given), *direction, step]
+
+
+@port("keras", _ARGUMENTS, _complete_adafactor)
+def adafactor(
+    learning_rate: Any = 0.001, beta_2_decay: Any = -0.8, epsilon_1: Any = 1e-30,
+    epsilon_2: Any = 1e-3, clip_threshold: Any = 1.0, relative_step: bool = True,
+    weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Adafactor`.
+
+        V ≈ β̂ₜV + (1-β̂ₜ)(g² + ε₁),   β̂ₜ = 1 - t^(-c),   U = g/√V,   Û = U/max(1, RMS(U)/d)
+        θ ← θ - ηλθ,   θ ← θ - min(η, 1/√t)·max(ε₂, RMS(θ))·Û
+
+    V of the last two axes is a number for each row and each column here; Keras keeps all of V too, which
+    `export_state` makes of them. https://keras.io/api/optimizers/adafactor/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.adafactor(learning_rate=0.01)  # doctest: +ELLIPSIS
+      keras.adafactor(learning_rate=0.01, beta_2_decay=-0.8, epsilon_1=1e-30, epsilon_2=0.001, ...)
+    """
+    return factored(FactoredRms, beta_2_decay, epsilon_1, clip_threshold, "beta_2_decay")

@@ -16,6 +16,7 @@ Complex parameters: PyTorch treats them as pairs of real numbers, this library s
 """
 
 from .optimizers import adadelta as adadelta
+from .optimizers import adafactor as adafactor
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamax as adamax

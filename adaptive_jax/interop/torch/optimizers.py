@@ -12,9 +12,20 @@ from ...rules import rms, scaling
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import NAdam, RAdam
 from ...rules.adamax import AdaMax
+from ...rules.factored import HeldFactoredRms, RelativeStep
 from ...rules.resilient import Rprop
-from .._directions import moments, velocity
-from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port
+from .._directions import factored, moments, velocity
+from .._port import (
+    COMMON,
+    DECAY,
+    LEARNING_RATE,
+    LIMIT,
+    NON_NEGATIVE,
+    NON_POSITIVE,
+    Argument,
+    is_absent,
+    port,
+)
 
 _IMPLEMENTATION = Argument("chooses an implementation in PyTorch; no effect here.")
 
@@ -52,6 +63,12 @@ _ARGUMENTS = {
     ),
     "decoupled_weight_decay": Argument(
         "whether weight decay is AdamW's, and no L2 penalty.", is_option=True
+    ),
+    "beta2_decay": Argument(
+        "the exponent -c <= 0 of t in 1 - β̂ₜ = t^(-c).", "exponent", NON_POSITIVE
+    ),
+    "d": Argument(
+        "the largest root mean square that a direction may have, >= 0.", "threshold", LIMIT
     ),
     "maximize": Argument("whether to climb.", is_option=True),
     "foreach": _IMPLEMENTATION,
@@ -317,3 +334,43 @@ def rprop(
             "lr of torch.rprop is a schedule: it is where the step sizes start from, and must be a number."
         )
     return [Rprop(lr, *etas, *step_sizes, clip_first=True, keep_count=True)]
+
+
+_OF_ADAFACTOR = {
+    "eps": Argument(
+        "ε₁ >= 0, which holds what is divided by, or None for that of the dtype; and ε₂ >= 0, the least "
+        "size that parameters count as.",
+        ("HeldFactoredRms.eps", "min_scale"),
+        NON_NEGATIVE,
+    )
+}
+
+
+def _complete_adafactor(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """-g where `maximize` is, and Adafactor's step with decoupled decay."""
+    first: list[Rule] = [scaling.Maximize()] if given["maximize"] else []
+    _, min_scale = given["eps"]
+    step = RelativeStep(given["lr"], min_scale, none_if_zero(given["weight_decay"]), given["mask"])
+    return [*first, *direction, step]
+
+
+@port("torch", {**_ARGUMENTS, **_OF_ADAFACTOR}, _complete_adafactor)
+def adafactor(
+    lr: Any = 1e-2, beta2_decay: Any = -0.8, eps: Any = (None, 1e-3), d: Any = 1.0,
+    weight_decay: Any = 0.0, *, foreach: bool | None = None, maximize: bool = False,
+    mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`torch.optim.Adafactor`.
+
+        V ≈ β̂ₜV + (1-β̂ₜ)g²,   β̂ₜ = 1 - t^(-c),   U = g/max(√V, ε₁),   Û = U/max(1, RMS(U)/d)
+        θ ← θ - ηλθ - min(η, 1/√t)·max(ε₂, RMS(θ))·Û
+
+    V of the last two axes is a number for each row and each column. Without a number for ε₁ it is that of
+    float32, for narrower parameters too, and of float64. https://docs.pytorch.org/docs/stable/optim.html.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.torch.adafactor()
+      torch.adafactor(lr=0.01, beta2_decay=-0.8, eps=(None, 0.001), d=1.0)
+    """
+    return factored(HeldFactoredRms, beta2_decay, eps[0], d, "beta2_decay")

@@ -15,6 +15,7 @@ from ...rules import rms
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import Adam, NAdam, RAdam
 from ...rules.adamax import AdaMax, AMSGrad
+from ...rules.factored import HeldFactoredRms
 from ...rules.momentum import Trace
 from ...rules.resilient import Rprop
 from .. import _arrays, _match, _state
@@ -36,6 +37,11 @@ _VOCABULARY: _state.Vocabulary = {
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("mu_product")},
     AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("max_exp_avg_sq")},
     AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
+    HeldFactoredRms: {
+        "v_row": _state.Entry("row_var"),
+        "v_col": _state.Entry("col_var"),
+        "v": _state.Entry("variance"),
+    },
     # The last step in the place of the last gradient: only its sign is looked at, on both sides.
     Rprop: {"step_sizes": _state.Entry("step_size"), "prev_updates": _state.Entry("prev")},
 }
@@ -44,8 +50,11 @@ _VOCABULARY: _state.Vocabulary = {
 _CLASSES = {
     "sgd": "SGD", "adagrad": "Adagrad", "adadelta": "Adadelta", "rmsprop": "RMSprop",
     "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "adamax": "Adamax", "radam": "RAdam",
-    "rprop": "Rprop",
+    "rprop": "Rprop", "adafactor": "Adafactor",
 }  # fmt: skip
+
+
+_FACTORS = ("row_var", "col_var")
 
 
 # Options of param_groups that schedulers leave there, and that older versions lack.
@@ -197,6 +206,9 @@ def _place(
 
 
 def _shape(parameter: _Parameter) -> tuple[int, ...] | None:
+    if "row_var" in parameter.entries:  # (…, m, 1), and (…, 1, n) of the columns.
+        columns = parameter.entries["col_var"].shape
+        return (*parameter.entries["row_var"].shape[:-1], *columns[-1:])
     shapes = [
         tuple(value.shape)
         for name, value in parameter.entries.items()
@@ -224,10 +236,12 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
     if is_empty and step is None and (slots or not _has_schedule(lifted)):
         return tx.init(params)  # Saved before the first step, or an optimizer without state.
     counted = lifted.factory is not sgd
-    expected = {entry.name for entry in (*slots.values(), *scalars.values())}
-    expected |= {"step"} if counted else set()
-    saved, steps = {}, {}
+    numbers = {entry.name for entry in scalars.values()}
+    saved, steps, leaves = {}, {}, _arrays.paths(params)
     for path, (parameter, axes) in placed.items():
+        slots, _ = _state.entries_of(lifted, _VOCABULARY, np.shape(leaves[path]))
+        expected = {entry.name for entry in slots.values()} | numbers
+        expected |= {"step"} if counted else set()
         # A buffer that is not in use is saved as None.
         entries = {name: value for name, value in parameter.entries.items() if value is not None}
         if set(entries) != expected:
@@ -239,11 +253,29 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
         if counted:
             steps[parameter.name] = _arrays.number(entries.pop("step"), whats["step"])
         one = _state.Saved(parameter.name)
+        if "row_var" in entries:
+            row, column = _squeezed(entries.pop("row_var"), entries.pop("col_var"), parameter.name)
+            one.entries["row_var"], one.entries["col_var"] = _arrays.factors_to_here(
+                row, column, axes, parameter.name
+            )
         for name, value in entries.items():
-            is_number = name in {entry.name for entry in scalars.values()}
-            one.entries[name] = _arrays.to_here(value, None if is_number else axes, whats[name])
+            own = None if name in numbers else axes
+            one.entries[name] = _arrays.to_here(value, own, whats[name])
         saved[path] = one
     return _state.fill(tx, params, _VOCABULARY, "torch", saved, _one_step(steps, step, lifted))
+
+
+def _squeezed(rows: Any, columns: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the last axis and over the one before it, which PyTorch keeps with the length 1."""
+    rows, columns = (
+        _arrays.array(rows, f"row_var of {name}"), _arrays.array(columns, f"col_var of {name}")
+    )  # fmt: skip
+    if rows.ndim < 2 or rows.shape[-1] != 1 or columns.ndim < 2 or columns.shape[-2] != 1:
+        raise ValueError(
+            f"row_var and col_var of {name} have the shapes {rows.shape} and {columns.shape}: expected "
+            "(…, m, 1) and (…, 1, n)."
+        )
+    return rows[..., 0], columns[..., 0, :]
 
 
 def _one_step(steps: Mapping[str, float], step: int | None, lifted: Lifted) -> int:
@@ -288,10 +320,7 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
         )
     for name, value in group.items():
         value = plain(value)  # An option may be a tensor.
-        ours = np.asarray(expected[name], float)
-        theirs = np.asarray(value, float)
-        # A number that went through float32 is meant to be the same.
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+        if not _are_equal(expected[name], value):
             remedy = "Make the optimizer with the saved value."
             if not isinstance(expected[name], bool) and name != "momentum":
                 remedy = "Import with the saved value: the state then goes on under any other."
@@ -307,6 +336,14 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
                 f"{parameter.name} was saved with {name}={value!r}, but the optimizer has "
                 f"{expected[name]!r} for it. {remedy}"
             )
+
+
+def _are_equal(ours: Any, theirs: Any) -> bool:
+    """Whether two options are. A number that went through float32 is meant to be the same."""
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)  # NaN for None.
+    if ours.shape != theirs.shape:
+        return False
+    return np.allclose(ours, theirs, rtol=1e-6, atol=0, equal_nan=True)
 
 
 def _options(lifted: Lifted, decays: bool) -> dict[str, Any]:
@@ -327,7 +364,7 @@ def _options(lifted: Lifted, decays: bool) -> dict[str, Any]:
         if isinstance(absent, bool):
             values[name] = bool(value)
         else:
-            numbers = tuple(float(each) for each in parts)
+            numbers = tuple(None if each is None else float(each) for each in parts)
             values[name] = numbers if isinstance(value, tuple) else numbers[0]
     if lifted.factory is adamw:
         values["decoupled_weight_decay"] = True
@@ -381,6 +418,10 @@ def export_state(
             groups[number, decays] = _Group(lifted, {**_options(lifted, decays), "lr": rate})
             saved[path] = {} if is_fresh else {**numbers, **entries[path]}
     for name, (path, axes) in mapped.items():
+        if "row_var" in saved[path]:
+            factors = saved[path]["row_var"], saved[path]["col_var"]
+            row, column = _arrays.factors_to_there(*factors, axes, name)
+            saved[path] |= {"row_var": row[..., None], "col_var": column[..., None, :]}
         groups[group_of[path]].members.append((name, path, axes))
     state, param_groups = {}, []
     in_order = dict.fromkeys(group_of[path] for path, _ in mapped.values())
@@ -392,7 +433,9 @@ def export_state(
                 state[indices[-1]] = {
                     name: torch.tensor(float(value))
                     if np.ndim(value) == 0 and name in ("step", "mu_product")
-                    else torch.from_numpy(_arrays.to_there(value, axes).copy())
+                    else torch.from_numpy(
+                        _arrays.to_there(value, None if name in _FACTORS else axes).copy()
+                    )
                     for name, value in saved[path].items()
                 }
         names = [name for name, _, _ in group.members] if mapping is not None else None
