@@ -364,6 +364,8 @@ PORTED = {
             "radam": {},
             "rprop": {},
             "adafactor": {"weight_decay": 0.01},
+            "muon": {},
+            "asgd": {"weight_decay": 0.01, "lambd": 0.1},
         },
         "keras": {
             "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clipnorm": 1.0},
@@ -376,6 +378,9 @@ PORTED = {
             "adamax": {},
             "lion": {},
             "adafactor": {"weight_decay": 0.01},
+            "lamb": {"weight_decay": 0.01},
+            "schedule_free_adamw": {"weight_decay": 0.01},
+            "ftrl": {"l1_regularization_strength": 1e-3},
         },
     }.items()
     for name, settings in names.items()

@@ -106,6 +106,18 @@ def torch_settings(name: str, index: int) -> dict[str, Any]:
     """Arguments for `torch.optim` and `interop.torch`; a string for lr names a schedule."""
     draw = _Draw(f"torch {name}", index)
     settings: dict[str, Any] = {"lr": draw.rate(), "maximize": draw.coin()}
+    if name == "muon":
+        del settings["maximize"]
+        settings |= {"weight_decay": draw.maybe(draw.decay_of_weights()), "momentum": draw.decay()}
+        settings |= {"nesterov": draw.coin(), "ns_steps": 3 + 2 * draw.coin()}
+        settings["adjust_lr_fn"] = draw.maybe("match_rms_adamw", draw.maybe("original", None))
+        return settings
+    if name == "asgd":
+        settings["lr"] = draw.log(1e-3, 0.1)
+        settings["weight_decay"] = draw.maybe(draw.decay_of_weights())
+        settings |= {"lambd": draw.log(1e-4, 1.0), "alpha": draw.log(0.1, 1.0)}
+        settings["t0"] = draw.maybe(draw.log(1.0, 100.0), 1e6)
+        return settings
     if name == "adafactor":
         settings["weight_decay"] = draw.maybe(draw.decay_of_weights())
         settings["beta2_decay"] = -draw.log(0.1, 2.0)
@@ -153,12 +165,25 @@ def keras_settings(name: str, index: int) -> dict[str, Any]:
     clipping = draw.one_of(["clipnorm", "clipvalue", "global_clipnorm", "none"])
     if clipping != "none":
         settings[clipping] = draw.log(1e-2, 10.0)
+    if name == "schedule_free_adamw":
+        settings |= {"beta_1": 1.0 - draw.log(1e-2, 0.5), "beta_2": draw.decay()}
+        settings |= {"epsilon": draw.log(1e-9, 1e-2), "warmup_steps": draw.maybe(20, 0)}
+        return settings
+    if name == "ftrl":
+        if settings["learning_rate"] not in ("staircase",):  # Keras divides by it.
+            settings["learning_rate"] = draw.log(1e-2, 1.0)
+        settings["learning_rate_power"] = -draw.log(0.1, 1.0)
+        settings["initial_accumulator_value"] = draw.log(1e-3, 1.0)
+        for each in ("l1_regularization", "l2_regularization", "l2_shrinkage_regularization"):
+            settings[f"{each}_strength"] = draw.maybe(draw.log(1e-3, 1.0))
+        settings["beta"] = draw.maybe(draw.log(1e-2, 1.0))
+        return settings
     if name == "adafactor":
         settings["beta_2_decay"] = -draw.log(0.1, 2.0)
         settings |= {"epsilon_1": draw.log(1e-30, 1e-2), "epsilon_2": draw.log(1e-4, 1.0)}
         settings |= {"clip_threshold": draw.log(0.1, 2.0), "relative_step": draw.coin()}
         return settings
-    if name in ("adam", "adamw", "nadam", "adamax", "lion"):
+    if name in ("adam", "adamw", "nadam", "adamax", "lion", "lamb"):
         settings |= {"beta_1": draw.decay(), "beta_2": draw.decay()}
     if name not in ("sgd", "lion"):
         settings["epsilon"] = draw.log(1e-9, 1e-2)
@@ -194,6 +219,8 @@ LIBRARIES = {
             "radam",
             "rprop",
             "adafactor",
+            "muon",
+            "asgd",
         ],
     ),
     "keras": (
@@ -209,12 +236,15 @@ LIBRARIES = {
             "adamax",
             "lion",
             "adafactor",
+            "lamb",
+            "ftrl",
+            "schedule_free_adamw",
         ],
     ),
 }
 """Of each library: what draws settings, and its optimizers."""
 
-FEWER = {"rprop", "lion", "adafactor"}
+FEWER = {"rprop", "lion", "adafactor", "lamb", "ftrl", "muon", "asgd", "schedule_free_adamw"}
 """Of which some of the settings are tried: their steps are many operations, or have few choices."""
 
 
@@ -247,6 +277,8 @@ def _split(name: str, array: Any) -> list[Any]:
     """Two arrays, so that the norm of one is not the norm of all: vectors, or a matrix where it matters."""
     if name == "adafactor":
         return [array[:6].reshape(2, 3), array[6:]]
+    if name == "muon":
+        return [array[:6].reshape(2, 3), array[6:].reshape(3, 2)]
     return [array[:5], array[5:]]
 
 
@@ -298,6 +330,7 @@ def theirs_in_keras(name: str, settings: list[dict[str, Any]], dtype: str) -> li
     import keras
 
     classes = {each.lower(): each for each in dir(keras.optimizers)}
+    name, own = name.replace("_", ""), name
     gradients, params = problem(dtype)
     # A learning rate, and the product of Nadam, are variables of this dtype.
     keras.config.set_floatx(dtype)
@@ -308,14 +341,14 @@ def theirs_in_keras(name: str, settings: list[dict[str, Any]], dtype: str) -> li
             if each["learning_rate"] in SCHEDULES:
                 each["learning_rate"] = _keras_schedule(keras, each["learning_rate"], dtype)
             optimizer = getattr(keras.optimizers, classes[name])(**each)
-            variables = [keras.Variable(part, dtype=dtype) for part in _split(name, params)]
+            variables = [keras.Variable(part, dtype=dtype) for part in _split(own, params)]
             optimizer.build(variables)
             optimizers.append(optimizer)
             first.append(([v.value for v in variables], [v.value for v in optimizer.variables]))
 
         def step(carry: Any, gradient: Any) -> Any:
             new = [
-                optimizer.stateless_apply(state, _split(name, gradient), params)
+                optimizer.stateless_apply(state, _split(own, gradient), params)
                 for optimizer, (params, state) in zip(optimizers, carry, strict=True)
             ]
             new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, carry)
@@ -348,6 +381,8 @@ def tolerance(library: str, settings: dict[str, Any], dtype: str) -> float:
     Nothing else in Keras is less precise than its variables, if `keras.config.floatx` is their dtype:
     otherwise the learning rate is, and the means in Adafactor, which are float32's in any case.
     """
+    if "adjust_lr_fn" in settings:
+        return 0.05  # PyTorch's Muon computes in bfloat16, five times one after the other.
     if library == "keras" and "beta_2_decay" in settings:
         return max(TOLERANCE[dtype], 1e-6)
     if library == "keras" and dtype == "float32":

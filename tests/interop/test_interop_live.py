@@ -29,7 +29,7 @@ AT_ONCE = 40  # Of Keras's optimizers, in one compiled loop.
 
 
 def theirs(library, name):
-    module = torch.optim if library == "torch" else keras.optimizers
+    module, name = torch.optim if library == "torch" else keras.optimizers, name.replace("_", "")
     return next(each for key, each in vars(module).items() if key.lower() == name)
 
 
@@ -44,6 +44,7 @@ def test_arguments_have_their_names_order_and_defaults(library, name):
     if "mask" in actual:
         assert actual.pop("mask").default is None
     assert actual.pop("storage").default is None
+    actual.pop("axes", None)
     assert list(actual) == list(expected)
     for each, parameter in expected.items():
         if (library, each) == ("keras", "name"):
@@ -92,6 +93,7 @@ RUNS = {
     "radam": ("radam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     "rprop": ("rprop", {"maximize": True}),
     "adafactor": ("adafactor", {"weight_decay": 0.1, "eps": (1e-3, 1e-2)}),
+    "asgd": ("asgd", {"weight_decay": 0.1, "lambd": 0.1, "t0": 80.0}),
 }
 KERAS_RUNS = {
     "sgd": ("sgd", {"momentum": 0.9, "nesterov": True}),
@@ -105,6 +107,9 @@ KERAS_RUNS = {
     "adamax": ("adamax", {}),
     "lion": ("lion", {"weight_decay": 0.1}),
     "adafactor": ("adafactor", {"weight_decay": 0.1}),
+    "lamb": ("lamb", {"weight_decay": 0.1}),
+    "schedule_free_adamw": ("schedule_free_adamw", {"weight_decay": 0.1, "warmup_steps": 80}),
+    "ftrl": ("ftrl", {"weight_decay": 0.1, "l1_regularization_strength": 1e-3}),
     "a schedule": ("adam", {"learning_rate": "schedule"}),
 }
 BEFORE, BETWEEN, AFTER = range(0, 60), range(60, 130), range(130, 200)
@@ -184,7 +189,12 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
             for tensor in interop.torch.export_params(params, TORCH_MAPPING).values()
         ]
         again = theirs("torch", name)(back, lr=1.0)
-        again.load_state_dict(interop.torch.export_state(tx, params, state, TORCH_MAPPING))
+        exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
+        if name == "asgd":  # The average, on which the parameters do not depend.
+            for index, expected in optimizer.state_dict()["state"].items():
+                average = exported["state"][index]["ax"].numpy()
+                assert relative_error([average], [expected["ax"].numpy()], [start[index]]) <= tolerance
+        again.load_state_dict(exported)
         for ours, group in zip(again.param_groups, optimizer.param_groups, strict=True):
             assert ours["param_names"] == list(TORCH_MAPPING)
             options = [name for name in group if name != "params"]
@@ -248,6 +258,8 @@ def test_a_mask_becomes_two_groups():
 @pytest.mark.parametrize("name", trajectories.LIBRARIES["torch"][1])
 def test_parameters_of_shape_zero_there_and_back(name):
     """A temperature, the scale of logits."""
+    if name == "muon":
+        pytest.skip("Muon takes matrices alone.")
     named = {"scale": torch.nn.Parameter(torch.tensor(0.5)), "w": torch.nn.Parameter(torch.ones(3))}
     settings = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {}
     optimizer = theirs("torch", name)(list(named.items()), lr=0.1, **settings)
@@ -347,7 +359,7 @@ def test_a_one_cycle_run_goes_on(name):
 def test_nothing_was_done_yet():
     tensors = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]
     params = {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}
-    for name in trajectories.LIBRARIES["torch"][1]:
+    for name in set(trajectories.LIBRARIES["torch"][1]) - {"muon"}:  # It takes matrices alone.
         optimizer = theirs("torch", name)(tensors, lr=0.1)
         tx = getattr(interop.torch, name)(lr=0.1)
         state = interop.torch.import_state(tx, params, optimizer.state_dict(), TORCH_MAPPING)
@@ -355,6 +367,37 @@ def test_nothing_was_done_yet():
         exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
         theirs("torch", name)(tensors, lr=0.1).load_state_dict(exported)
         assert exported["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_a_run_of_muon_goes_on_here_and_back_there():
+    gradients, first = trajectories.problem("float32")
+    tensor = torch.nn.Parameter(torch.tensor(first[:6].reshape(2, 3)))
+    settings = {"lr": 0.05, "weight_decay": 0.2, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3}
+    optimizer = torch.optim.Muon([("w", tensor)], **settings)
+
+    def their_steps(tensor, optimizer, gradients):
+        for gradient in gradients:
+            tensor.grad = torch.tensor(gradient[:6].reshape(2, 3))
+            optimizer.step()
+
+    their_steps(tensor, optimizer, gradients[BEFORE])
+    tx, params = interop.torch.muon(**settings), {"w": tensor.detach().numpy().copy()}
+    state = interop.torch.import_state(tx, params, optimizer.state_dict())
+    start = params["w"]
+    for gradient in gradients[BETWEEN]:
+        updates, state = tx.update({"w": gradient[:6].reshape(2, 3)}, state, params)
+        params = optax.apply_updates(params, updates)
+    their_steps(tensor, optimizer, gradients[BETWEEN])
+    moved = np.abs(tensor.detach().numpy() - start).max()
+    np.testing.assert_allclose(params["w"], tensor.detach().numpy(), atol=0.05 * moved)
+    exported = interop.torch.export_state(tx, params, state, {"w": "w"})
+    saved = optimizer.state_dict()
+    assert exported["param_groups"] == saved["param_groups"]
+    ours, theirs_ = (each["state"][0]["momentum_buffer"] for each in (exported, saved))
+    np.testing.assert_allclose(ours, theirs_, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="adjust_lr_fn='match_rms_adamw', but the optimizer has None"):
+        other = interop.torch.muon(**{**settings, "adjust_lr_fn": None})
+        interop.torch.import_state(other, params, saved)
 
 
 def test_an_import_does_not_share_memory():

@@ -16,6 +16,8 @@ from ...rules.adam import Adam, NAdam
 from ...rules.adamax import AdaMax, AMSGrad
 from ...rules.factored import FactoredRms
 from ...rules.momentum import Trace
+from ...rules.regularisation import FtrlFromZero
+from ...rules.schedule_free import EvenScheduleFreeAdamW
 from ...rules.sign import Lion
 from .. import _arrays, _match, _state
 from .optimizers import sgd
@@ -36,6 +38,8 @@ _VOCABULARY: _state.Vocabulary = {
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("u_product")},
     AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
     Lion: {"mu": _state.Entry("momentum")},
+    EvenScheduleFreeAdamW: {"z": _state.Entry("momentum"), "nu": _state.Entry("velocity")},
+    FtrlFromZero: {"n": _state.Entry("accumulator"), "z": _state.Entry("linear")},
     FactoredRms: {
         "v_row": _state.Entry("rows"),
         "v_col": _state.Entry("columns"),
@@ -56,6 +60,9 @@ _GROUPS = {
     "nadam": [("momentum", "velocity")],
     "adamax": [("momentum", "norm")],
     "lion": [("momentum",)],
+    "lamb": [("momentum", "velocity")],
+    "ftrl": [("accumulator", "linear")],
+    "schedule_free_adamw": [("momentum", "velocity")],
     # Of an array with one axis or none the first two are 0, and of others the last is made of them.
     "adafactor": [("rows", "columns", "velocity")],
 }

@@ -21,6 +21,8 @@ from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamax as adamax
 from .optimizers import adamw as adamw
+from .optimizers import asgd as asgd
+from .optimizers import muon as muon
 from .optimizers import nadam as nadam
 from .optimizers import radam as radam
 from .optimizers import rmsprop as rmsprop
