@@ -193,7 +193,9 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
         if name == "asgd":  # The average, on which the parameters do not depend.
             for index, expected in optimizer.state_dict()["state"].items():
                 average = exported["state"][index]["ax"].numpy()
-                assert relative_error([average], [expected["ax"].numpy()], [start[index]]) <= tolerance
+                assert (
+                    relative_error([average], [expected["ax"].numpy()], [start[index]]) <= tolerance
+                )
         again.load_state_dict(exported)
         for ours, group in zip(again.param_groups, optimizer.param_groups, strict=True):
             assert ours["param_names"] == list(TORCH_MAPPING)
@@ -395,8 +397,10 @@ def test_a_run_of_muon_goes_on_here_and_back_there():
     assert exported["param_groups"] == saved["param_groups"]
     ours, theirs_ = (each["state"][0]["momentum_buffer"] for each in (exported, saved))
     np.testing.assert_allclose(ours, theirs_, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="adjust_lr_fn='match_rms_adamw', but the optimizer has None"):
-        other = interop.torch.muon(**{**settings, "adjust_lr_fn": None})
+    other = interop.torch.muon(**{**settings, "adjust_lr_fn": None})
+    with pytest.raises(
+        ValueError, match="adjust_lr_fn='match_rms_adamw', but the optimizer has None"
+    ):
         interop.torch.import_state(other, params, saved)
 
 
