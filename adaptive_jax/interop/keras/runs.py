@@ -132,9 +132,9 @@ def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> A
         elif kind not in _NAMELESS:
             path, axes = mapped[names[index]]
             saved[path].entries[kind] = _arrays.to_here(variable, axes, f"{kind} of {names[index]}")
-    for name, factors in _factors(rest, names).items():
+    for name, (rows, columns) in _factors(rest, names).items():
         path, axes = mapped[name]
-        rows, columns = _arrays.factors_to_here(*factors, axes, name)
+        rows, columns = _arrays.factors_to_here(rows, columns, axes, name)
         saved[path].entries |= {"rows": rows, "columns": columns}
     return _state.fill(tx, params, _vocabulary(lifted), "keras", saved, int(step))
 
@@ -186,7 +186,7 @@ def _exported(kind: str, entries: Mapping[str, np.ndarray], axes: Any, path: str
     return _arrays.to_there(entries[kind], axes)
 
 
-def _factors(rest: Sequence[Any], names: Sequence[str]) -> dict[str, list[Any]]:
+def _factors(rest: Sequence[Any], names: list[str]) -> dict[str, list[Any]]:
     """The variables for rows and columns of each parameter that has both."""
     found: dict[str, list[Any]] = {}
     for (kind, index), variable in rest:
