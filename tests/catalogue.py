@@ -370,6 +370,10 @@ PORTED = {
             "nadam": {},
             "adamax": {},
             "radam": {},
+            "rprop": {},
+            "adafactor": {"weight_decay": 0.01},
+            "muon": {},
+            "asgd": {"weight_decay": 0.01, "lambd": 0.1},
         },
         "keras": {
             "sgd": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clipnorm": 1.0},
@@ -380,6 +384,11 @@ PORTED = {
             "adamw": {},
             "nadam": {},
             "adamax": {},
+            "lion": {},
+            "adafactor": {"weight_decay": 0.01},
+            "lamb": {"weight_decay": 0.01},
+            "schedule_free_adamw": {"weight_decay": 0.01},
+            "ftrl": {"l1_regularization_strength": 1e-3},
         },
     }.items()
     for name, settings in names.items()

@@ -2,6 +2,7 @@
 
     python -m pip install -e ".[test,interop]"
     python tests/record_trajectories.py
+    python tests/record_trajectories.py keras.lion torch.rprop  # These alone: the others stay.
 
 The tests replay it where neither library is installed. It holds the settings, and the parameters
 after a few of the steps.
@@ -9,6 +10,7 @@ after a few of the steps.
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
@@ -17,16 +19,20 @@ import numpy as np
 import trajectories
 
 DATA = Path(__file__).parent / "data" / "trajectories.npz"
-# Ten settings in a row have their choices in common: these have none.
-INDICES = range(0, 100, 10)
 STEPS = [0, 1, 2, 9, 19, 49, 99, 199]
 
 
 def main():
-    arrays, settings = {}, {}
+    arrays, settings, only = {}, {}, sys.argv[1:]
+    if only:
+        arrays = dict(np.load(DATA))
+        settings = json.loads(str(arrays.pop("settings")))
+        arrays.pop("steps")
     for library, (draw, names) in trajectories.LIBRARIES.items():
         for name in names:
-            drawn = [draw(name, index) for index in INDICES]
+            if only and f"{library}.{name}" not in only:
+                continue
+            drawn = [draw(name, index) for index in trajectories.recorded(name)]
             settings[f"{library} {name}"] = drawn
             for dtype in trajectories.TOLERANCE:
                 if library == "torch":

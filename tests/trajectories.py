@@ -106,6 +106,29 @@ def torch_settings(name: str, index: int) -> dict[str, Any]:
     """Arguments for `torch.optim` and `interop.torch`; a string for lr names a schedule."""
     draw = _Draw(f"torch {name}", index)
     settings: dict[str, Any] = {"lr": draw.rate(), "maximize": draw.coin()}
+    if name == "muon":
+        del settings["maximize"]
+        settings |= {"weight_decay": draw.maybe(draw.decay_of_weights()), "momentum": draw.decay()}
+        settings |= {"nesterov": draw.coin(), "ns_steps": 3 + 2 * draw.coin()}
+        settings["adjust_lr_fn"] = draw.maybe("match_rms_adamw", draw.maybe("original", None))
+        return settings
+    if name == "asgd":
+        settings["lr"] = draw.log(1e-3, 0.1)
+        settings["weight_decay"] = draw.maybe(draw.decay_of_weights())
+        settings |= {"lambd": draw.log(1e-4, 1.0), "alpha": draw.log(0.1, 1.0)}
+        settings["t0"] = draw.maybe(draw.log(1.0, 100.0), 1e6)
+        return settings
+    if name == "adafactor":
+        settings["weight_decay"] = draw.maybe(draw.decay_of_weights())
+        settings["beta2_decay"] = -draw.log(0.1, 2.0)
+        settings["eps"] = (draw.maybe(draw.log(1e-9, 1.0), None), draw.log(1e-4, 1.0))
+        settings["d"] = 1.0 + draw.maybe(draw.log(1e-2, 1.0))
+        return settings
+    if name == "rprop":
+        settings["lr"] = draw.log(1e-3, 1.0)
+        settings["etas"] = (1.0 - draw.log(0.1, 0.9), 1.0 + draw.log(0.01, 0.5))
+        settings["step_sizes"] = (draw.log(1e-6, 1e-2), draw.log(1e-2, 1.0))
+        return settings
     settings["weight_decay"] = draw.maybe(draw.decay_of_weights())
     if name in ("adam", "adamw", "nadam", "adamax", "radam"):
         settings["betas"] = (draw.decay(), draw.decay(1e-4, 0.5))
@@ -142,9 +165,27 @@ def keras_settings(name: str, index: int) -> dict[str, Any]:
     clipping = draw.one_of(["clipnorm", "clipvalue", "global_clipnorm", "none"])
     if clipping != "none":
         settings[clipping] = draw.log(1e-2, 10.0)
-    if name in ("adam", "adamw", "nadam", "adamax"):
+    if name == "schedule_free_adamw":
+        settings |= {"beta_1": 1.0 - draw.log(1e-2, 0.5), "beta_2": draw.decay()}
+        settings |= {"epsilon": draw.log(1e-9, 1e-2), "warmup_steps": draw.maybe(20, 0)}
+        return settings
+    if name == "ftrl":
+        if settings["learning_rate"] not in ("staircase",):  # Keras divides by it.
+            settings["learning_rate"] = draw.log(1e-2, 1.0)
+        settings["learning_rate_power"] = -draw.log(0.1, 1.0)
+        settings["initial_accumulator_value"] = draw.log(1e-3, 1.0)
+        for each in ("l1_regularization", "l2_regularization", "l2_shrinkage_regularization"):
+            settings[f"{each}_strength"] = draw.maybe(draw.log(1e-3, 1.0))
+        settings["beta"] = draw.maybe(draw.log(1e-2, 1.0))
+        return settings
+    if name == "adafactor":
+        settings["beta_2_decay"] = -draw.log(0.1, 2.0)
+        settings |= {"epsilon_1": draw.log(1e-30, 1e-2), "epsilon_2": draw.log(1e-4, 1.0)}
+        settings |= {"clip_threshold": draw.log(0.1, 2.0), "relative_step": draw.coin()}
+        return settings
+    if name in ("adam", "adamw", "nadam", "adamax", "lion", "lamb"):
         settings |= {"beta_1": draw.decay(), "beta_2": draw.decay()}
-    if name != "sgd":
+    if name not in ("sgd", "lion"):
         settings["epsilon"] = draw.log(1e-9, 1e-2)
     if name in ("adam", "adamw"):
         settings["amsgrad"] = draw.coin()
@@ -166,14 +207,53 @@ def keras_settings(name: str, index: int) -> dict[str, Any]:
 LIBRARIES = {
     "torch": (
         torch_settings,
-        ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax", "radam"],
+        [
+            "sgd",
+            "adagrad",
+            "adadelta",
+            "rmsprop",
+            "adam",
+            "adamw",
+            "nadam",
+            "adamax",
+            "radam",
+            "rprop",
+            "adafactor",
+            "muon",
+            "asgd",
+        ],
     ),
     "keras": (
         keras_settings,
-        ["sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw", "nadam", "adamax"],
+        [
+            "sgd",
+            "adagrad",
+            "adadelta",
+            "rmsprop",
+            "adam",
+            "adamw",
+            "nadam",
+            "adamax",
+            "lion",
+            "adafactor",
+            "lamb",
+            "ftrl",
+            "schedule_free_adamw",
+        ],
     ),
 }
 """Of each library: what draws settings, and its optimizers."""
+
+FEWER = {"rprop", "lion", "adafactor", "lamb", "ftrl", "muon", "asgd", "schedule_free_adamw"}
+"""Of which some of the settings are tried: their steps are many operations, or have few choices."""
+
+
+def recorded(name: str) -> range:
+    """Which settings are replayed where the libraries are not installed.
+
+    Ten settings in a row have their choices in common: these have none.
+    """
+    return range(0, 100, 30 if name in FEWER else 10)
 
 
 def ours(library: str, name: str, settings: dict[str, Any], dtype: str) -> np.ndarray:
@@ -184,18 +264,26 @@ def ours(library: str, name: str, settings: dict[str, Any], dtype: str) -> np.nd
     gradients, params = problem(dtype)
     with jax.enable_x64(dtype == "float64"):
         tx = getattr(getattr(interop, library), name)(**settings)
-        # Two arrays, so that the norm of one is not the norm of all.
-        params = _split(params)
+        params = _split(name, params)
         state, trajectory = tx.init(params), []
         for gradient in gradients:
-            updates, state = tx.update(_split(gradient), state, params)
+            updates, state = tx.update(_split(name, gradient), state, params)
             params = [p + np.asarray(u) for p, u in zip(params, updates, strict=True)]
-            trajectory.append(np.concatenate(params))
+            trajectory.append(_joined(params))
     return np.stack(trajectory)
 
 
-def _split(array: Any) -> list[Any]:
+def _split(name: str, array: Any) -> list[Any]:
+    """Two arrays, so that the norm of one is not the norm of all: vectors, or a matrix where it matters."""
+    if name == "adafactor":
+        return [array[:6].reshape(2, 3), array[6:]]
+    if name == "muon":
+        return [array[:6].reshape(2, 3), array[6:].reshape(3, 2)]
     return [array[:5], array[5:]]
+
+
+def _joined(parts: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(part) for part in parts])
 
 
 def theirs_in_torch(name: str, settings: dict[str, Any], dtype: str) -> np.ndarray:
@@ -204,7 +292,7 @@ def theirs_in_torch(name: str, settings: dict[str, Any], dtype: str) -> np.ndarr
 
     classes = {each.lower(): each for each in dir(torch.optim)}
     gradients, params = problem(dtype)
-    tensors = [torch.nn.Parameter(torch.tensor(part)) for part in _split(params)]
+    tensors = [torch.nn.Parameter(torch.tensor(part)) for part in _split(name, params)]
     settings = dict(settings)
     schedule = SCHEDULES.get(settings["lr"])
     if schedule is not None:
@@ -215,10 +303,10 @@ def theirs_in_torch(name: str, settings: dict[str, Any], dtype: str) -> np.ndarr
         for step, gradient in enumerate(gradients):
             if schedule is not None:
                 optimizer.param_groups[0]["lr"] = float(schedule[step])
-            for tensor, part in zip(tensors, _split(gradient), strict=True):
+            for tensor, part in zip(tensors, _split(name, gradient), strict=True):
                 tensor.grad = torch.from_numpy(part.copy())
             optimizer.step()
-            trajectory.append(np.concatenate([tensor.detach().numpy() for tensor in tensors]))
+            trajectory.append(_joined([tensor.detach().numpy() for tensor in tensors]))
     return np.stack(trajectory)
 
 
@@ -242,6 +330,7 @@ def theirs_in_keras(name: str, settings: list[dict[str, Any]], dtype: str) -> li
     import keras
 
     classes = {each.lower(): each for each in dir(keras.optimizers)}
+    name, own = name.replace("_", ""), name
     gradients, params = problem(dtype)
     # A learning rate, and the product of Nadam, are variables of this dtype.
     keras.config.set_floatx(dtype)
@@ -252,18 +341,18 @@ def theirs_in_keras(name: str, settings: list[dict[str, Any]], dtype: str) -> li
             if each["learning_rate"] in SCHEDULES:
                 each["learning_rate"] = _keras_schedule(keras, each["learning_rate"], dtype)
             optimizer = getattr(keras.optimizers, classes[name])(**each)
-            variables = [keras.Variable(part, dtype=dtype) for part in _split(params)]
+            variables = [keras.Variable(part, dtype=dtype) for part in _split(own, params)]
             optimizer.build(variables)
             optimizers.append(optimizer)
             first.append(([v.value for v in variables], [v.value for v in optimizer.variables]))
 
         def step(carry: Any, gradient: Any) -> Any:
             new = [
-                optimizer.stateless_apply(state, _split(gradient), params)
+                optimizer.stateless_apply(state, _split(own, gradient), params)
                 for optimizer, (params, state) in zip(optimizers, carry, strict=True)
             ]
             new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, carry)
-            return new, [jnp.concatenate(params) for params, _ in new]
+            return new, [jnp.concatenate([jnp.ravel(p) for p in params]) for params, _ in new]
 
         with jax.numpy_rank_promotion("allow"):
             first = [tuple(each) for each in first]
@@ -290,8 +379,12 @@ def tolerance(library: str, settings: dict[str, Any], dtype: str) -> float:
     Keras takes 1 - βᵗ of numbers in the variables' dtype. In float32 that is wrong by 2^-24/(1-β) in
     the first step, 6e-5 for 0.999: by so much the step is wrong for β₁, and by half of it for β₂.
     Nothing else in Keras is less precise than its variables, if `keras.config.floatx` is their dtype:
-    otherwise the learning rate is.
+    otherwise the learning rate is, and the means in Adafactor, which are float32's in any case.
     """
+    if "adjust_lr_fn" in settings:
+        return 0.05  # PyTorch's Muon computes in bfloat16, five times one after the other.
+    if library == "keras" and "beta_2_decay" in settings:
+        return max(TOLERANCE[dtype], 1e-6)
     if library == "keras" and dtype == "float32":
         own = [
             2.0**-24 / (1 - settings.get("beta_1", 0.0)),

@@ -62,3 +62,42 @@ def to_there(value: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     """An array here in the layout there."""
     # Not np.ascontiguousarray, which gives a single number an axis.
     return value if axes is None else np.array(np.transpose(value, np.argsort(axes)), order="C")
+
+
+def factors_to_here(
+    rows: Any, columns: Any, axes: tuple[int, ...] | None, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means of squares over the last axis and over the one before it, in the layout here.
+
+    rows, columns: of the shapes (…, m) and (…, n) there.
+    """
+    rows, columns = array(rows, f"the rows of {what}"), array(columns, f"the columns of {what}")
+    return _factors(rows, columns, axes, what)
+
+
+def factors_to_there(
+    rows: np.ndarray, columns: np.ndarray, axes: tuple[int, ...] | None, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reverse of `factors_to_here`."""
+    back = None if axes is None else tuple(map(int, np.argsort(axes)))
+    return _factors(rows, columns, back, what)
+
+
+def _factors(
+    rows: np.ndarray, columns: np.ndarray, axes: tuple[int, ...] | None, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    if axes is None:
+        return rows, columns
+    last = len(axes) - 1
+    if rows.ndim != last or set(axes[-2:]) != {last - 1, last}:
+        raise ValueError(
+            f"{what} is kept as means over its last two axes, both there and here: with the axes {axes} "
+            "these are others here, and nothing can be made of the saved ones."
+        )
+    of_rows, of_columns = (
+        np.transpose(rows[..., None], axes), np.transpose(columns[..., None, :], axes)
+    )  # fmt: skip
+    if axes[-1] != last:  # Transposed: what were rows there are columns here.
+        of_rows, of_columns = of_columns, of_rows
+    # In C's order, which torch.from_numpy and a checkpoint keep.
+    return np.array(of_rows[..., 0], order="C"), np.array(of_columns[..., 0, :], order="C")

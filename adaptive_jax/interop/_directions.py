@@ -8,6 +8,8 @@ from .._core.hyper import none_if_zero
 from .._core.rule import Rule
 from ..rules.adam import Adam
 from ..rules.adamax import AMSGrad
+from ..rules.clipping import ClipByBlockRms
+from ..rules.factored import FactoredRms
 from ..rules.momentum import Trace
 from ._port import is_absent
 
@@ -26,3 +28,16 @@ def moments(betas: Any, eps: Any, amsgrad: bool, eps_hat: bool = False) -> Rule:
     if amsgrad:
         return AMSGrad(b1, b2, eps, maximum_of="raw", eps_hat=eps_hat)
     return Adam(b1, b2, eps, eps_hat=eps_hat)
+
+
+def factored(
+    kind: type[FactoredRms], exponent: Any, eps: Any, threshold: Any, name: str
+) -> list[Rule]:
+    """Adafactor's clipped direction, of the last two axes of every array that has two or more.
+
+    exponent: that of t in 1 - β₂, <= 0. name: what it is called there.
+    """
+    if callable(exponent):
+        raise TypeError(f"{name} is a schedule: it is an exponent of t, and must be a number.")
+    rule = kind(decay_rate=-exponent, min_dim_size_to_factor=0, eps=eps, factored_axes="last")
+    return [rule, ClipByBlockRms(threshold)]

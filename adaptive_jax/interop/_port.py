@@ -31,6 +31,18 @@ FRACTION = hyper.Interval(0.0, 1.0)
 DECAY = hyper.Interval(0.0, 1.0, open_above=True)
 
 
+NON_POSITIVE = hyper.Interval(high=0.0, open_below=True)
+
+
+POSITIVE = hyper.Interval(0.0, open_below=True)
+
+
+SHARE = hyper.Interval(0.0, 1.0, open_below=True)
+
+
+LIMIT = hyper.Interval(0.0, finite=False)
+
+
 @dataclass(frozen=True)
 class Argument:
     """An argument: what it means, the field of a rule that holds it, and the values it may have.
@@ -100,7 +112,9 @@ def port(
                 _check_argument(label, name, value, argument, parameter)
             rules = complete(directions(*given.args, **given.kwargs), values)
             options: dict[str, Any] = {
-                name: True for name in values if arguments[name].is_option and values[name]
+                name: values[name] if isinstance(values[name], str) else True
+                for name in values
+                if arguments[name].is_option and values[name]
             }
             return build(optimizer, *rules, storage=values["storage"], **options)
 

@@ -24,6 +24,7 @@ from .._core.lifted import Lifted
 from .._core.rule import Rule, Slot
 from .._core.transformation import Foreign
 from .._core.wrapper import rebuilt, walk
+from ..rules.factored import FactoredRms
 from ..transforms.chain import Chained
 from ._arrays import array, paths
 
@@ -67,8 +68,13 @@ def _is_port(factory: Any, module: str) -> bool:
     return getattr(factory, "label", "").startswith(f"{module}.")
 
 
-def entries_of(lifted: Lifted, vocabulary: Vocabulary) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """The entries that another library keeps for this optimizer: for slots and for scalars."""
+def entries_of(
+    lifted: Lifted, vocabulary: Vocabulary, shape: tuple[int, ...] | None = None
+) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """The entries that another library keeps for this optimizer: for slots and for scalars.
+
+    shape: of the one array that they are for; None for those of all arrays.
+    """
     slots, scalars = {}, {}
     for rule in lifted.rules:
         if decays := states.scheduled_decays(rule):
@@ -76,9 +82,17 @@ def entries_of(lifted: Lifted, vocabulary: Vocabulary) -> tuple[dict[str, Entry]
                 f"{decays[0]} of {lifted!r} is a schedule, which no saved run knows: give it a number."
             )
         words = vocabulary.get(type(rule), {})
-        slots |= {slot: words[slot] for slot in rule.slots}
+        kept = rule.slots if shape is None else kept_slots(rule, shape)
+        slots |= {slot: words[slot] for slot in kept}
         scalars |= {scalar: words[scalar] for scalar in rule.scalars}
     return slots, scalars
+
+
+def kept_slots(rule: Rule, shape: tuple[int, ...]) -> list[str]:
+    """The slots that hold something of an array of this shape: what it has not is one 0 here."""
+    if isinstance(rule, FactoredRms):
+        return ["v"] if rule.axes(shape) is None else ["v_row", "v_col"]
+    return list(rule.slots)
 
 
 def fill(
@@ -110,27 +124,34 @@ def _fill(target: Lifted, state: Any, params: Any, vocabulary: Vocabulary, saved
         for name in rule.scalars:
             value = next(iter(saved.values())).entries[words[name].name]
             values[name] = jnp.asarray(value, getattr(part, name).dtype)
-        for (name, slot), storage in zip(rule.slots.items(), storages, strict=True):
-            values[name] = _slot(
-                getattr(part, name), name, slot, storage, params, words[name], saved
-            )
+        for name, storage in zip(rule.slots, storages, strict=True):
+            old = getattr(part, name)
+            values[name] = _slot(old, name, rule, storage, params, words[name], saved)
         new.append(part._replace(**values) if values else part)
     return target.join(new)
 
 
 def _slot(
-    old: Any, name: str, slot: Slot, storage: Any, params: Any, word: Entry, saved: Any
+    old: Any, name: str, rule: Rule, storage: Any, params: Any, word: Entry, saved: Any
 ) -> Any:
+    slot: Slot = rule.slots[name]
     with_path, treedef = jax.tree_util.tree_flatten_with_path(params)
     stored = []
     pairs = zip(with_path, treedef.flatten_up_to(old), strict=True)
     for index, ((path, leaf), first) in enumerate(pairs):
+        if name not in kept_slots(rule, np.shape(leaf)):
+            stored.append(first)
+            continue
         one = saved[keystr(path, simple=True, separator="/")]
         value, what = one.entries[word.name], f"{word.name} of {one.name}"
-        if value.shape != np.shape(leaf):
+        shape = slot.shape_for(np.shape(leaf))
+        if value.shape != shape:
+            of = f"the parameter {np.shape(leaf)}"
+            if shape != np.shape(leaf):
+                of = f"that of {of} is {shape}"
             raise ValueError(
-                f"{what} has the shape {value.shape}, the parameter {np.shape(leaf)}: transpose it "
-                "with a mapping, {name: (path, axes)}."
+                f"{what} has the shape {value.shape}, {of}: transpose it with a mapping, "
+                "{name: (path, axes)}."
             )
         if np.iscomplexobj(value) and (slot.nonnegative or not jnp.iscomplexobj(leaf)):
             raise ValueError(f"{what} is complex, where {name} is real here.")
@@ -162,7 +183,8 @@ def read(
     target = lifted_of(tx, module)
     part = next(part for each, part in walk(tx, state, through=Chained) if each is target)
     split = target.split(part)
-    by_path: dict[str, dict[str, np.ndarray]] = {path: {} for path in paths(params)}
+    shapes = {path: np.shape(leaf) for path, leaf in paths(params).items()}
+    by_path: dict[str, dict[str, np.ndarray]] = {path: {} for path in shapes}
     scalars, count = {}, 0
     for rule, storages, old in zip(target.rules, target.storages, split, strict=True):
         words = vocabulary.get(type(rule), {})
@@ -171,8 +193,10 @@ def read(
             scalars[words[name].name] = float(getattr(old, name))
         for name, storage in zip(rule.slots, storages, strict=True):
             values = jax.tree.structure(params).flatten_up_to(getattr(old, name))
-            for entries, value in zip(by_path.values(), values, strict=True):
-                word = words[name]
+            word = words[name]
+            for (path, entries), value in zip(by_path.items(), values, strict=True):
+                if name not in kept_slots(rule, shapes[path]):
+                    continue
                 # Times a sign, an array of shape () would become a number.
                 entries[word.name] = np.asarray(word.sign * array(storage.decode(value), word.name))
     return by_path, scalars, count

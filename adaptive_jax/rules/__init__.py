@@ -9,6 +9,7 @@ from .adamax import AdaMax as AdaMax
 from .adamax import AMSGrad as AMSGrad
 from .adopt import ADOPT as ADOPT
 from .averaging import Average as Average
+from .averaging import AveragedDescent as AveragedDescent
 from .averaging import Averaging as Averaging
 from .averaging import LatestAverage as LatestAverage
 from .averaging import Lookahead as Lookahead
@@ -35,6 +36,8 @@ from .differences import OptimisticGradient as OptimisticGradient
 from .distance import DoG as DoG
 from .distance import DoWG as DoWG
 from .factored import FactoredRms as FactoredRms
+from .factored import HeldFactoredRms as HeldFactoredRms
+from .factored import RelativeStep as RelativeStep
 from .hypergradient import AdamHD as AdamHD
 from .hypergradient import Hypergradient as Hypergradient
 from .kronecker import Shampoo as Shampoo
@@ -43,6 +46,7 @@ from .layerwise import Centralize as Centralize
 from .layerwise import Hyperball as Hyperball
 from .layerwise import LarsTrustRatio as LarsTrustRatio
 from .layerwise import ScaleByBlockRms as ScaleByBlockRms
+from .layerwise import TrustedStep as TrustedStep
 from .layerwise import TrustRatio as TrustRatio
 from .mixtures import AdEMAMix as AdEMAMix
 from .mixtures import SimplifiedAdEMAMix as SimplifiedAdEMAMix
@@ -51,6 +55,7 @@ from .momentum import Trace as Trace
 from .normalized import Fromage as Fromage
 from .normalized import NovoGrad as NovoGrad
 from .orthogonal import Muon as Muon
+from .orthogonal import MuonOfWeights as MuonOfWeights
 from .orthogonal import NorMuon as NorMuon
 from .parameter_free import DAdaptAdamW as DAdaptAdamW
 from .parameter_free import Prodigy as Prodigy
@@ -60,6 +65,7 @@ from .polyak import Polyak as Polyak
 from .polyak import StochasticPolyak as StochasticPolyak
 from .regularisation import Box as Box
 from .regularisation import Ftrl as Ftrl
+from .regularisation import FtrlFromZero as FtrlFromZero
 from .regularisation import Penalty as Penalty
 from .regularisation import Proximal as Proximal
 from .resilient import Rprop as Rprop
@@ -70,6 +76,7 @@ from .scaling import Identity as Identity
 from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
 from .scaling import WeightDecay as WeightDecay
+from .schedule_free import EvenScheduleFreeAdamW as EvenScheduleFreeAdamW
 from .schedule_free import ScheduleFree as ScheduleFree
 from .schedule_free import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .schedule_free import ScheduleFreeSteps as ScheduleFreeSteps

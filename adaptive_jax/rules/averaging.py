@@ -105,6 +105,55 @@ class TailAverage(Averaging):
 
 
 @dataclass(frozen=True)
+class AveragedDescent(Rule):
+    """Gradient descent whose step size falls, and the mean of its parameters, as PyTorch's ASGD has them.
+
+        θ ← θ - ηₜ(g + λθ),   ηₜ₊₁ = η/(1 + ληt)^α
+        θ̄ ← θ̄ + wₜ(θ - θ̄),   wₜ₊₁ = 1/max(1, t - t₀),   w₁ = 1
+
+    learning_rate: η = η₁ >= 0.
+    lambd: λ >= 0.
+    power: α >= 0.
+    start: t₀ >= 0, the step after which parameters are averaged.
+    """
+
+    paper = Paper("Polyak & Juditsky 1992", "https://doi.org/10.1137/0330046")
+
+    learning_rate: NonNegative
+    lambd: NonNegative = 1e-4
+    power: NonNegative = 0.75
+    start: NonNegative = 1e6
+    slots = {"ax": Slot("param")}
+    scalars = {"eta": "learning_rate", "mu": 1.0}
+    needs_params = True
+    owns_rate = True
+    counts_steps = True
+
+    def learning_rate_at(self, step):
+        taken = jnp.asarray(step - 1, jnp.result_type(self.learning_rate))
+        return self.learning_rate / (1 + self.lambd * self.learning_rate * taken) ** self.power
+
+    def advance(self, scalars, measured, ctx):
+        averaged = jnp.maximum(ctx.step.astype(scalars["mu"].dtype) - self.start, 1)
+        return {
+            "eta": self.learning_rate_at(ctx.step + 1),
+            "mu": 1 / averaged,
+            "rate": scalars["eta"],
+            "weight": scalars["mu"],
+        }
+
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
+        rate, weight = ctx.scalars["rate"], ctx.scalars["weight"]
+        step = scaled(grad + self.lambd * param, -rate)
+        new, old = param + step, slots["ax"]
+        average = jnp.where(weight == 1, new, old + scaled(new - old, weight))
+        return step, {"ax": ctx.store("ax", average)}
+
+    def evaluate(self, param, slots, ctx):
+        return slots["ax"]
+
+
+@dataclass(frozen=True)
 class LatestAverage(Rule):
     """LAWA: the mean of the parameters at some latest steps.
 

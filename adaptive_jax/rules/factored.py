@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.arguments import one_of
-from .._core.hyper import Decay, NonNegative, none_if_zero
+from .._core.hyper import Decay, NonNegative, mapped, none_if_zero
+from .._core.mask import Mask
 from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transform import build
@@ -23,6 +24,9 @@ from ..maths import (
     ema,
     least_denominator,
     quotient,
+    root_mean_square,
+    scaled,
+    square_root,
 )
 from ..schedules import relative_step_schedule
 from ._descent import VELOCITIES, decays_by
@@ -109,6 +113,24 @@ class FactoredRms(Rule):
             "v": Slot(nonnegative=True, shape=lambda shape: (1,) if self.axes(shape) else shape),
         }
 
+    @property
+    def exponent(self):
+        """That of t in 1 - β̂ₜ, which is what PyTorch and Keras call the decay of β₂."""
+        return -self.decay_rate
+
+    def squared(self, grad):
+        """g² + ε₁."""
+        least = least_denominator(jnp.finfo(grad.dtype).dtype) ** 2
+        return abs_squared(clamped(grad)) + jnp.maximum(self.eps, least)
+
+    def held(self, x, least):
+        """What is divided by, and no smaller than it may be: √V, and the mean of R."""
+        return x
+
+    def root(self, x):
+        """√x, of averages of those squares."""
+        return jnp.sqrt(x)
+
     def decay(self, step, dtype):
         """β̂ₜ, with 1 - β̂ₜ = t^(-c)."""
         step = jnp.maximum(step.astype(dtype) - self.decay_offset, 1)
@@ -121,11 +143,12 @@ class FactoredRms(Rule):
 
     def update(self, grad, slots, param, ctx):
         real, axes = jnp.finfo(grad.dtype).dtype, self.axes(grad.shape)
-        beta, least = self.decay(ctx.step, real), least_denominator(real) ** 2
-        square = abs_squared(clamped(grad)) + jnp.maximum(self.eps, least)
+        beta, least = self.decay(ctx.step, real), least_denominator(real)
+        square = self.squared(grad)
         if axes is None:
             v = ctx.store("v", ema(square, slots["v"], beta))
-            return quotient(bounded(grad), jnp.sqrt(v)), {**slots, "v": v}
+            root = self.held(self.root(v), least)
+            return quotient(bounded(grad), root), {**slots, "v": v}
 
         def mean(x, axis):  # Divided before it is added up: the sum could overflow.
             return jnp.sum(x / x.shape[axis], axis)
@@ -135,9 +158,75 @@ class FactoredRms(Rule):
         v_col = ctx.store("v_col", ema(mean(square, rows), slots["v_col"], beta))
         of_rows = jnp.expand_dims(v_row, columns)
         # The roots one by one: of zero gradients, the square of a mean is too small for a derivative.
-        share = jnp.sqrt(of_rows) / jnp.sqrt(jnp.expand_dims(mean(of_rows, rows), rows))
-        root = share * jnp.sqrt(jnp.expand_dims(v_col, rows))
+        mean_row = self.held(jnp.expand_dims(mean(of_rows, rows), rows), least**2)
+        share = self.root(of_rows) / self.root(mean_row)
+        root = self.held(share * self.root(jnp.expand_dims(v_col, rows)), least)
         return quotient(bounded(grad), root), {"v_row": v_row, "v_col": v_col, "v": slots["v"]}
+
+
+@dataclass(frozen=True)
+class HeldFactoredRms(FactoredRms):
+    """The same as PyTorch has it: what is divided by is held at ε₁, which is not added to each g².
+
+        R ← β̂ₜR + (1-β̂ₜ)·mean over columns of g²,   C ← β̂ₜC + (1-β̂ₜ)·mean over rows of g²
+        d = g/max(√V, ε₁),   V = R·C/max(mean(R), ε₁)
+
+    eps: ε₁ >= 0; None for that of the dtype of the maths, 1.2e-7 in float32.
+    """
+
+    paper = ADAFACTOR
+
+    eps: NonNegative = None
+
+    def squared(self, grad):
+        return abs_squared(clamped(grad))
+
+    def root(self, x):
+        return square_root(x)
+
+    def held(self, x, least):
+        eps = jnp.finfo(x.dtype).eps if self.eps is None else self.eps
+        return jnp.maximum(x, jnp.maximum(eps, least).astype(x.dtype))
+
+
+@dataclass(frozen=True)
+class RelativeStep(Rule):
+    """Adafactor's step in PyTorch and Keras: in the units of the array, at most 1/√t of it.
+
+        θ ← θ - ηλθ - ρₜ·max(ε₂, RMS(θ))·d,   ρₜ = min(η, 1/√t)
+
+    learning_rate: η >= 0.
+    min_scale: ε₂ >= 0, the least size that parameters count as.
+    weight_decay: λ >= 0; None for none.
+    mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
+    decays_first: True for RMS((1-ηλ)θ), as in Keras.
+    """
+
+    paper = ADAFACTOR
+
+    learning_rate: NonNegative
+    min_scale: NonNegative = 1e-3
+    weight_decay: NonNegative = None
+    mask: Mask = None
+    decays_first: bool = False
+    counts_steps = True
+    needs_params = True
+
+    def learning_rate_at(self, step):
+        def at_most(rate):
+            return jnp.minimum(rate, jnp.asarray(step, jnp.result_type(rate)) ** -0.5)
+
+        return mapped(at_most, super().learning_rate_at(step))
+
+    def update(self, grad, slots, param: Any, ctx):
+        size, rate = root_mean_square(param), self.learning_rate_at(ctx.step)
+        if self.weight_decay is None or not ctx.selected:
+            return scaled(grad, -rate * jnp.maximum(self.min_scale, size)), {}
+        decay = self.learning_rate * self.weight_decay
+        if self.decays_first:
+            size = jnp.abs(1 - decay) * size
+        step = scaled(grad, rate * jnp.maximum(self.min_scale, size))
+        return -step - scaled(param, decay), {}
 
 
 @composed(FactoredRms)

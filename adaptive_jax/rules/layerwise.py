@@ -116,6 +116,35 @@ class LarsTrustRatio(Rule):
         return trusted(grad, self.trust_coefficient * of_param, of_grad, of_grad + self.eps), {}
 
 
+@dataclass(frozen=True)
+class TrustedStep(Rule):
+    """LAMB's step in Keras: as long as η times the array that it changes, which decays first.
+
+        θ ← (1-ηλ)θ,   θ ← θ - η·‖θ‖/‖d‖·d,   ‖·‖ of the one array
+
+    Where a norm is 0, d stays as it is.
+
+    learning_rate: η >= 0.
+    weight_decay: λ >= 0; None for none. It is no part of d.
+    mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
+    """
+
+    paper = LAMB
+
+    learning_rate: NonNegative
+    weight_decay: NonNegative = None
+    mask: Mask = None
+    needs_params = True
+
+    def update(self, grad, slots, param: Any, ctx):
+        size, of_grad, rate = norm(param), norm(grad), self.learning_rate
+        if self.weight_decay is None or not ctx.selected:
+            return scaled(trusted(grad, size, of_grad, of_grad), -rate), {}
+        decay = rate * self.weight_decay
+        step = trusted(grad, jnp.abs(1 - decay) * size, of_grad, of_grad)
+        return scaled(step, -rate) - scaled(param, decay), {}
+
+
 def trusted(grad, size, of_grad, denominator):
     """grad/denominator · size; grad itself where size or its own norm is 0."""
     is_known = (size > 0) & (of_grad >= jnp.finfo(of_grad.dtype).tiny)

@@ -14,6 +14,7 @@ from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transformation import Transformation
+from .._core.views import MatrixAxes
 from ..maths import at_least, bounded, denominator, ema, norm, product
 from ._factory import Paper, composed, preconditioner
 from ._matrices import descend_matrices
@@ -108,11 +109,18 @@ class Muon(Rule):
         return ema(bounded(grad), slots["mu"], self.b1)
 
     def orthogonal(self, grad, mu):
-        momentum = ema(bounded(grad), mu, self.b1) if self.nesterov else mu
-        return orthogonalized(momentum, self.polynomials, self.eps)
+        return orthogonalized(self.ahead(grad, mu), self.polynomials, self.eps)
+
+    def ahead(self, grad, mu):
+        return ema(bounded(grad), mu, self.b1) if self.nesterov else mu
 
     def factor(self, grad):
         return SCALES[self.scale](*(max(1, size) for size in grad.shape[-2:]))
+
+    @property
+    def ns_coefficients(self):
+        """(a, b, c) of the first step, which PyTorch takes for all."""
+        return self.polynomials[0]
 
     @property
     def polynomials(self):
@@ -140,7 +148,11 @@ def _coefficients(given: Any) -> Any:
 
 def orthogonalized(x: jax.Array, polynomials: Any, eps: jax.Array) -> jax.Array:
     """About UVᵀ for each matrix UΣVᵀ: odd polynomials of X/(‖X‖ + ε), one after the other."""
-    x = x / at_least(norm(x, (-2, -1)) + eps)
+    return through(x / at_least(norm(x, (-2, -1)) + eps), polynomials)
+
+
+def through(x: jax.Array, polynomials: Any) -> jax.Array:
+    """Odd polynomials of the singular values of each matrix, none above 1, one after the other."""
     is_tall = x.shape[-2] > x.shape[-1]
     short, long = sorted(x.shape[-2:])
     identity = jnp.broadcast_to(jnp.eye(short, dtype=x.dtype), (*x.shape[:-2], short, short))
@@ -198,6 +210,22 @@ class NorMuon(Muon):
         n = o / denominator(nu, 1e-10)[..., None, :]
         rescaled = n * (norm(o, (-2, -1)) / at_least(norm(n, (-2, -1))))
         return self.factor(grad) * rescaled, {"mu": mu, "nu": nu}
+
+
+@dataclass(frozen=True)
+class MuonOfWeights(Muon):
+    """The same as PyTorch has it: for weights, (out, in), and with ε as the least norm.
+
+    μ ← β₁μ + (1-β₁)g,   X₀ = m/max(‖m‖, ε),   and on as in `Muon`
+    """
+
+    paper = Muon.paper
+    usual_axes = MatrixAxes(rows=-1, columns=-2)
+
+    def orthogonal(self, grad, mu):
+        momentum = self.ahead(grad, mu)
+        size = jnp.maximum(norm(momentum, (-2, -1)), self.eps)
+        return through(momentum / at_least(size), self.polynomials)
 
 
 @composed(Muon, variants={"normuon=True": NorMuon})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._core.arguments import one_of
-from .._core.hyper import Hyper, NonNegative, none_if_zero
+from .._core.hyper import Hyper, NonNegative, Positive, none_if_zero
 from .._core.mask import Mask
 from .._core.rule import Rule, Slot
 from .._core.transform import build
@@ -213,6 +213,58 @@ class Ftrl(Rule):
         z = ctx.store("z", z)
         new = -jnp.sign(z) * jnp.maximum(lax.abs(z) - least, 0) / curvature
         return step_to(new, param) + 0 * grad, {"z": z, "n": n}
+
+
+@dataclass(frozen=True)
+class FtrlFromZero(Rule):
+    """The same as Keras has it: z is that of gradients, starts at 0, and n may have any power.
+
+        θ ← (1-ηλ)θ,   z ← z + g + 2sθ - ((n + g²)ᵖ - nᵖ)/η·θ,   n ← n + g²
+        θ ← (min(max(z, -λ₁), λ₁) - z)/((β + nᵖ)/η + 2λ₂)
+
+    learning_rate: η > 0.
+    power: p >= 0.
+    beta: β >= 0.
+    l1: λ₁ >= 0.
+    l2: λ₂ >= 0.
+    l2_shrinkage: s >= 0, of an L2 penalty that n knows nothing of.
+    initial_accumulator_value: the first value of n, >= 0.
+    weight_decay: the decoupled weight decay λ, >= 0; None for none.
+    mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
+    """
+
+    paper = Ftrl.paper
+
+    learning_rate: Positive
+    power: NonNegative = 0.5
+    beta: NonNegative = 0.0
+    l1: NonNegative = 0.0
+    l2: NonNegative = 0.0
+    l2_shrinkage: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.1
+    weight_decay: NonNegative = None
+    mask: Mask = None
+    slots = {"n": Slot(initial="initial_accumulator_value", nonnegative=True), "z": Slot()}
+    needs_params = True
+    takes_complex = False
+    owns_rate = True
+
+    @property
+    def learning_rate_power(self):
+        """-p, as Keras counts it."""
+        return -self.power
+
+    def update(self, grad, slots, param: Any, ctx):
+        rate, old, decayed = self.learning_rate, slots["n"], param
+        if self.weight_decay is not None and ctx.selected:
+            decayed = (1 - rate * self.weight_decay) * param
+        n = ctx.store("n", saturated(old) + abs_squared(clamped(grad)))
+        pushed = bounded(grad) + 2 * self.l2_shrinkage * decayed
+        pulled = (n**self.power - old**self.power) / rate * decayed
+        z = ctx.store("z", slots["z"] + pushed - pulled)
+        curvature = (self.beta + n**self.power) / rate + 2 * self.l2
+        new = (jnp.clip(z, -self.l1, self.l1) - z) / curvature
+        return step_to(new, param), {"n": n, "z": z}
 
 
 @preconditioner(Penalty)

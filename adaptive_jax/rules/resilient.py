@@ -32,6 +32,9 @@ class Rprop(Rule):
     eta_plus: η₊ >= 1.
     min_step_size: Δ_min >= 0.
     max_step_size: Δ_max >= 0.
+    clip_first: True to hold Δ in [Δ_min, Δ_max] from the first step on, as PyTorch does, and not from
+      where it first changes.
+    keep_count: True to count the steps although nothing needs their number.
     """
 
     paper = (
@@ -45,17 +48,25 @@ class Rprop(Rule):
     eta_plus: NonNegative = 1.2
     min_step_size: NonNegative = 1e-6
     max_step_size: NonNegative = 50.0
+    clip_first: bool = False
+    keep_count: bool = False
     slots = {"step_sizes": Slot("learning_rate", nonnegative=True), "prev_updates": Slot()}
-    counts_steps = False
     takes_complex = False
     learning_rate_field = None  # It is where the step sizes start from.
     state_type_name = "ScaleByRpropState"
+
+    @property
+    def counts_steps(self):
+        return self.keep_count
 
     def update(self, grad, slots, param, ctx):
         agreement = jnp.sign(grad) * jnp.sign(slots["prev_updates"])
         size = slots["step_sizes"] * jnp.where(agreement > 0, self.eta_plus, self.eta_minus)
         size = jnp.clip(size, self.min_step_size, self.max_step_size)
-        size = ctx.store("step_sizes", jnp.where(agreement == 0, slots["step_sizes"], size))
+        same = slots["step_sizes"]
+        if self.clip_first:
+            same = jnp.clip(same, self.min_step_size, self.max_step_size)
+        size = ctx.store("step_sizes", jnp.where(agreement == 0, same, size))
         update = sign(grad) * jnp.where(agreement < 0, 0, size)
         return update, {"step_sizes": size, "prev_updates": update}
 

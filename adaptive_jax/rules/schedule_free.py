@@ -136,6 +136,55 @@ class ScheduleFreeAdamW(ScheduleFree):
         return update, {"nu": nu, **new}
 
 
+@dataclass(frozen=True)
+class EvenScheduleFreeAdamW(Rule):
+    """The same as Keras has it: all steps count alike, and y alone decays.
+
+        γ = η·min(1, t/T),   c = 1/t,   ν ← β₂ν + (1-β₂)g²,   y ← (1-ηλ)y
+        x = (y - (1-β₁)z)/β₁,   z ← z - γg/(√(ν/(1-β₂ᵗ)) + ε)
+        x ← (1-c)x + cz,   y ← (1-β₁)z + β₁x
+
+    learning_rate: η >= 0.
+    warmup_steps: T >= 0, steps of a linear rise to η; None for none.
+    b1: β₁ in (0, 1], the share of the average in y.
+    b2: β₂ in [0, 1), the decay rate of the second moment.
+    eps: ε >= 0, against division by zero.
+    weight_decay: λ >= 0; None for none.
+    mask: which arrays decay: a tree of bools, a prefix of one, or a function of the parameters.
+    """
+
+    paper = ScheduleFreeAdamW.paper
+
+    learning_rate: NonNegative = 0.0025
+    warmup_steps: NonNegative = None
+    b1: Share = 0.9
+    b2: Decay = 0.999
+    eps: NonNegative = 1e-8
+    weight_decay: NonNegative = None
+    mask: Mask = None
+    slots = {"nu": Slot(nonnegative=True), "z": Slot("param")}
+    needs_params = True
+    owns_rate = True
+
+    def update(self, grad: Any, slots: Any, param: Any, ctx: Any) -> Any:
+        step = ctx.step.astype(self.learning_rate.dtype)
+        rate, c, old = self.learning_rate, 1 / step, slots["z"]
+        decay = jnp.zeros_like(param)
+        if self.weight_decay is not None and ctx.selected:
+            decay = scaled(param, rate * self.weight_decay)
+        if self.warmup_steps is not None:
+            rate = rate * jnp.minimum(step / jnp.maximum(self.warmup_steps, 1), 1)
+        nu = ctx.store("nu", second_moment(grad, slots["nu"], self.b2))
+        root = denominator(quotient(nu, bias_correction(self.b2, ctx.step)), self.eps)
+        z = ctx.store("z", old - scaled(quotient(bounded(grad), root), rate))
+        # As in `ScheduleFree`, from a y that has decayed.
+        moved = c * (old - (param - decay)) + (1 - self.b1 * (1 - c)) * (z - old)
+        return moved - decay, {"nu": nu, "z": z}
+
+    def evaluate(self, param, slots, ctx):
+        return param + (1 / self.b1 - 1) * (param - slots["z"])
+
+
 @composed(ScheduleFree, learning_rate=1.0)
 def schedule_free_sgd(
     learning_rate: Any = 1.0,

@@ -29,7 +29,7 @@ AT_ONCE = 40  # Of Keras's optimizers, in one compiled loop.
 
 
 def theirs(library, name):
-    module = torch.optim if library == "torch" else keras.optimizers
+    module, name = torch.optim if library == "torch" else keras.optimizers, name.replace("_", "")
     return next(each for key, each in vars(module).items() if key.lower() == name)
 
 
@@ -39,8 +39,12 @@ def test_arguments_have_their_names_order_and_defaults(library, name):
     for absent in ("params", "kwargs"):
         expected.pop(absent, None)
     actual = dict(inspect.signature(getattr(getattr(interop, library), name)).parameters)
-    assert actual.pop("mask").default is None
+    # Where nothing decays, there is no mask.
+    assert ("mask" in actual) == ("weight_decay" in actual)
+    if "mask" in actual:
+        assert actual.pop("mask").default is None
     assert actual.pop("storage").default is None
+    actual.pop("axes", None)
     assert list(actual) == list(expected)
     for each, parameter in expected.items():
         if (library, each) == ("keras", "name"):
@@ -54,12 +58,13 @@ def test_arguments_have_their_names_order_and_defaults(library, name):
 @pytest.mark.parametrize(("library", "name"), OPTIMIZERS)
 def test_random_settings_go_the_same_way(library, name, dtype):
     draw = trajectories.LIBRARIES[library][0]
-    settings = [draw(name, index) for index in range(SETTINGS[dtype])]
+    every = 6 if name in trajectories.FEWER else 1
+    settings = [draw(name, index) for index in range(0, SETTINGS[dtype], every)]
     if library == "torch":
         expected = [trajectories.theirs_in_torch(name, each, dtype) for each in settings]
     else:
         expected = []
-        for start in range(0, SETTINGS[dtype], AT_ONCE):
+        for start in range(0, len(settings), AT_ONCE):
             part = settings[start : start + AT_ONCE]
             expected += trajectories.theirs_in_keras(name, part, dtype)
     first = trajectories.problem(dtype)[1]
@@ -86,6 +91,9 @@ RUNS = {
     "nadam": ("nadam", {}),
     "adamax": ("adamax", {"maximize": True}),
     "radam": ("radam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "rprop": ("rprop", {"maximize": True}),
+    "adafactor": ("adafactor", {"weight_decay": 0.1, "eps": (1e-3, 1e-2)}),
+    "asgd": ("asgd", {"weight_decay": 0.1, "lambd": 0.1, "t0": 80.0}),
 }
 KERAS_RUNS = {
     "sgd": ("sgd", {"momentum": 0.9, "nesterov": True}),
@@ -97,6 +105,11 @@ KERAS_RUNS = {
     "adamw": ("adamw", {"weight_decay": 0.1}),
     "nadam": ("nadam", {}),
     "adamax": ("adamax", {}),
+    "lion": ("lion", {"weight_decay": 0.1}),
+    "adafactor": ("adafactor", {"weight_decay": 0.1}),
+    "lamb": ("lamb", {"weight_decay": 0.1}),
+    "schedule_free_adamw": ("schedule_free_adamw", {"weight_decay": 0.1, "warmup_steps": 80}),
+    "ftrl": ("ftrl", {"weight_decay": 0.1, "l1_regularization_strength": 1e-3}),
     "a schedule": ("adam", {"learning_rate": "schedule"}),
 }
 BEFORE, BETWEEN, AFTER = range(0, 60), range(60, 130), range(130, 200)
@@ -164,7 +177,11 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
         torch_steps(tensors, optimizer, gradients[BETWEEN])
         expected = [tensor.detach().numpy() for tensor in tensors]
         error = relative_error([params["kernel"].T, params["bias"]], expected, start)
-        assert error <= trajectories.TOLERANCE[wide]
+        tolerance = trajectories.TOLERANCE[wide]
+        if name == "adafactor" and dtype == "bfloat16":
+            # The mean of the rows is that of the columns, which here they are, up to what was rounded.
+            tolerance = 2.0**-8
+        assert error <= tolerance
 
         # And back, into a new optimizer with other options: those of the run are in what is loaded.
         back = [
@@ -172,7 +189,14 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
             for tensor in interop.torch.export_params(params, TORCH_MAPPING).values()
         ]
         again = theirs("torch", name)(back, lr=1.0)
-        again.load_state_dict(interop.torch.export_state(tx, params, state, TORCH_MAPPING))
+        exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
+        if name == "asgd":  # The average, on which the parameters do not depend.
+            for index, expected in optimizer.state_dict()["state"].items():
+                average = exported["state"][index]["ax"].numpy()
+                assert (
+                    relative_error([average], [expected["ax"].numpy()], [start[index]]) <= tolerance
+                )
+        again.load_state_dict(exported)
         for ours, group in zip(again.param_groups, optimizer.param_groups, strict=True):
             assert ours["param_names"] == list(TORCH_MAPPING)
             options = [name for name in group if name != "params"]
@@ -182,7 +206,7 @@ def test_a_run_of_pytorch_goes_on_here_and_back_there(run, dtype):
         torch_steps(tensors, optimizer, gradients[AFTER])
         expected = [tensor.detach().numpy() for tensor in tensors]
         error = relative_error([tensor.detach().numpy() for tensor in back], expected, start)
-        assert error <= trajectories.TOLERANCE[wide]
+        assert error <= tolerance
 
 
 def test_parameter_groups_go_on_here_and_back_there():
@@ -236,6 +260,8 @@ def test_a_mask_becomes_two_groups():
 @pytest.mark.parametrize("name", trajectories.LIBRARIES["torch"][1])
 def test_parameters_of_shape_zero_there_and_back(name):
     """A temperature, the scale of logits."""
+    if name == "muon":
+        pytest.skip("Muon takes matrices alone.")
     named = {"scale": torch.nn.Parameter(torch.tensor(0.5)), "w": torch.nn.Parameter(torch.ones(3))}
     settings = {"momentum": 0.9} if name in ("sgd", "rmsprop") else {}
     optimizer = theirs("torch", name)(list(named.items()), lr=0.1, **settings)
@@ -335,7 +361,7 @@ def test_a_one_cycle_run_goes_on(name):
 def test_nothing_was_done_yet():
     tensors = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(2))]
     params = {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}
-    for name in trajectories.LIBRARIES["torch"][1]:
+    for name in set(trajectories.LIBRARIES["torch"][1]) - {"muon"}:  # It takes matrices alone.
         optimizer = theirs("torch", name)(tensors, lr=0.1)
         tx = getattr(interop.torch, name)(lr=0.1)
         state = interop.torch.import_state(tx, params, optimizer.state_dict(), TORCH_MAPPING)
@@ -343,6 +369,39 @@ def test_nothing_was_done_yet():
         exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
         theirs("torch", name)(tensors, lr=0.1).load_state_dict(exported)
         assert exported["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_a_run_of_muon_goes_on_here_and_back_there():
+    gradients, first = trajectories.problem("float32")
+    tensor = torch.nn.Parameter(torch.tensor(first[:6].reshape(2, 3)))
+    settings = {"lr": 0.05, "weight_decay": 0.2, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 3}
+    optimizer = torch.optim.Muon([("w", tensor)], **settings)
+
+    def their_steps(tensor, optimizer, gradients):
+        for gradient in gradients:
+            tensor.grad = torch.tensor(gradient[:6].reshape(2, 3))
+            optimizer.step()
+
+    their_steps(tensor, optimizer, gradients[BEFORE])
+    tx, params = interop.torch.muon(**settings), {"w": tensor.detach().numpy().copy()}
+    state = interop.torch.import_state(tx, params, optimizer.state_dict())
+    start = params["w"]
+    for gradient in gradients[BETWEEN]:
+        updates, state = tx.update({"w": gradient[:6].reshape(2, 3)}, state, params)
+        params = optax.apply_updates(params, updates)
+    their_steps(tensor, optimizer, gradients[BETWEEN])
+    moved = np.abs(tensor.detach().numpy() - start).max()
+    np.testing.assert_allclose(params["w"], tensor.detach().numpy(), atol=0.05 * moved)
+    exported = interop.torch.export_state(tx, params, state, {"w": "w"})
+    saved = optimizer.state_dict()
+    assert exported["param_groups"] == saved["param_groups"]
+    ours, theirs_ = (each["state"][0]["momentum_buffer"] for each in (exported, saved))
+    np.testing.assert_allclose(ours, theirs_, rtol=1e-4, atol=1e-6)
+    other = interop.torch.muon(**{**settings, "adjust_lr_fn": None})
+    with pytest.raises(
+        ValueError, match="adjust_lr_fn='match_rms_adamw', but the optimizer has None"
+    ):
+        interop.torch.import_state(other, params, saved)
 
 
 def test_an_import_does_not_share_memory():
@@ -441,8 +500,8 @@ def test_a_run_of_keras_goes_on_here_and_back_there(run, dtype):
         state, params = our_steps(tx, state, params, gradients[BETWEEN])
         keras_steps(variables, optimizer, gradients[BETWEEN])
         expected = [np.array(variable.value) for variable in variables]
-        # A schedule of Keras, and what it multiplies, is computed in float32.
-        tolerance = 1e-6 if run == "a schedule" else 0.0
+        # A schedule of Keras, and what it multiplies, is computed in float32; means are, too.
+        tolerance = 1e-6 if run in ("a schedule", "adafactor") else 0.0
         tolerance = max(tolerance, trajectories.TOLERANCE[dtype])
         error = relative_error([params["kernel"].T, params["bias"]], expected, start)
         assert error <= tolerance

@@ -13,12 +13,17 @@ Weight decay is decoupled and multiplied by the learning rate; `mask` does what 
 """
 
 from .optimizers import adadelta as adadelta
+from .optimizers import adafactor as adafactor
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamax as adamax
 from .optimizers import adamw as adamw
+from .optimizers import ftrl as ftrl
+from .optimizers import lamb as lamb
+from .optimizers import lion as lion
 from .optimizers import nadam as nadam
 from .optimizers import rmsprop as rmsprop
+from .optimizers import schedule_free_adamw as schedule_free_adamw
 from .optimizers import sgd as sgd
 from .runs import export_state as export_state
 from .runs import import_state as import_state

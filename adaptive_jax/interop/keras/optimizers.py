@@ -11,9 +11,26 @@ from ...rules import clipping, rms, scaling
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import NAdam
 from ...rules.adamax import AdaMax
+from ...rules.factored import FactoredRms, RelativeStep
+from ...rules.layerwise import TrustedStep
 from ...rules.momentum import Trace
-from .._directions import moments, velocity
-from .._port import COMMON, DECAY, LEARNING_RATE, NON_NEGATIVE, Argument, is_absent, port
+from ...rules.regularisation import FtrlFromZero
+from ...rules.schedule_free import EvenScheduleFreeAdamW
+from ...rules.sign import Lion
+from .._directions import factored, moments, velocity
+from .._port import (
+    COMMON,
+    DECAY,
+    LEARNING_RATE,
+    LIMIT,
+    NON_NEGATIVE,
+    NON_POSITIVE,
+    POSITIVE,
+    SHARE,
+    Argument,
+    is_absent,
+    port,
+)
 
 _ARGUMENTS = {
     **COMMON,
@@ -22,6 +39,17 @@ _ARGUMENTS = {
     "rho": Argument("the decay rate of the moving averages, in [0, 1).", None, DECAY),
     "beta_1": Argument("the decay rate of the first moment, in [0, 1).", "b1", DECAY),
     "beta_2": Argument("the decay rate of the second moment, in [0, 1).", "b2", DECAY),
+    "beta_2_decay": Argument(
+        "the exponent -c <= 0 of t in 1 - β̂ₜ = t^(-c).", "exponent", NON_POSITIVE
+    ),
+    "epsilon_1": Argument("ε₁ >= 0, added to each g².", "FactoredRms.eps", NON_NEGATIVE),
+    "epsilon_2": Argument(
+        "ε₂ >= 0, the least size that parameters count as.", "min_scale", NON_NEGATIVE
+    ),
+    "clip_threshold": Argument(
+        "the largest root mean square that a direction may have, >= 0.", "threshold", LIMIT
+    ),
+    "relative_step": Argument("has no effect in Keras either: the step is relative with both."),
     "weight_decay": Argument("λ >= 0: θ ← θ - ηλθ; None for none.", None, NON_NEGATIVE),
     "clipnorm": Argument(
         "the largest norm of each gradient; None for none.", "ClipByNorm.max_norm", NON_NEGATIVE
@@ -43,8 +71,8 @@ _ARGUMENTS = {
 }
 
 
-def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
-    """Clipping, a direction, and decoupled weight decay beside a velocity of steps, if there is one."""
+def _clipping(given: Mapping[str, Any]) -> list[Rule]:
+    """The clipping of gradients, first of all; what is no part of an optimizer is refused."""
     for name in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
         if given[name]:
             remedy = _ARGUMENTS[name].meaning.partition(": ")[2]
@@ -60,7 +88,12 @@ def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[R
         raise ValueError(
             f"only one of clipnorm, clipvalue and global_clipnorm can be set, got {limits}."
         )
-    rate, mask = given["learning_rate"], given["mask"]
+    return first
+
+
+def _complete(direction: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """Clipping, a direction, and decoupled weight decay beside a velocity of steps, if there is one."""
+    first, rate, mask = _clipping(given), given["learning_rate"], given["mask"]
     decay = none_if_zero(given["weight_decay"])
     of_steps = [rule for rule in direction if isinstance(rule, Trace)]
     if not of_steps:
@@ -262,3 +295,177 @@ def adamax(
       keras.adamax(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
     """
     return [AdaMax(beta_1, beta_2, epsilon, eps_in_max=False)]
+
+
+@_port
+def lion(
+    learning_rate: Any = 0.001, beta_1: Any = 0.9, beta_2: Any = 0.99, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Lion`.
+
+        c = β₁μ + (1-β₁)g,   μ ← β₂μ + (1-β₂)g,   θ ← θ - ηλθ - η·sign(c)
+
+    https://keras.io/api/optimizers/lion/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.lion()
+      keras.lion(learning_rate=0.001, beta_1=0.9, beta_2=0.99)
+    """
+    return [Lion(beta_1, beta_2)]
+
+
+def _complete_steps(steps: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """Clipping, before rules whose last one has the learning rate and the weight decay."""
+    return [*_clipping(given), *steps]
+
+
+@port("keras", _ARGUMENTS, _complete_steps)
+def adafactor(
+    learning_rate: Any = 0.001, beta_2_decay: Any = -0.8, epsilon_1: Any = 1e-30,
+    epsilon_2: Any = 1e-3, clip_threshold: Any = 1.0, relative_step: bool = True,
+    weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Adafactor`.
+
+        V ≈ β̂ₜV + (1-β̂ₜ)(g² + ε₁),   β̂ₜ = 1 - t^(-c),   U = g/√V,   Û = U/max(1, RMS(U)/d)
+        θ ← θ - ηλθ,   θ ← θ - min(η, 1/√t)·max(ε₂, RMS(θ))·Û
+
+    V of the last two axes is a number for each row and each column here; Keras keeps all of V too, which
+    `export_state` makes of them. https://keras.io/api/optimizers/adafactor/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.adafactor(learning_rate=0.01)  # doctest: +ELLIPSIS
+      keras.adafactor(learning_rate=0.01, beta_2_decay=-0.8, epsilon_1=1e-30, epsilon_2=0.001, ...)
+    """
+    decay = none_if_zero(weight_decay)
+    return [
+        *factored(FactoredRms, beta_2_decay, epsilon_1, clip_threshold, "beta_2_decay"),
+        RelativeStep(learning_rate, epsilon_2, decay, mask, decays_first=True),
+    ]
+
+
+@port("keras", _ARGUMENTS, _complete_steps)
+def lamb(
+    learning_rate: Any = 0.001, beta_1: Any = 0.9, beta_2: Any = 0.999, epsilon: Any = 1e-7,
+    weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Lamb`.
+
+        μ and ν as in `adam`,   r = μ/(1-β₁ᵗ)/(√(ν/(1-β₂ᵗ)) + ε)
+        θ ← θ - ηλθ,   θ ← θ - η·‖θ‖/‖r‖·r
+
+    The ratio is 1 where a norm is 0. https://keras.io/api/optimizers/lamb/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.lamb()
+      keras.lamb(learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-07)
+    """
+    decay = none_if_zero(weight_decay)
+    return [moments((beta_1, beta_2), epsilon, False), TrustedStep(learning_rate, decay, mask)]
+
+
+_OF_FTRL = {
+    "learning_rate": Argument(
+        "the step size, > 0: a number, an array of shape (), or a schedule.", None, POSITIVE
+    ),
+    "learning_rate_power": Argument("-p <= 0, for a step size η/nᵖ.", None, NON_POSITIVE),
+    "l1_regularization_strength": Argument("λ₁ >= 0.", "l1", NON_NEGATIVE),
+    "l2_regularization_strength": Argument("λ₂ >= 0.", "l2", NON_NEGATIVE),
+    "l2_shrinkage_regularization_strength": Argument(
+        "s >= 0, of an L2 penalty that n knows nothing of.", "l2_shrinkage", NON_NEGATIVE
+    ),
+    "beta": Argument("β >= 0, added to nᵖ.", None, NON_NEGATIVE),
+}
+
+
+@port("keras", {**_ARGUMENTS, **_OF_FTRL}, _complete_steps)
+def ftrl(
+    learning_rate: Any = 0.001, learning_rate_power: Any = -0.5,
+    initial_accumulator_value: Any = 0.1, l1_regularization_strength: Any = 0.0,
+    l2_regularization_strength: Any = 0.0, l2_shrinkage_regularization_strength: Any = 0.0,
+    beta: Any = 0.0, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Ftrl`.
+
+        θ ← θ - ηλθ,   z ← z + g + 2sθ - ((n + g²)ᵖ - nᵖ)/η·θ,   n ← n + g²
+        θ ← (min(max(z, -λ₁), λ₁) - z)/((β + nᵖ)/η + 2λ₂)
+
+    z starts at 0, whatever the parameters are: the first step moves all of them close to 0.
+    https://keras.io/api/optimizers/ftrl/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.ftrl(l1_regularization_strength=1e-3)  # doctest: +ELLIPSIS
+      keras.ftrl(learning_rate=0.001, learning_rate_power=-0.5, initial_accumulator_value=0.1, ...)
+    """
+    if callable(learning_rate_power):
+        raise TypeError(
+            "learning_rate_power is a schedule: it is an exponent, and must be a number."
+        )
+    return [
+        FtrlFromZero(
+            learning_rate, -learning_rate_power, beta, l1_regularization_strength,
+            l2_regularization_strength, l2_shrinkage_regularization_strength,
+            initial_accumulator_value, none_if_zero(weight_decay), mask,
+        )
+    ]  # fmt: skip
+
+
+_OF_SCHEDULE_FREE = {
+    "beta_1": Argument("β₁ in (0, 1], the share of the average in what is trained.", "b1", SHARE),
+    "warmup_steps": Argument(
+        "T >= 0, steps of a linear rise to η; 0 for none.", None, NON_NEGATIVE
+    ),
+}
+
+
+@port("keras", {**_ARGUMENTS, **_OF_SCHEDULE_FREE}, _complete_steps)
+def schedule_free_adamw(
+    learning_rate: Any = 0.0025, beta_1: Any = 0.9, beta_2: Any = 0.999, epsilon: Any = 1e-8,
+    warmup_steps: Any = 0, weight_decay: Any = None,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.ScheduleFreeAdamW`, with JAX behind it.
+
+        γ = η·min(1, t/T),   ν as in `adam`,   y ← y - ηλy,   z ← z - γg/(√(ν/(1-β₂ᵗ)) + ε)
+        x ← (1-1/t)x + z/t,   y ← (1-β₁)z + β₁x
+
+    y is trained; x, which Keras cannot give, is what `aj.eval_params` gives. With PyTorch behind it, Keras
+    takes other steps. https://keras.io/api/optimizers/.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> aj.interop.keras.schedule_free_adamw()
+      keras.schedule_free_adamw(learning_rate=0.0025, beta_1=0.9, beta_2=0.999, epsilon=1e-08)
+    """
+    if callable(beta_1):
+        raise TypeError(
+            "beta_1 is a schedule: x follows from y and z by it, and it must be a number."
+        )
+    rule = EvenScheduleFreeAdamW(
+        learning_rate, none_if_zero(warmup_steps), beta_1, beta_2, epsilon, none_if_zero(weight_decay),
+        mask,
+    )  # fmt: skip
+    return [rule]

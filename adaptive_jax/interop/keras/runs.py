@@ -14,7 +14,11 @@ from ...rules import rms
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import Adam, NAdam
 from ...rules.adamax import AdaMax, AMSGrad
+from ...rules.factored import FactoredRms
 from ...rules.momentum import Trace
+from ...rules.regularisation import FtrlFromZero
+from ...rules.schedule_free import EvenScheduleFreeAdamW
+from ...rules.sign import Lion
 from .. import _arrays, _match, _state
 from .optimizers import sgd
 
@@ -33,6 +37,14 @@ _VOCABULARY: _state.Vocabulary = {
     AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("velocity_hat")},
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("u_product")},
     AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
+    Lion: {"mu": _state.Entry("momentum")},
+    EvenScheduleFreeAdamW: {"z": _state.Entry("momentum"), "nu": _state.Entry("velocity")},
+    FtrlFromZero: {"n": _state.Entry("accumulator"), "z": _state.Entry("linear")},
+    FactoredRms: {
+        "v_row": _state.Entry("rows"),
+        "v_col": _state.Entry("columns"),
+        "v": _state.Entry("velocity"),
+    },
 }
 
 
@@ -47,7 +59,17 @@ _GROUPS = {
     "adamw": [("momentum", "velocity"), ("velocity_hat",)],
     "nadam": [("momentum", "velocity")],
     "adamax": [("momentum", "norm")],
+    "lion": [("momentum",)],
+    "lamb": [("momentum", "velocity")],
+    "ftrl": [("accumulator", "linear")],
+    "schedule_free_adamw": [("momentum", "velocity")],
+    # Of an array with one axis or none the first two are 0, and of others the last is made of them.
+    "adafactor": [("rows", "columns", "velocity")],
 }
+
+
+# Variables that Keras gives the name of their parameter.
+_NAMELESS = ("rows", "columns")
 
 
 def _vocabulary(lifted: Lifted) -> _state.Vocabulary:
@@ -107,9 +129,13 @@ def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> A
             number = np.asarray(_arrays.number(variable, kind))
             for one in saved.values():
                 one.entries[kind] = number
-            continue
-        path, axes = mapped[names[index]]
-        saved[path].entries[kind] = _arrays.to_here(variable, axes, f"{kind} of {names[index]}")
+        elif kind not in _NAMELESS:
+            path, axes = mapped[names[index]]
+            saved[path].entries[kind] = _arrays.to_here(variable, axes, f"{kind} of {names[index]}")
+    for name, (rows, columns) in _factors(rest, names).items():
+        path, axes = mapped[name]
+        rows, columns = _arrays.factors_to_here(rows, columns, axes, name)
+        saved[path].entries |= {"rows": rows, "columns": columns}
     return _state.fill(tx, params, _vocabulary(lifted), "keras", saved, int(step))
 
 
@@ -146,8 +172,33 @@ def export_state(tx: Any, params: Any, opt_state: Any, mapping: Any = None) -> l
             exported.append(np.asarray(scalars[kind]))
         else:
             path, axes = places[index]
-            exported.append(_arrays.to_there(entries[path][kind], axes))
+            exported.append(_exported(kind, entries[path], axes, path))
     return exported
+
+
+def _exported(kind: str, entries: Mapping[str, np.ndarray], axes: Any, path: str) -> np.ndarray:
+    """A variable of a parameter, in Keras's layout."""
+    if "rows" in entries:
+        rows, columns = _arrays.factors_to_there(entries["rows"], entries["columns"], axes, path)
+        return {"rows": rows, "columns": columns}.get(kind, _product(rows, columns))
+    if kind in _NAMELESS:
+        return np.zeros((), np.int32)
+    return _arrays.to_there(entries[kind], axes)
+
+
+def _factors(rest: Sequence[Any], names: list[str]) -> dict[str, list[Any]]:
+    """The variables for rows and columns of each parameter that has both."""
+    found: dict[str, list[Any]] = {}
+    for (kind, index), variable in rest:
+        if kind in _NAMELESS and np.ndim(variable):
+            found.setdefault(names[index], []).append(variable)
+    return found
+
+
+def _product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """R·C/mean(R), the second moment that Keras keeps beside them; 0 for 0."""
+    mean = rows.mean(-1, keepdims=True)
+    return (rows / np.where(mean > 0, mean, 1))[..., None] * columns[..., None, :]
 
 
 def _listed(variables: Any) -> list[Any]:
@@ -182,6 +233,8 @@ def _parameter_names(rest: Sequence[tuple[tuple[str, int | None], Any]], count: 
     for (kind, index), variable in rest:
         name = getattr(variable, "name", None)
         if index is None or not isinstance(name, str):
+            continue
+        if kind in _NAMELESS:
             continue
         if not name.endswith(f"_{kind}"):
             raise ValueError(

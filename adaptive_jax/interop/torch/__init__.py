@@ -16,13 +16,17 @@ Complex parameters: PyTorch treats them as pairs of real numbers, this library s
 """
 
 from .optimizers import adadelta as adadelta
+from .optimizers import adafactor as adafactor
 from .optimizers import adagrad as adagrad
 from .optimizers import adam as adam
 from .optimizers import adamax as adamax
 from .optimizers import adamw as adamw
+from .optimizers import asgd as asgd
+from .optimizers import muon as muon
 from .optimizers import nadam as nadam
 from .optimizers import radam as radam
 from .optimizers import rmsprop as rmsprop
+from .optimizers import rprop as rprop
 from .optimizers import sgd as sgd
 from .runs import export_state as export_state
 from .runs import import_state as import_state

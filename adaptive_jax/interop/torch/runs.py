@@ -15,10 +15,14 @@ from ...rules import rms
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import Adam, NAdam, RAdam
 from ...rules.adamax import AdaMax, AMSGrad
+from ...rules.averaging import AveragedDescent
+from ...rules.factored import HeldFactoredRms
 from ...rules.momentum import Trace
+from ...rules.orthogonal import MuonOfWeights
+from ...rules.resilient import Rprop
 from .. import _arrays, _match, _state
 from .._port import plain
-from .optimizers import IMPLEMENTATIONS, adagrad, adamw, sgd
+from .optimizers import IMPLEMENTATIONS, adagrad, adamw, muon, sgd
 from .weights import imported_torch, match
 
 _MOMENTS = {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_avg_sq")}
@@ -35,13 +39,37 @@ _VOCABULARY: _state.Vocabulary = {
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("mu_product")},
     AMSGrad: {**_MOMENTS, "nu_max": _state.Entry("max_exp_avg_sq")},
     AdaMax: {"mu": _state.Entry("exp_avg"), "nu": _state.Entry("exp_inf")},
+    MuonOfWeights: {"mu": _state.Entry("momentum_buffer")},
+    AveragedDescent: {
+        "ax": _state.Entry("ax"),
+        "eta": _state.Entry("eta"),
+        "mu": _state.Entry("mu"),
+    },
+    HeldFactoredRms: {
+        "v_row": _state.Entry("row_var"),
+        "v_col": _state.Entry("col_var"),
+        "v": _state.Entry("variance"),
+    },
+    # The last step in the place of the last gradient: only its sign is looked at, on both sides.
+    Rprop: {"step_sizes": _state.Entry("step_size"), "prev_updates": _state.Entry("prev")},
 }
 
 
 _CLASSES = {
     "sgd": "SGD", "adagrad": "Adagrad", "adadelta": "Adadelta", "rmsprop": "RMSprop",
     "adam": "Adam", "adamw": "AdamW", "nadam": "NAdam", "adamax": "Adamax", "radam": "RAdam",
+    "rprop": "Rprop", "adafactor": "Adafactor", "muon": "Muon", "asgd": "ASGD",
 }  # fmt: skip
+
+
+_UNCOUNTED = (sgd, muon)
+
+
+_NUMBERS = {"step", "mu_product", "eta", "mu"}
+"""Entries that are one number, whatever the shape of the parameter."""
+
+
+_FACTORS = ("row_var", "col_var")
 
 
 # Options of param_groups that schedulers leave there, and that older versions lack.
@@ -193,10 +221,13 @@ def _place(
 
 
 def _shape(parameter: _Parameter) -> tuple[int, ...] | None:
+    if "row_var" in parameter.entries:  # (…, m, 1), and (…, 1, n) of the columns.
+        columns = parameter.entries["col_var"].shape
+        return (*parameter.entries["row_var"].shape[:-1], *columns[-1:])
     shapes = [
         tuple(value.shape)
         for name, value in parameter.entries.items()
-        if name not in ("step", "mu_product") and value is not None
+        if name not in _NUMBERS and value is not None
     ]
     return shapes[0] if shapes else None
 
@@ -219,11 +250,13 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
     is_empty = not any(parameter.entries for parameter, _ in placed.values())
     if is_empty and step is None and (slots or not _has_schedule(lifted)):
         return tx.init(params)  # Saved before the first step, or an optimizer without state.
-    counted = lifted.factory is not sgd
-    expected = {entry.name for entry in (*slots.values(), *scalars.values())}
-    expected |= {"step"} if counted else set()
-    saved, steps = {}, {}
+    counted = lifted.factory not in _UNCOUNTED
+    numbers = {entry.name for entry in scalars.values()}
+    saved, steps, leaves = {}, {}, _arrays.paths(params)
     for path, (parameter, axes) in placed.items():
+        slots, _ = _state.entries_of(lifted, _VOCABULARY, np.shape(leaves[path]))
+        expected = {entry.name for entry in slots.values()} | numbers
+        expected |= {"step"} if counted else set()
         # A buffer that is not in use is saved as None.
         entries = {name: value for name, value in parameter.entries.items() if value is not None}
         if set(entries) != expected:
@@ -235,11 +268,29 @@ def _import(tx: Any, params: Any, placed: _Placed, step: int | None) -> Any:
         if counted:
             steps[parameter.name] = _arrays.number(entries.pop("step"), whats["step"])
         one = _state.Saved(parameter.name)
+        if "row_var" in entries:
+            row, column = _squeezed(entries.pop("row_var"), entries.pop("col_var"), parameter.name)
+            one.entries["row_var"], one.entries["col_var"] = _arrays.factors_to_here(
+                row, column, axes, parameter.name
+            )
         for name, value in entries.items():
-            is_number = name in {entry.name for entry in scalars.values()}
-            one.entries[name] = _arrays.to_here(value, None if is_number else axes, whats[name])
+            own = None if name in numbers else axes
+            one.entries[name] = _arrays.to_here(value, own, whats[name])
         saved[path] = one
     return _state.fill(tx, params, _VOCABULARY, "torch", saved, _one_step(steps, step, lifted))
+
+
+def _squeezed(rows: Any, columns: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the last axis and over the one before it, which PyTorch keeps with the length 1."""
+    rows, columns = (
+        _arrays.array(rows, f"row_var of {name}"), _arrays.array(columns, f"col_var of {name}")
+    )  # fmt: skip
+    if rows.ndim < 2 or rows.shape[-1] != 1 or columns.ndim < 2 or columns.shape[-2] != 1:
+        raise ValueError(
+            f"row_var and col_var of {name} have the shapes {rows.shape} and {columns.shape}: expected "
+            "(…, m, 1) and (…, 1, n)."
+        )
+    return rows[..., 0], columns[..., 0, :]
 
 
 def _one_step(steps: Mapping[str, float], step: int | None, lifted: Lifted) -> int:
@@ -255,8 +306,8 @@ def _one_step(steps: Mapping[str, float], step: int | None, lifted: Lifted) -> i
         raise ValueError(f"step={step} was given, but {saved} steps were saved.")
     if saved is None and step is None and _has_schedule(lifted):
         raise ValueError(
-            f"{lifted!r} has a schedule, and SGD does not save how many steps it has taken: give it "
-            "as step=."
+            f"{lifted!r} has a schedule, and {_class_of(lifted)} does not save how many steps it has "
+            "taken: give it as step=."
         )
     # With a velocity in place, any number of steps but none is the same.
     return saved if saved is not None else 1 if step is None else step
@@ -280,14 +331,11 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
         what = f"has {sorted(unknown)}" if unknown else f"lacks {sorted(missing)}"
         raise ValueError(
             f"the group of {parameter.name} {what}: it was not saved by torch.optim."
-            f"{_CLASSES[lifted.factory.__name__]}, whose options are {sorted(expected)}."  # type: ignore[union-attr]
+            f"{_class_of(lifted)}, whose options are {sorted(expected)}."
         )
     for name, value in group.items():
         value = plain(value)  # An option may be a tensor.
-        ours = np.asarray(expected[name], float)
-        theirs = np.asarray(value, float)
-        # A number that went through float32 is meant to be the same.
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-6, atol=0):
+        if not _are_equal(expected[name], value):
             remedy = "Make the optimizer with the saved value."
             if not isinstance(expected[name], bool) and name != "momentum":
                 remedy = "Import with the saved value: the state then goes on under any other."
@@ -305,14 +353,34 @@ def _check_options(lifted: Lifted, parameter: _Parameter, decays: bool) -> None:
             )
 
 
+def _as_option(value: Any) -> Any:
+    """A number as a float, but for counts."""
+    return value if value is None or isinstance(value, (str, int)) else float(value)
+
+
+def _class_of(lifted: Lifted) -> str:
+    return _CLASSES[lifted.factory.__name__]  # type: ignore[union-attr]
+
+
+def _are_equal(ours: Any, theirs: Any) -> bool:
+    """Whether two options are. A number that went through float32 is meant to be the same."""
+    if isinstance(ours, str) or isinstance(theirs, str):
+        return ours == theirs
+    ours, theirs = np.asarray(ours, float), np.asarray(theirs, float)  # NaN for None.
+    if ours.shape != theirs.shape:
+        return False
+    return np.allclose(ours, theirs, rtol=1e-6, atol=0, equal_nan=True)
+
+
 def _options(lifted: Lifted, decays: bool) -> dict[str, Any]:
     """The options of torch.optim, but for lr, that this optimizer stands for."""
     values = {}
     for name, parameter in inspect.signature(lifted.factory).parameters.items():  # type: ignore[arg-type]
-        if name in {"lr", "mask", "storage"} | IMPLEMENTATIONS:
+        if name in {"lr", "axes", "mask", "storage"} | IMPLEMENTATIONS:
             continue
         # A number without effect is left out of the rules.
-        absent = parameter.default if isinstance(parameter.default, bool) else 0
+        absent = parameter.default
+        absent = absent if absent is None or isinstance(absent, bool) else 0
         value = _state.setting(lifted, name, absent)
         parts = value if isinstance(value, tuple) else (value,)
         if any(callable(each) for each in parts):
@@ -323,7 +391,7 @@ def _options(lifted: Lifted, decays: bool) -> dict[str, Any]:
         if isinstance(absent, bool):
             values[name] = bool(value)
         else:
-            numbers = tuple(float(each) for each in parts)
+            numbers = tuple(map(_as_option, parts))
             values[name] = numbers if isinstance(value, tuple) else numbers[0]
     if lifted.factory is adamw:
         values["decoupled_weight_decay"] = True
@@ -369,7 +437,7 @@ def export_state(
         entries, scalars, count = _state.read(each, part, tree, _VOCABULARY, "torch")
         rate = _state.setting(lifted, "lr", None)
         rate = float(rate(count)) if callable(rate) else float(rate)  # type: ignore[arg-type]
-        numbers = dict(scalars) if lifted.factory is sgd else {"step": count, **scalars}
+        numbers = {**({} if lifted.factory in _UNCOUNTED else {"step": count}), **scalars}
         # Adagrad has its state from the start, the others from the first step on.
         is_fresh = count == 0 and lifted.factory is not adagrad
         for path, decays in _state.decaying(lifted, tree).items():
@@ -377,6 +445,10 @@ def export_state(
             groups[number, decays] = _Group(lifted, {**_options(lifted, decays), "lr": rate})
             saved[path] = {} if is_fresh else {**numbers, **entries[path]}
     for name, (path, axes) in mapped.items():
+        if "row_var" in saved[path]:
+            factors = saved[path]["row_var"], saved[path]["col_var"]
+            row, column = _arrays.factors_to_there(*factors, axes, name)
+            saved[path] |= {"row_var": row[..., None], "col_var": column[..., None, :]}
         groups[group_of[path]].members.append((name, path, axes))
     state, param_groups = {}, []
     in_order = dict.fromkeys(group_of[path] for path, _ in mapped.values())
@@ -387,8 +459,10 @@ def export_state(
             if saved[path]:
                 state[indices[-1]] = {
                     name: torch.tensor(float(value))
-                    if np.ndim(value) == 0 and name in ("step", "mu_product")
-                    else torch.from_numpy(_arrays.to_there(value, axes).copy())
+                    if np.ndim(value) == 0 and name in _NUMBERS
+                    else torch.from_numpy(
+                        _arrays.to_there(value, None if name in _FACTORS else axes).copy()
+                    )
                     for name, value in saved[path].items()
                 }
         names = [name for name, _, _ in group.members] if mapping is not None else None
@@ -409,8 +483,8 @@ class _Group:
         options = dict(self.options)
         if self.lifted.factory is adamw:
             options.pop("decoupled_weight_decay")
-        kind = getattr(torch.optim, _CLASSES[self.lifted.factory.__name__])  # type: ignore[union-attr]
-        group = kind([torch.nn.Parameter(torch.empty(0))], **options).state_dict()["param_groups"][
-            0
-        ]
+        kind = getattr(torch.optim, _class_of(self.lifted))
+        # With two axes, without which Muon takes none.
+        saved = kind([torch.nn.Parameter(torch.empty(0, 0))], **options).state_dict()
+        (group,) = saved["param_groups"]
         return {**group, "params": indices} | ({"param_names": names} if names else {})
