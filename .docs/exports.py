@@ -70,7 +70,10 @@ PAGES = {
             "training.checkpoint.restore",
         ],
     ),
-    "estimators": ("Estimators of gradients and curvature", ["training.estimators", "training.sharpness"]),
+    "estimators": (
+        "Estimators of gradients and curvature",
+        ["training.estimators", "training.sharpness"],
+    ),
     "sweeps": (
         "Sweeps and comparisons",
         [
