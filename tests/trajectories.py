@@ -382,7 +382,7 @@ def tolerance(library: str, settings: dict[str, Any], dtype: str) -> float:
     otherwise the learning rate is, and the means in Adafactor, which are float32's in any case.
     """
     if "adjust_lr_fn" in settings:
-        return 0.05  # PyTorch's Muon computes in bfloat16, five times one after the other.
+        return 0.1  # PyTorch's Muon computes in bfloat16, five times one after the other.
     if library == "keras" and "beta_2_decay" in settings:
         return max(TOLERANCE[dtype], 1e-6)
     if library == "keras" and dtype == "float32":

@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 NAMES = (
     "adaptive_methods_from_the_papers",
     "from_pytorch",
+    "less_to_tune",
     "sweeps",
     "tour",
     "when_training_goes_wrong",
