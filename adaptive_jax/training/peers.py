@@ -111,9 +111,12 @@ class Peers:
         """
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{self._exit}/{self._index}", "", True)
+        if self._index:
+            return
         until = time.monotonic() + LONGEST
-        while self._index == 0 and not self._are_gone() and time.monotonic() < until:
+        while not self._are_gone() and time.monotonic() < until:
             time.sleep(0.1)
+        _leave()  # JAX's own end would wait for those that are gone, and then abort.
 
     def _are_gone(self) -> bool:
         """Whether all others have told of their end."""

@@ -393,7 +393,7 @@ _OF_FTRL = {
 }
 
 
-@port("keras", {**_ARGUMENTS, **_OF_FTRL}, _complete_steps)
+@port("keras", _ARGUMENTS | _OF_FTRL, _complete_steps)
 def ftrl(
     learning_rate: Any = 0.001, learning_rate_power: Any = -0.5,
     initial_accumulator_value: Any = 0.1, l1_regularization_strength: Any = 0.0,
@@ -438,7 +438,7 @@ _OF_SCHEDULE_FREE = {
 }
 
 
-@port("keras", {**_ARGUMENTS, **_OF_SCHEDULE_FREE}, _complete_steps)
+@port("keras", _ARGUMENTS | _OF_SCHEDULE_FREE, _complete_steps)
 def schedule_free_adamw(
     learning_rate: Any = 0.0025, beta_1: Any = 0.9, beta_2: Any = 0.999, epsilon: Any = 1e-8,
     warmup_steps: Any = 0, weight_decay: Any = None,

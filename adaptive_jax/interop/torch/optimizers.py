@@ -315,7 +315,7 @@ _OF_RPROP = {
 }
 
 
-@port("torch", {**_ARGUMENTS, **_OF_RPROP}, _complete_steps)
+@port("torch", _ARGUMENTS | _OF_RPROP, _complete_steps)
 def rprop(
     lr: Any = 1e-2, etas: Any = (0.5, 1.2), step_sizes: Any = (1e-6, 50), *,
     capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
@@ -351,7 +351,7 @@ _OF_ADAFACTOR = {
 }
 
 
-@port("torch", {**_ARGUMENTS, **_OF_ADAFACTOR}, _complete_steps)
+@port("torch", _ARGUMENTS | _OF_ADAFACTOR, _complete_steps)
 def adafactor(
     lr: Any = 1e-2, beta2_decay: Any = -0.8, eps: Any = (None, 1e-3), d: Any = 1.0,
     weight_decay: Any = 0.0, *, foreach: bool | None = None, maximize: bool = False,
@@ -390,7 +390,7 @@ _OF_MUON = {
 }
 
 
-@port("torch", {**_ARGUMENTS, **_OF_MUON}, functools.partial(_complete, decoupled=True))
+@port("torch", _ARGUMENTS | _OF_MUON, functools.partial(_complete, decoupled=True))
 def muon(
     lr: Any = 1e-3, weight_decay: Any = 0.1, momentum: Any = 0.95, nesterov: bool = True,
     ns_coefficients: Any = (3.4445, -4.7750, 2.0315), eps: Any = 1e-7, ns_steps: int = 5,
@@ -429,7 +429,7 @@ _OF_ASGD = {
 }
 
 
-@port("torch", {**_ARGUMENTS, **_OF_ASGD}, _complete_steps)
+@port("torch", _ARGUMENTS | _OF_ASGD, _complete_steps)
 def asgd(
     lr: Any = 1e-2, lambd: Any = 1e-4, alpha: Any = 0.75, t0: Any = 1e6, weight_decay: Any = 0,
     foreach: bool | None = None, maximize: bool = False, differentiable: bool = False,
