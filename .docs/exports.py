@@ -68,6 +68,7 @@ PAGES = {
             "training.loop",
             "training.checkpoint.save",
             "training.checkpoint.restore",
+            "training.checkpoint.checkpoints",
         ],
     ),
     "estimators": (
