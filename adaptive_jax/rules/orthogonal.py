@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._core.arguments import one_of, whole
+from .._core.arguments import is_number, one_of, whole
 from .._core.hyper import Decay, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
@@ -295,6 +295,11 @@ def muon(
     settings = {"b1": b1, "eps": eps, "ns_coeffs": ns_coeffs, "ns_steps": ns_steps}
     settings |= {"nesterov": nesterov, "scale": scale, "axes": axes}
     one_of("normuon", normuon, (True, False))
+    if not (normuon or (is_number(b2) and b2 == 0.95)):
+        raise ValueError(
+            f"b2={b2!r:.80} is the decay rate of NorMuon's mean squares, which Muon has not: give "
+            "normuon=True as well, or the one of Adam to rest=aj.adamw(learning_rate, b2=…)."
+        )
     direction = NorMuon(**settings, b2=b2) if normuon else Muon(**settings)
     options = {"normuon": True} if normuon else {}
     return descend_matrices(

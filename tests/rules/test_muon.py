@@ -481,6 +481,7 @@ def test_what_is_no_matrix_is_refused_by_its_path(array, message):
         ({"scale": "frobenius"}, "scale='frobenius' is not known: it must be one of 'spectral'"),
         ({"b1": 1.0}, "b1 must be"),
         ({"normuon": "yes"}, "normuon='yes' is not known"),
+        ({"b2": 0.9}, "b2=0.9 is the decay rate of NorMuon's .* give normuon=True as well"),
         ({"axes": (0, 1)}, "is out of place in Muon"),
         ({"beta": 0.9}, "muon takes no argument 'beta': here it is b1"),
         ({"weight_decay_mask": True}, "muon takes no argument 'weight_decay_mask': here it is mask"),
