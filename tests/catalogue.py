@@ -387,6 +387,7 @@ PORTED = {
             "lion": {},
             "adafactor": {"weight_decay": 0.01},
             "lamb": {"weight_decay": 0.01},
+            "muon": {},
             "schedule_free_adamw": {"weight_decay": 0.01},
             "ftrl": {"l1_regularization_strength": 1e-3},
         },

@@ -165,6 +165,14 @@ def keras_settings(name: str, index: int) -> dict[str, Any]:
     clipping = draw.one_of(["clipnorm", "clipvalue", "global_clipnorm", "none"])
     if clipping != "none":
         settings[clipping] = draw.log(1e-2, 10.0)
+    if name == "muon":
+        settings |= {"adam_beta_1": draw.decay(), "adam_beta_2": draw.decay()}
+        settings["adam_weight_decay"] = draw.maybe(draw.decay_of_weights(), 0.0)
+        settings |= {"epsilon": draw.log(1e-9, 1e-2), "adam_lr_ratio": draw.log(0.1, 10.0)}
+        settings |= {"momentum": draw.decay(), "nesterov": draw.coin()}
+        settings |= {"ns_steps": 3 + 2 * draw.coin(), "muon_a": draw.maybe(3.0, 3.4445)}
+        settings["rms_rate"] = draw.maybe(draw.log(1e-2, 1.0), None)
+        return settings
     if name == "schedule_free_adamw":
         settings |= {"beta_1": 1.0 - draw.log(1e-2, 0.5), "beta_2": draw.decay()}
         settings |= {"epsilon": draw.log(1e-9, 1e-2), "warmup_steps": draw.maybe(20, 0)}
@@ -237,6 +245,7 @@ LIBRARIES = {
             "lion",
             "adafactor",
             "lamb",
+            "muon",
             "ftrl",
             "schedule_free_adamw",
         ],
@@ -264,18 +273,18 @@ def ours(library: str, name: str, settings: dict[str, Any], dtype: str) -> np.nd
     gradients, params = problem(dtype)
     with jax.enable_x64(dtype == "float64"):
         tx = getattr(getattr(interop, library), name)(**settings)
-        params = _split(name, params)
+        params = _split(library, name, params)
         state, trajectory = tx.init(params), []
         for gradient in gradients:
-            updates, state = tx.update(_split(name, gradient), state, params)
+            updates, state = tx.update(_split(library, name, gradient), state, params)
             params = [p + np.asarray(u) for p, u in zip(params, updates, strict=True)]
             trajectory.append(_joined(params))
     return np.stack(trajectory)
 
 
-def _split(name: str, array: Any) -> list[Any]:
+def _split(library: str, name: str, array: Any) -> list[Any]:
     """Two arrays, so that the norm of one is not the norm of all: vectors, or a matrix where it matters."""
-    if name == "adafactor":
+    if name == "adafactor" or (library, name) == ("keras", "muon"):
         return [array[:6].reshape(2, 3), array[6:]]
     if name == "muon":
         return [array[:6].reshape(2, 3), array[6:].reshape(3, 2)]
@@ -292,7 +301,7 @@ def theirs_in_torch(name: str, settings: dict[str, Any], dtype: str) -> np.ndarr
 
     classes = {each.lower(): each for each in dir(torch.optim)}
     gradients, params = problem(dtype)
-    tensors = [torch.nn.Parameter(torch.tensor(part)) for part in _split(name, params)]
+    tensors = [torch.nn.Parameter(torch.tensor(part)) for part in _split("torch", name, params)]
     settings = dict(settings)
     schedule = SCHEDULES.get(settings["lr"])
     if schedule is not None:
@@ -303,7 +312,7 @@ def theirs_in_torch(name: str, settings: dict[str, Any], dtype: str) -> np.ndarr
         for step, gradient in enumerate(gradients):
             if schedule is not None:
                 optimizer.param_groups[0]["lr"] = float(schedule[step])
-            for tensor, part in zip(tensors, _split(name, gradient), strict=True):
+            for tensor, part in zip(tensors, _split("torch", name, gradient), strict=True):
                 tensor.grad = torch.from_numpy(part.copy())
             optimizer.step()
             trajectory.append(_joined([tensor.detach().numpy() for tensor in tensors]))
@@ -341,14 +350,14 @@ def theirs_in_keras(name: str, settings: list[dict[str, Any]], dtype: str) -> li
             if each["learning_rate"] in SCHEDULES:
                 each["learning_rate"] = _keras_schedule(keras, each["learning_rate"], dtype)
             optimizer = getattr(keras.optimizers, classes[name])(**each)
-            variables = [keras.Variable(part, dtype=dtype) for part in _split(own, params)]
+            variables = [keras.Variable(part, dtype=dtype) for part in _split("keras", own, params)]
             optimizer.build(variables)
             optimizers.append(optimizer)
             first.append(([v.value for v in variables], [v.value for v in optimizer.variables]))
 
         def step(carry: Any, gradient: Any) -> Any:
             new = [
-                optimizer.stateless_apply(state, _split(own, gradient), params)
+                optimizer.stateless_apply(state, _split("keras", own, gradient), params)
                 for optimizer, (params, state) in zip(optimizers, carry, strict=True)
             ]
             new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, carry)
@@ -379,17 +388,18 @@ def tolerance(library: str, settings: dict[str, Any], dtype: str) -> float:
     Keras takes 1 - βᵗ of numbers in the variables' dtype. In float32 that is wrong by 2^-24/(1-β) in
     the first step, 6e-5 for 0.999: by so much the step is wrong for β₁, and by half of it for β₂.
     Nothing else in Keras is less precise than its variables, if `keras.config.floatx` is their dtype:
-    otherwise the learning rate is, and the means in Adafactor, which are float32's in any case.
+    otherwise the learning rate is, and the means in Adafactor and the norm in Muon, which are float32's in
+    any case.
     """
     if "adjust_lr_fn" in settings:
         return 0.1  # PyTorch's Muon computes in bfloat16, five times one after the other.
-    if library == "keras" and "beta_2_decay" in settings:
-        return max(TOLERANCE[dtype], 1e-6)
+    if library == "keras" and dtype == "float64" and {"beta_2_decay", "rms_rate"} & set(settings):
+        return 1e-6
     if library == "keras" and dtype == "float32":
-        own = [
-            2.0**-24 / (1 - settings.get("beta_1", 0.0)),
-            2.0**-25 / (1 - settings.get("beta_2", 0.0)),
-        ]
+        b1, b2 = (
+            settings.get(f"adam_{name}", settings.get(name, 0.0)) for name in ("beta_1", "beta_2")
+        )
+        own = [2.0**-24 / (1 - b1), 2.0**-25 / (1 - b2)]
         return max(TOLERANCE[dtype], *own)
     return TOLERANCE[dtype]
 

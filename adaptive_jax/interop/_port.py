@@ -49,12 +49,14 @@ class Argument:
 
     field: the name if None; a tuple for an argument that is one; "Rule.name" to be specific.
     is_option: whether it chooses among rules, so that no rule has it as a field.
+    is_optional: whether it may be None, although that is not its default.
     """
 
     meaning: str
     field: str | tuple[str, ...] | None = None
     interval: hyper.Interval | None = None
     is_option: bool = False
+    is_optional: bool = False
 
 
 LEARNING_RATE = Argument(
@@ -77,15 +79,27 @@ COMMON = {
 }
 
 
+def in_a_row(
+    optimizer: Callable[..., Any],
+    rules: Sequence[Rule],
+    given: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Transformation:
+    """The transformation of rules for all arrays."""
+    return build(optimizer, *rules, storage=given["storage"], **options)
+
+
 def port(
     library: str,
     arguments: Mapping[str, Argument],
     complete: Callable[[Sequence[Rule], Mapping[str, Any]], Sequence[Rule]],
+    made: Callable[..., Transformation] = in_a_row,
 ) -> Callable[[Callable[_Parameters, Sequence[Rule]]], Callable[_Parameters, Transformation]]:
     """A decorator that makes an optimizer of the function that gives the rules of its direction.
 
     Its arguments are checked under the other library's names. `complete` puts before and after the
-    direction what the other library does in all its optimizers, given their arguments by name.
+    direction what the other library does in all its optimizers, given their arguments by name. `made`
+    makes the transformation of the optimizer, of these rules, the arguments, and those that choose.
     """
 
     def decorate(
@@ -116,7 +130,7 @@ def port(
                 for name in values
                 if arguments[name].is_option and values[name]
             }
-            return build(optimizer, *rules, storage=values["storage"], **options)
+            return made(optimizer, rules, values, options)
 
         fields = {name: arguments[name].field or name for name in signature.parameters}
         vars(optimizer).update(label=label, fields=fields, __signature__=signature)
@@ -159,7 +173,7 @@ def _check_argument(
         for index, each in enumerate(value):
             _check_schedule(label, f"{name}[{index}]", each)
             hyper.hyperparameter(label, f"{name}[{index}]", each, argument.interval)
-    elif value is None and parameter.default is not None:
+    elif value is None and parameter.default is not None and not argument.is_optional:
         raise TypeError(f"{name}=None is out of place in {label}: it must be {argument.interval}.")
     else:
         _check_schedule(label, name, value)

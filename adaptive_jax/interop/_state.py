@@ -9,6 +9,8 @@ with every array already in the layout that the parameter has here.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +24,11 @@ from jax.tree_util import keystr
 from .._core import states
 from .._core.lifted import Lifted
 from .._core.rule import Rule, Slot
-from .._core.transformation import Foreign
+from .._core.transformation import Foreign, data_of
 from .._core.wrapper import rebuilt, walk
 from ..rules.factored import FactoredRms
 from ..transforms.chain import Chained
+from ..transforms.matrices import OfMatrices
 from ._arrays import array, paths
 
 
@@ -50,18 +53,28 @@ Vocabulary = Mapping[type[Rule], Mapping[str, Entry]]
 
 
 def lifted_of(tx: Any, module: str) -> Lifted:
-    """The one optimizer of a port in a transformation or a chain."""
-    ported = [
-        each
-        for (each,) in walk(tx, through=Chained)
-        if isinstance(each, Lifted) and _is_port(each.factory, module)
-    ]
+    """The one optimizer of a port, for all arrays, in a transformation or a chain."""
+    port = port_of(tx, module)
+    if not isinstance(port, Lifted):
+        raise TypeError(f"{tx!r} has an optimizer for each of several groups of arrays.")
+    return port
+
+
+def port_of(tx: Any, module: str) -> Lifted | OfMatrices:
+    """The one optimizer of a port in a transformation or a chain, or that of several groups of arrays."""
+    ported = [each for (each,) in walk(tx, through=Chained) if _is_of(each, module)]
     if len(ported) != 1:
         raise TypeError(
             f"expected one optimizer of adaptive_jax.interop.{module}, alone or in an aj.chain, got "
             f"{tx!r}."
         )
     return ported[0]
+
+
+def _is_of(data: Any, module: str) -> bool:
+    if isinstance(data, OfMatrices):
+        return all(_is_of(data_of(each), module) for each in data.wrapped())
+    return isinstance(data, Lifted) and _is_port(data.factory, module)
 
 
 def _is_port(factory: Any, module: str) -> bool:
@@ -99,10 +112,14 @@ def fill(
     tx: Any, params: Any, vocabulary: Vocabulary, module: str, saved: Mapping[str, Saved], step: int
 ) -> Any:
     """The state of tx with what was saved in it."""
-    target = lifted_of(tx, module)
+    target = port_of(tx, module)
 
     def filled(_: Any, inner: Any, state: Any) -> Any:
-        if inner is target:
+        if inner is target and isinstance(inner, OfMatrices):
+            groups = zip(inner.wrapped(), inner.params_in(params), strict=True)
+            new = [fill(each, own, vocabulary, module, saved, step) for each, own in groups]
+            return inner, inner.with_states(state, new)
+        if inner is target and isinstance(target, Lifted):
             state = _fill(target, state, params, vocabulary, saved)
         elif isinstance(inner, Foreign) and jax.tree.leaves(state):
             raise TypeError(
@@ -180,8 +197,15 @@ def read(
     tx: Any, state: Any, params: Any, vocabulary: Vocabulary, module: str
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, float], int]:
     """The reverse of `fill`: each parameter's entries, the scalars, and the count."""
-    target = lifted_of(tx, module)
+    target = port_of(tx, module)
     part = next(part for each, part in walk(tx, state, through=Chained) if each is target)
+    if isinstance(target, OfMatrices):
+        every = zip(target.wrapped(), target.states_in(part), target.params_in(params), strict=True)
+        entries, scalars, counts = zip(
+            *(read(*each, vocabulary, module) for each in every), strict=True
+        )
+        merge = functools.partial(functools.reduce, operator.or_)
+        return merge(entries), merge(scalars), max(counts)
     split = target.split(part)
     shapes = {path: np.shape(leaf) for path, leaf in paths(params).items()}
     by_path: dict[str, dict[str, np.ndarray]] = {path: {} for path in shapes}

@@ -55,6 +55,7 @@ from .momentum import Trace as Trace
 from .normalized import Fromage as Fromage
 from .normalized import NovoGrad as NovoGrad
 from .orthogonal import Muon as Muon
+from .orthogonal import MuonOfSums as MuonOfSums
 from .orthogonal import MuonOfWeights as MuonOfWeights
 from .orthogonal import NorMuon as NorMuon
 from .parameter_free import DAdaptAdamW as DAdaptAdamW
@@ -75,6 +76,7 @@ from .rms import StdDev as StdDev
 from .scaling import Identity as Identity
 from .scaling import LearningRate as LearningRate
 from .scaling import Maximize as Maximize
+from .scaling import RatedStep as RatedStep
 from .scaling import WeightDecay as WeightDecay
 from .schedule_free import EvenScheduleFreeAdamW as EvenScheduleFreeAdamW
 from .schedule_free import ScheduleFree as ScheduleFree

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .._core.lifted import Unquoted
@@ -55,8 +55,8 @@ def descend_matrices(
         rate = learning_rate if adam_learning_rate is None else adam_learning_rate
         slots = {"mu", "nu", *direction.slots}
         named.check_slot_names(storage, slots)
-        rest = adam(rate, b2=0.95, eps=1e-10, storage=_of_slots(storage, ("mu", "nu")))
-        storage = _of_slots(storage, direction.slots)
+        rest = adam(rate, b2=0.95, eps=1e-10, storage=named.of_slots(storage, ("mu", "nu")))
+        storage = named.of_slots(storage, direction.slots)
     matrices = descend(
         factory, direction, learning_rate, weight_decay, mask, storage, decays=True, **options
     )
@@ -66,10 +66,3 @@ def descend_matrices(
     return Transformation.of(
         OfMatrices(transforms, Labels.of(labels, transforms), argument=argument)
     )
-
-
-def _of_slots(storage: Any, slots: Any) -> Any:
-    """Of a storage for each slot, that of some slots."""
-    if not isinstance(storage, Mapping):
-        return storage
-    return {name: each for name, each in storage.items() if name in slots} or None

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.arguments import is_number, one_of, whole
-from .._core.hyper import Decay, NonNegative
+from .._core.hyper import Decay, Fraction, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transformation import Transformation
 from .._core.views import MatrixAxes
-from ..maths import at_least, bounded, denominator, ema, norm, product
+from ..maths import at_least, bounded, decayed_sum, denominator, ema, norm, product, scaled
 from ._factory import Paper, composed, preconditioner
 from ._matrices import descend_matrices
 
@@ -226,6 +226,33 @@ class MuonOfWeights(Muon):
         momentum = self.ahead(grad, mu)
         size = jnp.maximum(norm(momentum, (-2, -1)), self.eps)
         return through(momentum / at_least(size), self.polynomials)
+
+
+@dataclass(frozen=True)
+class MuonOfSums(Muon):
+    """The same as Keras has it: with a sum of gradients for its momentum, and steps of any length.
+
+        μ ← β₁μ + g,   m = β₁μ + g with nesterov, else μ,   and on as in `Muon`
+        d = X₅·ρ√max(in, out)
+
+    b1: β₁ in [0, 1].
+    rms_rate: ρ >= 0, about the root mean square of d; None for d = X₅.
+    """
+
+    paper = Muon.paper
+
+    b1: Fraction = 0.95
+    rms_rate: NonNegative = None
+
+    def update(self, grad, slots, param, ctx):
+        mu = ctx.store("mu", decayed_sum(bounded(grad), slots["mu"], self.b1))
+        direction = self.orthogonal(grad, mu)
+        if self.rms_rate is not None:
+            direction = scaled(direction, self.rms_rate * max(1, *grad.shape[-2:]) ** 0.5)
+        return direction, {"mu": mu}
+
+    def ahead(self, grad, mu):
+        return decayed_sum(bounded(grad), mu, self.b1) if self.nesterov else mu
 
 
 @composed(Muon, variants={"normuon=True": NorMuon})

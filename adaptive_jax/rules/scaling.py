@@ -74,6 +74,23 @@ class LearningRate(Rule):
 
 
 @dataclass(frozen=True)
+class RatedStep(LearningRate):
+    """One step of a size ρη, with decoupled weight decay of the size η.
+
+        θ ← θ - η(ρd + λθ)
+
+    ratio: ρ >= 0.
+    """
+
+    paper = DECOUPLED
+
+    ratio: NonNegative = 1.0
+
+    def update(self, grad, slots, param, ctx):
+        return super().update(scaled(grad, self.ratio), slots, param, ctx)
+
+
+@dataclass(frozen=True)
 class WeightDecay(Rule):
     """Weight decay, as a step of its own.
 

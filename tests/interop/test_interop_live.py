@@ -108,6 +108,7 @@ KERAS_RUNS = {
     "lion": ("lion", {"weight_decay": 0.1}),
     "adafactor": ("adafactor", {"weight_decay": 0.1}),
     "lamb": ("lamb", {"weight_decay": 0.1}),
+    "muon": ("muon", {"weight_decay": 0.1, "global_clipnorm": 1.0}),
     "schedule_free_adamw": ("schedule_free_adamw", {"weight_decay": 0.1, "warmup_steps": 80}),
     "ftrl": ("ftrl", {"weight_decay": 0.1, "l1_regularization_strength": 1e-3}),
     "a schedule": ("adam", {"learning_rate": "schedule"}),
@@ -500,8 +501,8 @@ def test_a_run_of_keras_goes_on_here_and_back_there(run, dtype):
         state, params = our_steps(tx, state, params, gradients[BETWEEN])
         keras_steps(variables, optimizer, gradients[BETWEEN])
         expected = [np.array(variable.value) for variable in variables]
-        # A schedule of Keras, and what it multiplies, is computed in float32; means are, too.
-        tolerance = 1e-6 if run in ("a schedule", "adafactor") else 0.0
+        # A schedule of Keras, and what it multiplies, is computed in float32; means and norms are, too.
+        tolerance = 1e-6 if run in ("a schedule", "adafactor", "muon") else 0.0
         tolerance = max(tolerance, trajectories.TOLERANCE[dtype])
         error = relative_error([params["kernel"].T, params["bias"]], expected, start)
         assert error <= tolerance
@@ -547,6 +548,65 @@ def test_names_of_a_keras_model_place_its_parameters():
         [("dense", "kernel"), ("dense", "bias"), ("dense_1", "kernel"), ("dense_1", "bias")]
     ):
         np.testing.assert_allclose(state.mu[layer][leaf], 0.1 * value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("excludes_embeddings", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_muon_of_a_keras_model_takes_the_same_arrays(excludes_embeddings):
+    keras.config.set_floatx("float32")
+    options = {"exclude_embeddings": excludes_embeddings, "exclude_layers": ["head", "^never$"]}
+    options |= {"learning_rate": 0.1, "adam_lr_ratio": 0.5, "clipnorm": 1.0}
+    with jax.numpy_dtype_promotion("standard"):
+        model = keras.Sequential(
+            [
+                keras.Input((5,)),
+                keras.layers.Embedding(7, 4, name="embedding"),
+                keras.layers.Conv1D(3, 2, name="conv"),
+                keras.layers.Dense(6, name="dense"),
+                keras.layers.Dense(2, name="head"),
+            ]
+        )
+        theirs_ = keras.optimizers.Muon(**options)
+        theirs_.build(model.trainable_variables)
+        paths = [v.path.removeprefix(f"{model.name}/") for v in model.trainable_variables]
+        params = {}  # In nested dicts, whose keys are sorted into another order.
+        for path, variable in zip(paths, model.trainable_variables, strict=True):
+            layer, leaf = _halves(path)
+            params.setdefault(layer, {})[leaf] = np.array(variable.value)
+        rng = np.random.default_rng(7)
+
+        def both_step(params, state):
+            grads = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), params)
+            listed = [jnp.asarray(grads[layer][leaf]) for layer, leaf in map(_halves, paths)]
+            theirs_.apply(listed, model.trainable_variables)
+            if state is None:
+                return params, None
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        tx = interop.keras.muon(**options)
+        params, _ = both_step(params, None)
+        params = jax.tree.map(np.copy, params)
+        for path, variable in zip(paths, model.trainable_variables, strict=True):
+            layer, leaf = _halves(path)
+            params[layer][leaf] = np.array(variable.value)
+        state = interop.keras.import_state(tx, params, theirs_.variables)
+        for _ in range(2):
+            params, state = both_step(params, state)
+        for path, variable in zip(paths, model.trainable_variables, strict=True):
+            layer, leaf = _halves(path)
+            np.testing.assert_allclose(params[layer][leaf], variable.value, atol=2e-5)
+        mapping = {path: path for path in paths}
+        exported = interop.keras.export_state(tx, params, state, mapping)
+        for variable, value in zip(theirs_.variables, exported, strict=True):
+            assert value.shape == variable.shape
+            np.testing.assert_allclose(value, variable.value, rtol=1e-4, atol=1e-6)
+        other = interop.keras.muon(**{**options, "exclude_layers": ["dense/kernel"]})
+        with pytest.raises(ValueError, match="was saved by Muon, and dense/kernel is for Adam"):
+            interop.keras.import_state(other, params, theirs_.variables)
+
+
+def _halves(path):
+    return path.split("/")
 
 
 def test_the_example_of_a_chain_with_clipping():

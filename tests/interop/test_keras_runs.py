@@ -93,3 +93,46 @@ def test_an_export_from_a_dict_needs_a_mapping():
     tx = keras.adam()
     with pytest.raises(ValueError, match="whose keys JAX sorts"):
         keras.export_state(tx, PARAMS, tx.init(PARAMS))
+
+
+MUON = keras.muon(learning_rate=0.1, exclude_layers=["head"])
+MUON_PARAMS = {
+    "dense": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)},
+    "head": {"kernel": np.zeros((2, 2), np.float32)},
+}
+MUON_ORDER = {path: path for path in ("head/kernel", "dense/kernel", "dense/bias")}
+
+
+def saved_keras_muon():
+    """Of an order that is not that of a dict: only what is for Adam has a velocity."""
+    head, kernel, bias = np.full((2, 2), 0.25), np.full((3, 2), -1.5), np.full(2, 0.75)
+    return [np.array(7), np.array(0.1), head, head * 2, kernel, bias, bias * 2]
+
+
+def test_keras_muon_has_a_velocity_of_what_is_for_adam():
+    state = keras.import_state(MUON, MUON_PARAMS, saved_keras_muon(), MUON_ORDER)
+    muon, adam = (state[0].inner_states[each].inner_state for each in ("muon", "rest"))
+    np.testing.assert_array_equal(muon[0].mu["dense"]["kernel"], -1.5)
+    np.testing.assert_array_equal(adam[0].mu["head"]["kernel"], 0.25)
+    np.testing.assert_array_equal(adam[0].nu["dense"]["bias"], 1.5)
+    assert [int(each.count) for each in (muon[1], *adam)] == [7, 7, 7]
+    assert jax.tree.structure(state) == jax.tree.structure(MUON.init(MUON_PARAMS))
+    back = keras.export_state(MUON, MUON_PARAMS, state, MUON_ORDER)
+    for ours, theirs in zip(back, saved_keras_muon(), strict=True):
+        np.testing.assert_allclose(ours, theirs)
+    clipped = keras.muon(global_clipnorm=1.0, exclude_layers=["head"])
+    again = keras.import_state(clipped, MUON_PARAMS, saved_keras_muon(), MUON_ORDER)
+    assert jax.tree.all(jax.tree.map(np.array_equal, again[1], state[0]))
+
+
+@pytest.mark.parametrize(
+    ("tx", "mapping", "message"),
+    [
+        (MUON, None, "variables without names .* give the mapping"),
+        (keras.muon(), MUON_ORDER, "6 variables, got 7"),
+        (MUON, dict(reversed(MUON_ORDER.items())), "of .* has the shape"),
+    ],
+)
+def test_keras_muon_is_not_guessed(tx, mapping, message):
+    with pytest.raises(ValueError, match=message):
+        keras.import_state(tx, MUON_PARAMS, saved_keras_muon(), mapping)

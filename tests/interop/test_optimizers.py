@@ -83,6 +83,27 @@ def test_another_value_compiles_nothing_again():
     assert update._cache_size() == 1
 
 
+def test_muon_of_keras_is_its_formula():
+    """In float64, in which Keras's own norm is one of float32."""
+    rng, b, eta = np.random.default_rng(3), 0.75, 0.25
+    gradients, expected = rng.standard_normal((2, 3, 5)), rng.standard_normal((3, 5))
+    with jax.enable_x64(True):
+        tx = keras.muon(eta, momentum=b, ns_steps=2, weight_decay=0.5, rms_rate=0.5, muon_a=3.0)
+        params, state, mu = [expected], None, 0
+        for gradient in gradients:
+            state = tx.init(params) if state is None else state
+            updates, state = tx.update([gradient], state, params)
+            params = [params[0] + np.asarray(updates[0])]
+            mu = b * mu + gradient
+            x = b * mu + gradient
+            x = x / (np.linalg.norm(x) + 1e-7)
+            for _ in range(2):
+                square = x @ x.T
+                x = 3.0 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+            expected = expected - eta * 0.5 * expected - eta * 0.5 * 5**0.5 * x
+            np.testing.assert_allclose(params[0], expected, rtol=1e-12)
+
+
 def test_mask_keeps_an_l2_penalty_off():
     params = {"w": jnp.ones(2), "b": jnp.ones(2)}
     tx = torch.sgd(lr=1.0, weight_decay=0.5, mask={"w": True, "b": False})
@@ -115,6 +136,11 @@ def test_mask_keeps_an_l2_penalty_off():
         (lambda: keras.adam(use_ema=True), "use_ema=True is no part of an optimizer here"),
         (lambda: keras.sgd(gradient_accumulation_steps=4), "wrap the optimizer in optax.MultiSteps"),
         (lambda: keras.sgd(loss_scale_factor=2.0), "loss_scale_factor=2.0 is no part"),
+        (lambda: keras.muon(exclude_layers="head"), r"exclude_layers='head' must be a list"),
+        (lambda: keras.muon(exclude_layers=["("]), r"exclude_layers\[0\] is '\(', which is no regular"),
+        (lambda: keras.muon(muon_b=None), "muon_b=None must be a number"),
+        (lambda: keras.muon(momentum=1.5), r"momentum=1.5 is out of range in keras\.muon"),
+        (lambda: keras.muon(adam_beta_1=1.0), r"adam_beta_1=1.0 is out of range in keras\.muon"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused_by_the_name_that_they_were_given_under(call, message):

@@ -70,6 +70,13 @@ def check_slot_names(storage: Any, names: set[str]) -> None:
         )
 
 
+def of_slots(storage: Any, slots: Any) -> Any:
+    """Of a storage for each slot, that of some slots."""
+    if not isinstance(storage, Mapping):
+        return storage
+    return {name: each for name, each in storage.items() if name in slots} or None
+
+
 def with_dtype(storage: Any, slot: str, dtype: Any) -> Any:
     """The `storage=` argument with one slot kept in dtype: what optax's `mu_dtype` asks for."""
     if dtype is None:

@@ -21,6 +21,7 @@ from .optimizers import adamw as adamw
 from .optimizers import ftrl as ftrl
 from .optimizers import lamb as lamb
 from .optimizers import lion as lion
+from .optimizers import muon as muon
 from .optimizers import nadam as nadam
 from .optimizers import rmsprop as rmsprop
 from .optimizers import schedule_free_adamw as schedule_free_adamw

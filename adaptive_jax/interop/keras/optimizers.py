@@ -14,6 +14,7 @@ from ...rules.adamax import AdaMax
 from ...rules.factored import FactoredRms, RelativeStep
 from ...rules.layerwise import TrustedStep
 from ...rules.momentum import Trace
+from ...rules.orthogonal import MuonOfSums
 from ...rules.regularisation import FtrlFromZero
 from ...rules.schedule_free import EvenScheduleFreeAdamW
 from ...rules.sign import Lion
@@ -21,6 +22,7 @@ from .._directions import factored, moments, velocity
 from .._port import (
     COMMON,
     DECAY,
+    FRACTION,
     LEARNING_RATE,
     LIMIT,
     NON_NEGATIVE,
@@ -31,6 +33,7 @@ from .._port import (
     is_absent,
     port,
 )
+from .matrices import of_each_array
 
 _ARGUMENTS = {
     **COMMON,
@@ -469,3 +472,99 @@ def schedule_free_adamw(
         mask,
     )  # fmt: skip
     return [rule]
+
+
+_OF_MUON = {
+    "adam_beta_1": Argument("β₁ of Adam, in [0, 1).", "Adam.b1", DECAY),
+    "adam_beta_2": Argument("β₂ of Adam, in [0, 1).", "Adam.b2", DECAY),
+    "adam_weight_decay": Argument(
+        "λ >= 0 of what is for Adam; None for none.",
+        "RatedStep.weight_decay",
+        NON_NEGATIVE,
+        is_optional=True,
+    ),
+    "epsilon": Argument("ε >= 0 of Adam.", "Adam.eps", NON_NEGATIVE),
+    "weight_decay": Argument(
+        "λ >= 0 of what is for Muon: θ ← θ - ηλθ; None for none.",
+        "LearningRate.weight_decay",
+        NON_NEGATIVE,
+        is_optional=True,
+    ),
+    "exclude_layers": Argument(
+        "regular expressions: what has one of them in its path, a/b/c, is for Adam."
+    ),
+    "exclude_embeddings": Argument('whether what has "embedding" in its path is for Adam.'),
+    "muon_a": Argument("a of Newton and Schulz's polynomial."),
+    "muon_b": Argument("b of it."),
+    "muon_c": Argument("c of it."),
+    "adam_lr_ratio": Argument("ρ' >= 0: the step size of Adam is ρ'η.", "ratio", NON_NEGATIVE),
+    "momentum": Argument("the decay β of Muon's momentum, in [0, 1].", "MuonOfSums.b1", FRACTION),
+    "ns_steps": Argument("how many times the polynomial is applied, 1 or more."),
+    "nesterov": Argument("whether Muon's momentum is Nesterov's."),
+    "rms_rate": Argument(
+        "ρ >= 0, for steps ρ√max(in, out) times as long; None for steps as they are.",
+        None,
+        NON_NEGATIVE,
+        is_optional=True,
+    ),
+}
+
+
+def _complete_pair(pair: Sequence[Rule], given: Mapping[str, Any]) -> Sequence[Rule]:
+    """Clipping, and a step behind each direction."""
+    muon, adam = pair
+    rate, mask = given["learning_rate"], given["mask"]
+    decay, decay_of_adam = map(none_if_zero, (given["weight_decay"], given["adam_weight_decay"]))
+    step_of_muon = scaling.LearningRate(rate, decay, mask, keep_count=True)
+    step_of_adam = scaling.RatedStep(
+        rate, decay_of_adam, mask, keep_count=True, ratio=given["adam_lr_ratio"]
+    )
+    return [*_clipping(given), muon, step_of_muon, adam, step_of_adam]
+
+
+@port("keras", _ARGUMENTS | _OF_MUON, _complete_pair, of_each_array)
+def muon(
+    learning_rate: Any = 0.001, adam_beta_1: Any = 0.9, adam_beta_2: Any = 0.999,
+    adam_weight_decay: Any = 0.004, epsilon: Any = 1e-7, weight_decay: Any = 0.004,
+    clipnorm: Any = None, clipvalue: Any = None, global_clipnorm: Any = None,
+    use_ema: bool = False, ema_momentum: float = 0.99, ema_overwrite_frequency: int | None = None,
+    loss_scale_factor: float | None = None, gradient_accumulation_steps: int | None = None,
+    name: str | None = None, exclude_layers: Sequence[str] | None = None,
+    exclude_embeddings: bool = True, muon_a: float = 3.4445, muon_b: float = -4.7750,
+    muon_c: float = 2.0315, adam_lr_ratio: Any = 1, momentum: Any = 0.95, ns_steps: int = 5,
+    nesterov: bool = True, rms_rate: Any = 0.2, *, mask: Any = None, storage: Any = None,
+) -> Sequence[Rule]:  # fmt: skip
+    """`keras.optimizers.Muon`: for arrays with two axes, and Adam for all others.
+
+        μ ← βμ + g,   m = βμ + g with nesterov, else μ,   X₀ = m/(‖m‖ + 1e-7)
+        X ← aX + (bXXᵀ + c(XXᵀ)²)X for ns_steps times,   θ ← θ - ηλθ - η·ρ√max(in, out)·X
+
+    For Adam, with a step size ρ'η, are arrays with one axis, none, or more than two, and those left out by
+    their paths, "dense_1/kernel"; in Keras these have the model's name in front. `aj.describe(tx, params)`
+    says of each array which it is. https://keras.io/api/optimizers/.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> tx = aj.interop.keras.muon(learning_rate=0.01, exclude_layers=["head"])
+      >>> layer = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+      >>> rows = aj.describe(tx, {"dense": layer, "head": layer}).rows
+      >>> for path, reason in {row.path: row.why[0] for row in rows}.items():
+      ...     print(path, reason)
+      ['dense']['bias'] label 'rest': one axis
+      ['dense']['kernel'] label 'muon': a matrix
+      ['head']['bias'] label 'rest': one axis
+      ['head']['kernel'] label 'rest': left out by 'head'
+    """
+    abc = (muon_a, muon_b, muon_c)
+    for each, value in zip("abc", abc, strict=True):
+        if not isinstance(value, (int, float)):
+            raise TypeError(
+                f"muon_{each}={value!r} must be a number that is known when the optimizer is made."
+            )
+    if isinstance(exclude_layers, str):
+        raise TypeError(
+            f"exclude_layers={exclude_layers!r} must be a list of regular expressions: "
+            f"[{exclude_layers!r}]."
+        )
+    direction = MuonOfSums(momentum, 1e-7, abc, ns_steps, nesterov, rms_rate=rms_rate)
+    return [direction, moments((adam_beta_1, adam_beta_2), epsilon, False, eps_hat=True)]

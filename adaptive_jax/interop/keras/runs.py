@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from ..._core.lifted import Lifted
+from ..._core.transformation import data_of
 from ...rules import rms
 from ...rules.adagrad import AdaGrad
 from ...rules.adam import Adam, NAdam
 from ...rules.adamax import AdaMax, AMSGrad
 from ...rules.factored import FactoredRms
 from ...rules.momentum import Trace
+from ...rules.orthogonal import MuonOfSums
 from ...rules.regularisation import FtrlFromZero
 from ...rules.schedule_free import EvenScheduleFreeAdamW
 from ...rules.sign import Lion
+from ...transforms.matrices import OfMatrices
 from .. import _arrays, _match, _state
 from .optimizers import sgd
 
@@ -38,6 +41,7 @@ _VOCABULARY: _state.Vocabulary = {
     NAdam: {**_MOMENTS, "mu_product": _state.Entry("u_product")},
     AdaMax: {"mu": _state.Entry("momentum"), "nu": _state.Entry("norm")},
     Lion: {"mu": _state.Entry("momentum")},
+    MuonOfSums: {"mu": _state.Entry("momentum")},
     EvenScheduleFreeAdamW: {"z": _state.Entry("momentum"), "nu": _state.Entry("velocity")},
     FtrlFromZero: {"n": _state.Entry("accumulator"), "z": _state.Entry("linear")},
     FactoredRms: {
@@ -65,6 +69,8 @@ _GROUPS = {
     "schedule_free_adamw": [("momentum", "velocity")],
     # Of an array with one axis or none the first two are 0, and of others the last is made of them.
     "adafactor": [("rows", "columns", "velocity")],
+    # Of what is for Muon there is no velocity.
+    "muon": [("momentum", "velocity")],
 }
 
 
@@ -72,9 +78,9 @@ _GROUPS = {
 _NAMELESS = ("rows", "columns")
 
 
-def _vocabulary(lifted: Lifted) -> _state.Vocabulary:
+def _vocabulary(port: Lifted | OfMatrices) -> _state.Vocabulary:
     # Keras adds SGD's velocity to the parameters and subtracts RMSprop's. Here both are added.
-    sign = 1 if lifted.factory is sgd else -1
+    sign = 1 if isinstance(port, Lifted) and port.factory is sgd else -1
     return {**_VOCABULARY, Trace: {"trace": _state.Entry("momentum", sign)}}
 
 
@@ -106,23 +112,29 @@ def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> A
       >>> aj.interop.keras.import_state(tx, [np.zeros(2)], saved)[1]
       TraceState(trace=[Array([1., 1.], dtype=float32)])
     """
-    lifted = _state.lifted_of(tx, "keras")
+    port = _state.port_of(tx, "keras")
     variables = _listed(variables)
     count = len(jax.tree.leaves(params))
-    expected = _expected(lifted, count)
+    owners = _owners(port, params)
+    expected = _expected(owners, owners)
     if len(variables) not in (len(expected) + 1, len(expected) + 2):
         kinds = list(dict.fromkeys(name for name, _ in expected))
         raise ValueError(
-            f"{lifted!r} has iteration, learning_rate (but under a schedule) and {kinds} of {count} "
+            f"{tx!r} has iteration, learning_rate (but under a schedule) and {kinds} of {count} "
             f"parameters: {len(expected) + 2} variables, got {len(variables)}. They are of another "
             "optimizer or of another model."
         )
     step = _arrays.number(variables[0], "iteration")
     if step != int(step) or step < 0:
         raise ValueError(f"iteration, the first variable, is {step}: expected a number of steps.")
-    rest = list(zip(expected, variables[len(variables) - len(expected) :], strict=True))
+    own = variables[len(variables) - len(expected) :]
+    if isinstance(port, OfMatrices):
+        expected = _expected_of_groups(owners, params, own, mapping)
+    rest = list(zip(expected, own, strict=True))
     names = _parameter_names(rest, count)
     mapped = _place(params, names, rest, mapping)
+    if isinstance(port, OfMatrices):
+        _check_groups(owners, expected, names, mapped)
     saved = {path: _state.Saved(name) for name, (path, _) in mapped.items()}
     for (kind, index), variable in rest:
         if index is None:
@@ -136,7 +148,7 @@ def import_state(tx: Any, params: Any, variables: Any, mapping: Any = None) -> A
         path, axes = mapped[name]
         rows, columns = _arrays.factors_to_here(rows, columns, axes, name)
         saved[path].entries |= {"rows": rows, "columns": columns}
-    return _state.fill(tx, params, _vocabulary(lifted), "keras", saved, int(step))
+    return _state.fill(tx, params, _vocabulary(port), "keras", saved, int(step))
 
 
 def export_state(tx: Any, params: Any, opt_state: Any, mapping: Any = None) -> list[np.ndarray]:
@@ -160,14 +172,16 @@ def export_state(tx: Any, params: Any, opt_state: Any, mapping: Any = None) -> l
       TypeError, ValueError: for a state of another optimizer, and for a dict of params without a
         mapping: JAX sorts its keys, Keras does not.
     """
-    lifted = _state.lifted_of(tx, "keras")
+    port = _state.port_of(tx, "keras")
+    owners = _owners(port, params)
     mapped = _match.for_export(params, mapping, "that of model.trainable_variables")
-    entries, scalars, count = _state.read(tx, opt_state, params, _vocabulary(lifted), "keras")
-    rate = _state.setting(lifted, "learning_rate", None)
+    entries, scalars, count = _state.read(tx, opt_state, params, _vocabulary(port), "keras")
+    first = port if isinstance(port, Lifted) else data_of(port.wrapped()[0])
+    rate = _state.setting(first, "learning_rate", None)
     exported = [np.asarray(count, np.int32)]
     exported += [] if callable(rate) else [np.asarray(rate, np.float64)]
     places = list(mapped.values())
-    for kind, index in _expected(lifted, len(places)):
+    for kind, index in _expected(owners, [path for path, _ in places]):
         if index is None:
             exported.append(np.asarray(scalars[kind]))
         else:
@@ -216,15 +230,71 @@ def _listed(variables: Any) -> list[Any]:
     return list(variables)
 
 
-def _expected(lifted: Lifted, count: int) -> list[tuple[str, int | None]]:
-    """What the variables after the learning rate are: the entry, and the number of the parameter."""
-    slots, scalars = _state.entries_of(lifted, _vocabulary(lifted))
-    kept = {entry.name for entry in slots.values()}
+def _owners(port: Lifted | OfMatrices, params: Any) -> dict[str, Lifted]:
+    """The optimizer of each parameter, by its path."""
+    if isinstance(port, Lifted):
+        return dict.fromkeys(_arrays.paths(params), port)
+    groups = zip(port.wrapped(), port.params_in(params), strict=True)
+    return {path: data_of(each) for each, own in groups for path in _arrays.paths(own)}
+
+
+def _expected(owners: Mapping[str, Lifted], order: Collection[str]) -> list[tuple[str, int | None]]:
+    """What the variables after the learning rate are: the entry, and the number of the parameter.
+
+    order: the paths of the parameters as Keras has them in a row.
+    """
+    entries = {id(each): _state.entries_of(each, _vocabulary(each)) for each in owners.values()}
     expected: list[tuple[str, int | None]] = []
-    for group in _GROUPS[lifted.factory.__name__]:  # type: ignore[union-attr]
-        kinds = [kind for kind in group if kind in kept]
-        expected += [(kind, index) for index in range(count) for kind in kinds]
-    return expected + [(entry.name, None) for entry in scalars.values()]
+    names = {each.factory.__name__ for each in owners.values()}  # type: ignore[union-attr]
+    for group in next((_GROUPS[name] for name in names), []):  # All are of one call.
+        for index, path in enumerate(order):
+            slots, _ = entries[id(owners[path])]
+            kept = {entry.name for entry in slots.values()}
+            expected += [(kind, index) for kind in group if kind in kept]
+    scalars = {entry.name: None for _, each in entries.values() for entry in each.values()}
+    return expected + [(name, None) for name in scalars]
+
+
+def _expected_of_groups(
+    owners: Mapping[str, Lifted], params: Any, variables: Sequence[Any], mapping: Any
+) -> list[tuple[str, int | None]]:
+    """The same where parameters differ in what is kept: by the names of the variables, or the order."""
+    named = [getattr(variable, "name", None) for variable in variables]
+    if all(isinstance(name, str) for name in named):
+        kinds = ["velocity" if str(n).endswith("_velocity") else "momentum" for n in named]
+        indices = np.cumsum([kind == "momentum" for kind in kinds]) - 1
+        if indices[0] == 0 and indices[-1] == len(owners) - 1:
+            return [(kind, int(index)) for kind, index in zip(kinds, indices, strict=True)]
+        raise ValueError(
+            f"the variables {_match.listed(map(str, named), sort=False)} are no momentum of each of "
+            f"{len(owners)} parameters, and a velocity of some: they are of another optimizer."
+        )
+    if mapping is None and not _match.has_own_order(params):
+        raise ValueError(
+            "variables without names do not say which parameters have a velocity: give the mapping, "
+            "whose order is that of model.trainable_variables."
+        )
+    mapped = _match.for_export(params, mapping, "that of model.trainable_variables")
+    return _expected(owners, [path for path, _ in mapped.values()])
+
+
+def _check_groups(
+    owners: Mapping[str, Lifted],
+    expected: Sequence[tuple[str, int | None]],
+    names: Sequence[str],
+    mapped: _match.Mapped,
+) -> None:
+    """Raises a ValueError unless all were saved by Adam that are for Adam here, and no others."""
+    for index, name in enumerate(names):
+        path, _ = mapped[name]
+        kept = {kind for kind, _ in _expected(owners, [path])}
+        saved = {kind for kind, each in expected if each == index}
+        if kept != saved:
+            there, here = ("Adam", "Muon") if "velocity" in saved else ("Muon", "Adam")
+            raise ValueError(
+                f"{name} was saved by {there}, and {path} is for {here} here: exclude_layers and "
+                "exclude_embeddings go by the paths here, which need not be those in Keras."
+            )
 
 
 def _parameter_names(rest: Sequence[tuple[tuple[str, int | None], Any]], count: int) -> list[str]:
