@@ -219,7 +219,10 @@ def found(inputs):
     for name, finalist in compared.finalists[quadratic.name].items():
         results[f"compare/{name}"] = finalist.curves
         results[f"compare/{name}/tuning"] = finalist.tuning.outputs
-    return results
+    step = aj.train_step(lambda w, batch: jnp.sum(jnp.array([1.0, 10.0]) * w**2) / 2)
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(1.0))
+    rates = aj.find_learning_rate(state, step, [0.0] * 4, rates=[0.03, 0.1, 0.3])
+    return results | {"find": rates.losses}
 
 
 def search(folder):
@@ -227,14 +230,15 @@ def search(folder):
     index = jax.process_index()
     np.savez(folder / f"{index}.npz", **found(BATCHES[0]))
 
-
     def refused(call, *parts, error=ValueError):
         told = message_of(error, call)
         assert all(part in told for part in parts), told
 
-    def sweep(inputs=jnp.asarray(BATCHES[0]), extra=0.0, rates=(0.1, 0.2), seeds=1, **options):
+    def sweep(inputs=BATCHES[0], extra=0.0, rates=(0.1, 0.2), seeds=1, **options):
+        whole = jnp.asarray(inputs)
+
         def train(learning_rate, seed):
-            return run_on(inputs, learning_rate + extra, "tanh", seed)["loss"]
+            return run_on(whole, learning_rate + extra, "tanh", seed)["loss"]
 
         return aj.sweep(train, learning_rate=rates, seeds=seeds, **options)
 
@@ -249,7 +253,7 @@ def search(folder):
     refused(lambda: sweep(seeds=[7, 8 + index]), "seeds is [7, 8] in", "and [7, 9] in")
     refused(lambda: sweep(maximize=index == 1), "maximize is False in process 0, and True in")
     refused(lambda: sweep(extra=float(index)), "train is a program of")
-    refused(lambda: sweep(jnp.asarray(BATCHES[index])), "array 0 that train reads is float32[16, 16]")
+    refused(lambda: sweep(BATCHES[index]), "array 0 that train reads is float32[16, 16]")
     refused(lambda: sweep(global_array(BATCHES[0])), "train reads float32[16, 16], which is on dev")
     one, two = (aj.problems.quadratic(dimension=4, condition=10.0**power) for power in (1, 2))
     refused(

@@ -168,6 +168,8 @@ def compare(
     same batches, for all of them. Everything is one compiled call per optimizer and problem, and one for
     its finalist.
 
+    With several processes all of them call it, with the same arguments, and do a share of each sweep.
+
     Which optimizer looks best depends on how much each is tuned: Choi et al. 2019,
     https://arxiv.org/abs/1910.05446; Schmidt et al. 2021, https://arxiv.org/abs/2007.01547.
 
@@ -193,7 +195,9 @@ def compare(
     Raises:
       TypeError, ValueError: before anything is run, for what is no function with a search space, an
         argument that the function does not have, a setting that it refuses, a problem that cannot be
-        traced, problems of one name, and numbers that are none.
+        traced, problems of one name, and numbers that are none. With several processes, for what is not
+        the same in all of them, by its name.
+      RuntimeError: for what failed in another process.
 
     Example:
       >>> import adaptive_jax as aj

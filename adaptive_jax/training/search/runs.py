@@ -184,9 +184,9 @@ class Traced:
         for x in self.constants:
             if spans_processes(x):
                 raise ValueError(
-                    f"train reads {pytrees.describe(x)}, which is on devices of several processes, and each "
-                    "process does its runs by itself: give it the numbers, np.asarray(x), where every process "
-                    "has the whole of them."
+                    f"train reads {pytrees.describe(x)}, which is on devices of several processes, and "
+                    "each process does its runs by itself: give it the numbers, np.asarray(x), where "
+                    "every process has the whole of them."
                 )
         self.treedef = jax.tree.structure(outline)
         lowered = jax.jit(lambda *every: self(*every)).lower(self.constants, *arguments)

@@ -41,6 +41,9 @@ def sweep(
     in every call, and compiled only if it has become another program. Since its numbers are traced, an
     optimizer cannot refuse one that is out of range.
 
+    With several processes all of them call it, with the same arguments. Each does a share of the runs on
+    its own devices, and all return the same result. An error in one of them ends the call in all.
+
     Args:
       train: `train(learning_rate, …, seed)`, a JAX function from a setting to its result: a loss, a
         curve of losses, or a dict of such. It needs no `seed` if one run per setting is enough. With
@@ -66,7 +69,7 @@ def sweep(
       memory: bytes per device to stay within, by XLA's own account; None for three quarters of what is
         free.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
-        output is a terminal.
+        output is a terminal. Of several processes, the first has one, for its share.
       **axes: the values of each argument of train, in one dimension: every combination is run. A
         single value is the same for all runs.
 
@@ -77,7 +80,10 @@ def sweep(
     Raises:
       ValueError, TypeError: before anything is run, for an argument that train does not have or does
         not get, for columns of different lengths, for a train that needs an axis to be static, by its
-        name, and for a setting that needs more memory than there is.
+        name, and for a setting that needs more memory than there is. With several processes, for an
+        argument, a program or an array it reads that is not the same in all of them, by its name, and for
+        an array on devices of several.
+      RuntimeError: for what failed in another process.
 
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp, optax
