@@ -1,5 +1,7 @@
 """One of several processes that train together, which started_together.py starts."""
 
+import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -179,6 +181,113 @@ def fail(folder, which, how):
     aj.fit(created("zero"), aj.train_step(loss, has_aux=True), until_then(), progress=False)
 
 
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+SETTINGS = {
+    "learning_rate": [0.01, 0.03, 0.1, 0.3, 1.0],
+    "activation": ["tanh", "tanh", "tanh", "relu", "relu"],
+}
+"""Five runs of two programs, of which two processes have two and three."""
+SPACE = {"learning_rate": aj.LogUniform(1e-2, 1.0)}
+
+
+def run_on(inputs, learning_rate, activation, seed):
+    """A run whose results are of several dtypes, and too large to be handed over at once."""
+    tx = aj.adam(learning_rate)
+    w = jax.random.normal(jax.random.key(seed), (16, 8))
+
+    def loss(w):
+        return jnp.mean((ACTIVATIONS[activation](inputs @ w) - 1) ** 2)
+
+    def step(carry, _):
+        w, state = carry
+        value, gradients = jax.value_and_grad(loss)(w)
+        updates, state = tx.update(gradients, state, w)
+        return (w + updates, state), value
+
+    (w, _), losses = jax.lax.scan(step, (w, tx.init(w)), length=10)
+    return {"loss": losses, "half": w.astype(jnp.bfloat16), "large": jnp.tile(w, (2048, 1))}
+
+
+def found(inputs):
+    """What a sweep, a comparison and a finder come to, by name."""
+    train = functools.partial(run_on, inputs)
+    swept = aj.sweep(train, table=SETTINGS, seeds=1, progress=True)
+    results = {f"sweep/{name}": x.astype(np.float32) for name, x in swept.outputs.items()}
+    quadratic = aj.problems.quadratic(dimension=4, condition=100.0)
+    optimizers = {"SGD": (aj.sgd, SPACE), "Adam": (aj.adam, SPACE)}
+    compared = aj.compare(optimizers, quadratic, budget=5, seeds=3, tuning_seeds=1, steps=10)
+    for name, finalist in compared.finalists[quadratic.name].items():
+        results[f"compare/{name}"] = finalist.curves
+        results[f"compare/{name}/tuning"] = finalist.tuning.outputs
+    step = aj.train_step(lambda w, batch: jnp.sum(jnp.array([1.0, 10.0]) * w**2) / 2)
+    state = aj.TrainState.create(jnp.ones(2), aj.sgd(1.0))
+    rates = aj.find_learning_rate(state, step, [0.0] * 4, rates=[0.03, 0.1, 0.3])
+    return results | {"find": rates.losses}
+
+
+def search(folder):
+    """Searches with the other processes; what is not the same in all of them is refused."""
+    index = jax.process_index()
+    np.savez(folder / f"{index}.npz", **found(BATCHES[0]))
+
+    def refused(call, *parts, error=ValueError):
+        told = message_of(error, call)
+        assert all(part in told for part in parts), told
+
+    def sweep(inputs=BATCHES[0], extra=0.0, rates=(0.1, 0.2), seeds=1, **options):
+        whole = jnp.asarray(inputs)
+
+        def train(learning_rate, seed):
+            return run_on(whole, learning_rate + extra, "tanh", seed)["loss"]
+
+        return aj.sweep(train, learning_rate=rates, seeds=seeds, **options)
+
+    def compare(factory, problem, space=SPACE, **options):
+        return aj.compare({"own": (factory, space)}, problem, 2, tuning_seeds=1, **options)
+
+    refused(
+        lambda: sweep(rates=[0.1, 0.2 + index]),
+        "The sweep is not the same in all processes: the axis learning_rate is [0.1, 0.2] in process 0, "
+        "and [0.1, 1.2] in process 1.",
+    )
+    refused(lambda: sweep(seeds=[7, 8 + index]), "seeds is [7, 8] in", "and [7, 9] in")
+    refused(lambda: sweep(maximize=index == 1), "maximize is False in process 0, and True in")
+    refused(lambda: sweep(extra=float(index)), "train is a program of")
+    refused(lambda: sweep(BATCHES[index]), "array 0 that train reads is float32[16, 16]")
+    refused(lambda: sweep(global_array(BATCHES[0])), "train reads float32[16, 16], which is on dev")
+    one, two = (aj.problems.quadratic(dimension=4, condition=10.0**power) for power in (1, 2))
+    refused(
+        lambda: compare((aj.sgd, aj.adam)[index], one),
+        "The comparison is not the same in all processes: optimizers['own'] is (<function sgd>",
+        "and (<function adam>",
+    )
+    refused(lambda: compare(aj.sgd, (one, two)[index]), f"target and measure of {one.name} is (")
+    refused(lambda: compare(aj.sgd, one, seeds=2 + index), "seeds is 2 in process 0, and 3 in")
+    refused(lambda: compare(aj.sgd, one, space={"learning_rate": 1.0 + index}), "1.0}", "2.0}")
+    other = dataclasses.replace(two, target=one.target)
+    refused(lambda: compare(aj.sgd, (one, other)[index]), f"own on {one.name}, ", "of the bits")
+    other = dataclasses.replace(two, name="other")
+    refused(lambda: compare(aj.sgd, (one, other)[index]), "problems is ['quadratic'] in process 0")
+
+    # What fails in one of them fails in all.
+    def check(loss):
+        if index == 1:
+            raise OSError("the disk of this machine is full")
+        return loss
+
+    def failing(learning_rate):
+        loss = jnp.square(learning_rate)
+        shape = jax.ShapeDtypeStruct((), np.float32)
+        return jax.pure_callback(check, shape, loss, vmap_method="sequential")
+
+    error = (RuntimeError, ValueError)[index]
+    refused(lambda: sweep(batch_size=1 - index), "batch_size=0 must be", error=error)
+    error = (RuntimeError, jax.errors.JaxRuntimeError)[index]
+    told = "the disk of this machine is full"
+    refused(lambda: aj.sweep(failing, learning_rate=[1.0, 2.0]), told, error=error)
+    assert sweep().objective.shape == (2, 1)  # They go on, if they want to.
+
+
 if __name__ == "__main__":
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Side by side, two programs may each wait for the one that has not started in the other process.
@@ -191,4 +300,5 @@ if __name__ == "__main__":
         heartbeat_timeout_seconds=30,
     )
     what = {"train": train, "save": save, "restore": restore, "go on": go_on, "fail": fail}
+    what |= {"search": search}
     what[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

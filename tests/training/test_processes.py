@@ -73,3 +73,18 @@ def test_what_happens_to_one_ends_all_with_its_reason_last(which, how, message, 
     for each, text in zip(processes, printed, strict=True):
         assert each.returncode == 1, text
         assert message in "\n".join(text.splitlines()[-6:]), text
+
+
+@pytest.mark.slow
+def test_two_processes_search_as_one(tmp_path):
+    printed = run_together(2, 1, "search", tmp_path)
+    alone = one_of_many.found(one_of_many.BATCHES[0])
+    for index in range(2):
+        together = dict(np.load(tmp_path / f"{index}.npz"))
+        assert together.keys() == alone.keys()
+        for name, x in alone.items():
+            np.testing.assert_allclose(together[name], x, rtol=2e-5, atol=1e-6, err_msg=name)
+            first = np.load(tmp_path / "0.npz")[name]
+            np.testing.assert_array_equal(together[name], first, err_msg=name)
+    assert "2/2" in printed[0]  # One progress bar, of the share of the first process.
+    assert "run/s" not in printed[1]

@@ -18,10 +18,12 @@ from ... import maths
 from ..._core import arguments, pytrees
 from ...problems import Problem
 from ...transforms.evaluate import eval_params
+from ..agreement import check_alike, together
 from ..progress import progress_bar
+from . import shares
 from .distributions import Distribution, draw
 from .result import Sweep
-from .sweeps import sweep
+from .sweeps import prepare, sweep
 from .table import Table, counted, plain, shown
 
 CONFIDENCE = 0.95
@@ -166,6 +168,8 @@ def compare(
     same batches, for all of them. Everything is one compiled call per optimizer and problem, and one for
     its finalist.
 
+    With several processes all of them call it, with the same arguments, and do a share of each sweep.
+
     Which optimizer looks best depends on how much each is tuned: Choi et al. 2019,
     https://arxiv.org/abs/1910.05446; Schmidt et al. 2021, https://arxiv.org/abs/2007.01547.
 
@@ -191,7 +195,9 @@ def compare(
     Raises:
       TypeError, ValueError: before anything is run, for what is no function with a search space, an
         argument that the function does not have, a setting that it refuses, a problem that cannot be
-        traced, problems of one name, and numbers that are none.
+        traced, problems of one name, and numbers that are none. With several processes, for what is not
+        the same in all of them, by its name.
+      RuntimeError: for what failed in another process.
 
     Example:
       >>> import adaptive_jax as aj
@@ -203,29 +209,39 @@ def compare(
       >>> list(result.finalists[problem.name])
       ['SGD', 'Adam']
     """
-    listed = isinstance(problems, Iterable) and not isinstance(problems, (str, Mapping))
-    several: list[Any] = [*problems] if listed else [problems]  # type: ignore[misc]
-    _check_optimizers(optimizers)
-    _check_problems(several)
-    arguments.target(target)
-    budget = arguments.whole("budget", budget, 1)
-    evaluations = arguments.whole("evaluations", evaluations, 1)
-    seeds = arguments.whole("seeds", seeds, 1)
-    tuning_seeds = arguments.whole("tuning_seeds", tuning_seeds, 1)
-    steps = None if steps is None else arguments.whole("steps", steps, 1)
-    spaces = {
-        name: _settings(name, factory, space, budget)
-        for name, (factory, space) in optimizers.items()
-    }
+    with together("compare"):
+        listed = isinstance(problems, Iterable) and not isinstance(problems, (str, Mapping))
+        several: list[Any] = [*problems] if listed else [problems]  # type: ignore[misc]
+        _check_optimizers(optimizers)
+        _check_problems(several)
+        arguments.target(target)
+        budget = arguments.whole("budget", budget, 1)
+        evaluations = arguments.whole("evaluations", evaluations, 1)
+        seeds = arguments.whole("seeds", seeds, 1)
+        tuning_seeds = arguments.whole("tuning_seeds", tuning_seeds, 1)
+        steps = None if steps is None else arguments.whole("steps", steps, 1)
+        spaces = {
+            name: _settings(name, factory, space, budget)
+            for name, (factory, space) in optimizers.items()
+        }
+        every: dict[str, np.ndarray] = {}
+        for problem in several:
+            length = problem.steps if steps is None else steps
+            marks = np.linspace(0, length, evaluations + 1).round().astype(np.int32)
+            every[problem.name] = np.unique(marks)
+        facts: dict[str, str] = {}
+        if jax.process_count() > 1:
+            counts = {"budget": budget, "seeds": seeds, "tuning_seeds": tuning_seeds}
+            facts = {name: f"{value}" for name, value in counts.items()}
+            facts |= {"steps": f"{steps}", "target": f"{target}", "evaluations": f"{evaluations}"}
+            facts |= _facts(optimizers, several, spaces, every, tuning_seeds)
+    check_alike("The comparison", facts)
     finalists: dict[str, dict[str, Finalist]] = {problem.name: {} for problem in several}
-    every: dict[str, np.ndarray] = {}
     targets: dict[str, float] = {}
     total = len(several) * len(optimizers)
     with progress_bar(progress, total, unit="optimizer") as bar:
         for problem in several:
-            length = problem.steps if steps is None else steps
-            marks = np.unique(np.linspace(0, length, evaluations + 1).round().astype(np.int32))
-            every[problem.name] = marks
+            marks = every[problem.name]
             found: dict[str, tuple[Any, Sweep, np.ndarray]] = {}
             for name, (factory, _) in optimizers.items():
                 run = functools.partial(_train, factory, problem, marks)
@@ -243,6 +259,33 @@ def compare(
             }
     measures = {problem.name: problem.measure for problem in several}
     return Comparison(finalists, every, targets, measures, seeds, budget)
+
+
+def _facts(
+    optimizers: Mapping[str, Any],
+    problems: Sequence[Problem],
+    spaces: Mapping[str, Any],
+    every: Mapping[str, np.ndarray],
+    tuning_seeds: int,
+) -> dict[str, str]:
+    """What is compared on what, by name, and what is traced of each: the same in all processes.
+
+    every: from the name of each problem to the steps at which it is evaluated.
+    """
+    found = {"optimizers": shares.fact([*optimizers])}
+    for name, (factory, space) in optimizers.items():
+        found[f"optimizers[{name!r}]"] = shares.fact((factory, dict(space)))
+    found["problems"] = shares.fact([problem.name for problem in problems])
+    for problem in problems:
+        judged = problem.steps, problem.target, problem.measure
+        found[f"steps, target and measure of {problem.name}"] = shares.fact(judged)
+        for name, (factory, _) in optimizers.items():
+            run = functools.partial(_train, factory, problem, every[problem.name])
+            table, fixed = spaces[name]
+            prepared = prepare(run, fixed, table=table, seeds=tuning_seeds)
+            facts = prepared.facts().items()
+            found |= {f"{name} on {problem.name}, {what}": fact for what, fact in facts}
+    return found
 
 
 def _check_optimizers(optimizers: Any) -> None:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ... import maths
 from ..._core import pytrees
+from ..agreement import spans_processes
 from ..state import TrainState
 from .table import counted, plain, shown
 
@@ -160,6 +161,11 @@ class Plan:
     numbers: dict[str, np.ndarray]
     seeds: np.ndarray
 
+    def part(self, start: int, stop: int) -> Plan:
+        """The runs from start to stop. Their settings are called those of all."""
+        numbers = {name: values[start:stop] for name, values in self.numbers.items()}
+        return dataclasses.replace(self, numbers=numbers, seeds=self.seeds[start:stop])
+
     def piece(self, start: int, size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The numbers and seeds of some runs. After the last one it comes again: a size, a program."""
         places = np.minimum(np.arange(start, start + size), len(self.seeds) - 1)
@@ -175,6 +181,13 @@ class Traced:
 
     def __init__(self, jaxpr: Any, outline: Any, arguments: Any) -> None:
         self.jaxpr, self.constants, self.outline = jaxpr.jaxpr, jaxpr.consts, outline
+        for x in self.constants:
+            if spans_processes(x):
+                raise ValueError(
+                    f"train reads {pytrees.describe(x)}, which is on devices of several processes, and "
+                    "each process does its runs by itself: give it the numbers, np.asarray(x), where "
+                    "every process has the whole of them."
+                )
         self.treedef = jax.tree.structure(outline)
         lowered = jax.jit(lambda *every: self(*every)).lower(self.constants, *arguments)
         self.program = lowered.as_text(), self.treedef

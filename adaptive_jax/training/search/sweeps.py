@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from ..agreement import check_alike, together
 from ..progress import progress_bar
-from . import runs
+from . import runs, shares
 from .columns import check_arguments, checked_options, checked_seeds, columns_of, stacked_batches
 from .result import Sweep
 
@@ -39,6 +41,9 @@ def sweep(
     in every call, and compiled only if it has become another program. Since its numbers are traced, an
     optimizer cannot refuse one that is out of range.
 
+    With several processes all of them call it, with the same arguments. Each does a share of the runs on
+    its own devices, and all return the same result. An error in one of them ends the call in all.
+
     Args:
       train: `train(learning_rate, …, seed)`, a JAX function from a setting to its result: a loss, a
         curve of losses, or a dict of such. It needs no `seed` if one run per setting is enough. With
@@ -64,7 +69,7 @@ def sweep(
       memory: bytes per device to stay within, by XLA's own account; None for three quarters of what is
         free.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
-        output is a terminal.
+        output is a terminal. Of several processes, the first has one, for its share.
       **axes: the values of each argument of train, in one dimension: every combination is run. A
         single value is the same for all runs.
 
@@ -75,7 +80,10 @@ def sweep(
     Raises:
       ValueError, TypeError: before anything is run, for an argument that train does not have or does
         not get, for columns of different lengths, for a train that needs an axis to be static, by its
-        name, and for a setting that needs more memory than there is.
+        name, and for a setting that needs more memory than there is. With several processes, for an
+        argument, a program or an array it reads that is not the same in all of them, by its name, and for
+        an array on devices of several.
+      RuntimeError: for what failed in another process.
 
     Example:
       >>> import adaptive_jax as aj, jax, jax.numpy as jnp, optax
@@ -90,6 +98,108 @@ def sweep(
       >>> result.best()
       {'learning_rate': 1.0}
     """
+    with together("sweep"):
+        prepared = prepare(
+            train,
+            axes,
+            seeds=seeds,
+            table=table,
+            static=static,
+            objective=objective,
+            maximize=maximize,
+            step=step,
+            batches=batches,
+            evaluate=evaluate,
+            batch_size=batch_size,
+            memory=memory,
+        )
+        facts = prepared.facts() if jax.process_count() > 1 else {}
+    check_alike("The sweep", facts)
+    return prepared.run(progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A sweep whose arguments are checked, and whose runs are traced: nothing is compiled.
+
+    batches: stacked.
+    """
+
+    columns: dict[str, Any]
+    seeds: np.ndarray
+    objective: str | Callable[[Any], Any] | None
+    maximize: bool
+    batches: Any
+    batch_size: int | None
+    memory: float | None
+    plans: list[runs.Plan]
+    traced: list[runs.Traced]
+
+    def facts(self) -> dict[str, str]:
+        """What it is, to be compared between processes."""
+        judged = {"maximize": self.maximize, "objective": self.objective}
+        return shares.facts(self.columns, self.seeds, judged, self.batches, self.plans, self.traced)
+
+    def run(self, progress: bool | None) -> Sweep:
+        """All runs. Of several processes each does a share."""
+        count = len(self.seeds)
+        settings = sum(len(plan.rows) for plan in self.plans)
+        places = np.concatenate(
+            [
+                np.add.outer(np.array(plan.rows) * count, np.arange(count)).ravel()
+                for plan in self.plans
+            ]
+        )
+        divided = shares.shares(len(places))
+        own = divided[jax.process_index()]
+        flat_outline, treedef = jax.tree.flatten(self.traced[0].outline)
+        results = [np.empty((len(places), *each.shape), each.dtype) for each in flat_outline]
+        with jax.set_mesh(_NO_MESH), shares.apart("sweep") as look:
+            work = [
+                (plan, runs.program(each, plan, self.batches, self.batch_size, self.memory))
+                for each, plan in _within(own, self.traced, self.plans)
+            ]
+            with progress_bar(progress, len(own), unit="run") as bar:
+                done = own.start
+                for plan, program in work:
+                    for piece in program.pieces(plan, self.batches):
+                        look()
+                        leaves = jax.tree.leaves(piece)
+                        here = places[done : done + len(leaves[0])]
+                        for result, leaf in zip(results, leaves, strict=True):
+                            result[here] = leaf
+                        done += len(here)
+                        bar.update(len(here))
+        for result in results:
+            shares.hand_over(result, [places[each.start : each.stop] for each in divided])
+        results = [result.reshape(settings, count, *result.shape[1:]) for result in results]
+        judged, outputs = jax.tree.unflatten(treedef, results)
+        return Sweep(
+            self.columns,
+            self.seeds,
+            judged,
+            outputs,
+            self.maximize,
+            runs.objective_name(self.objective, outputs),
+        )
+
+
+def prepare(
+    train: Callable[..., Any],
+    axes: Mapping[str, Any],
+    *,
+    seeds: int | Sequence[int] = 1,
+    table: Mapping[str, Any] | None = None,
+    static: Sequence[str] = (),
+    objective: str | Callable[[Any], Any] | None = None,
+    maximize: bool = False,
+    step: Callable[[Any, Any], tuple[Any, Any]] | None = None,
+    batches: Iterable[Any] | None = None,
+    evaluate: Callable[[Any], Any] | None = None,
+    batch_size: int | None = None,
+    memory: float | None = None,
+) -> Prepared:
+    """Raises what `sweep` raises before it compiles. The arguments are those of it."""
     batch_size = checked_options(batch_size, memory, maximize, step, batches, evaluate)
     objective = runs.EVALUATION if objective is None and evaluate is not None else objective
     seed_values = checked_seeds(seeds)
@@ -102,35 +212,25 @@ def sweep(
             _plans(train, step, evaluate, objective, takes_seed, columns, is_static, seed_values)
         )
         traced = [runs.trace(plan, stacked) for plan in plans]
-        runs.check_outlines([each.outline for each in traced], plans)
-        settings, count = sum(len(plan.rows) for plan in plans), len(seed_values)
-        flat_outline, treedef = jax.tree.flatten(traced[0].outline)
-        runs.check_results(flat_outline, settings * count)
-        programs = [
-            runs.program(each, plan, stacked, batch_size, memory)
-            for each, plan in zip(traced, plans, strict=True)
-        ]
+    outlines = [each.outline for each in traced]
+    runs.check_outlines(outlines, plans)
+    runs.check_results(jax.tree.leaves(outlines[0]), sum(len(plan.seeds) for plan in plans))
+    return Prepared(
+        columns, seed_values, objective, maximize, stacked, batch_size, memory, plans, traced
+    )
 
-        results = [np.empty((settings * count, *each.shape), each.dtype) for each in flat_outline]
-        with progress_bar(progress, settings * count, unit="run") as bar:
-            for plan, program in zip(plans, programs, strict=True):
-                places = np.add.outer(np.array(plan.rows) * count, np.arange(count)).ravel()
-                for piece in program.pieces(plan, stacked):
-                    leaves = jax.tree.leaves(piece)
-                    here, places = np.split(places, [len(leaves[0])])
-                    for result, leaf in zip(results, leaves, strict=True):
-                        result[here] = leaf
-                    bar.update(len(here))
-        results = [result.reshape(settings, count, *result.shape[1:]) for result in results]
-        judged, outputs = jax.tree.unflatten(treedef, results)
-        return Sweep(
-            columns,
-            seed_values,
-            judged,
-            outputs,
-            maximize,
-            runs.objective_name(objective, outputs),
-        )
+
+def _within(
+    own: range, traced: Sequence[runs.Traced], plans: Sequence[runs.Plan]
+) -> Iterator[tuple[runs.Traced, runs.Plan]]:
+    """What is traced, and its runs that are among these, in the order of all plans."""
+    first = 0
+    for each, plan in zip(traced, plans, strict=True):
+        count = len(plan.seeds)
+        start, stop = max(own.start - first, 0), min(own.stop - first, count)
+        if start < stop:
+            yield each, plan.part(start, stop)
+        first += count
 
 
 _NO_MESH = jax.sharding.Mesh(np.empty((), object), ())  # None is one only since jax 0.10.
