@@ -338,8 +338,8 @@ def page(every: dict[str, Any]) -> str:
         "([Dodge et al. 2019](https://arxiv.org/abs/1909.03004)), and over the studies.",
         "- **What is not tuned** runs with the same seeds, from the same first parameters and with the "
         "same batches, and is judged at the parameters to evaluate with. *Falling* is the schedule that "
-        "AdamW has. SPS and MoMo-Adam are told, by default, that no loss is below 0. AdamW at 0.001 is there "
-        "as a control: a guess.",
+        "AdamW has. SPS and MoMo-Adam are told, by default, that no loss is below 0. AdamW at 0.001 is "
+        "there as a control: a guess.",
         "- A run that ends worse than it began counts as if it had not been trained, for all.",
         f"- **Intervals** are at 95 %: {RESAMPLED} times, studies and seeds are drawn again. {studies} "
         "studies are few, so they are rather too narrow. What lies in an interval is within noise.",
