@@ -1,6 +1,6 @@
 """How many trials of AdamW an optimizer is worth that is not tuned: the page "How many trials" of the site.
 
-    python tests/benchmarks/how_many_trials.py              # goes on where it was stopped
+    python tests/benchmarks/how_many_trials.py              # 8 minutes; goes on where it was stopped
     python tests/benchmarks/how_many_trials.py --page       # writes the page from the JSON alone
     python tests/benchmarks/how_many_trials.py --quick      # seconds: a small run, page and all, elsewhere
 
@@ -77,10 +77,10 @@ def problems() -> list[aj.problems.Problem]:
     text = aj.problems.language_model(layers=1, width=32, length=8, batch=8)
     return [
         dataclasses.replace(aj.problems.quadratic(noise=0.1), steps=1000),
-        dataclasses.replace(aj.problems.logistic_regression(), steps=600),
-        aj.problems.matrix_regression(noise=0.03),
-        dataclasses.replace(aj.problems.digits(hidden=16), steps=300),
-        dataclasses.replace(text, steps=150),
+        dataclasses.replace(aj.problems.logistic_regression(), steps=1000),
+        dataclasses.replace(aj.problems.matrix_regression(noise=0.03), steps=500),
+        aj.problems.digits(hidden=16),
+        dataclasses.replace(text, steps=200),
     ]
 
 
