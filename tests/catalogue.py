@@ -184,7 +184,7 @@ rules/test_factored.py and rules/test_regularisation.py compare them with their 
 
 ILL_CONDITIONED = (
     "StdDev", "Lion", "Signum", "Prodigy", "DAdaptAdamW", "COCOB", "Mechanic", "MoMo", "MoMoAdam",
-    "Ftrl", "Proximal",
+    "Ftrl", "FtrlFromZero", "Proximal",
 )  # fmt: skip
 """Rules whose direction rounding may change by any amount: the variance ν - μ² of constant gradients, the
 sign of a sum, a step size from a sum of both signs, a difference from where the run started, or from where

@@ -70,6 +70,9 @@ EXPECTED = {
     "keep_params_in_box(low=-0.5,high=0.5)": {
         "a gradient that is not finite stays visible": "The parameter goes to the wall.",
     },
+    "sgd_hd(learning_rate=0.01,multiplicative=False,hypergradient_rate=0.0001)": {
+        "finite gradients give finite updates": "Its rate grows as the square of a gradient.",
+    },
     "shampoo(learning_rate=0.1,kl=True,graft=sgd,refresh_every=1)": {
         "it works under jit and without": "The inverse of a factor without rank multiplies rounding.",
     },
