@@ -13,6 +13,8 @@ os.environ["KERAS_BACKEND"] = "jax"
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -370,6 +372,24 @@ def test_nothing_was_done_yet():
         exported = interop.torch.export_state(tx, params, state, TORCH_MAPPING)
         theirs("torch", name)(tensors, lr=0.1).load_state_dict(exported)
         assert exported["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+@pytest.mark.slow
+def test_muon_departs_by_the_bfloat16_of_pytorch_alone(monkeypatch):
+    """With PyTorch's own function in float64, the wide tolerance of `trajectories` is not needed."""
+    module = importlib.import_module("torch.optim._muon")
+    source = inspect.getsource(module._zeropower_via_newtonschulz)
+    assert ".bfloat16()" in source
+    names = dict(vars(module))
+    exec(source.replace(".bfloat16()", ".double()"), names)
+    name = "_zeropower_via_newtonschulz"
+    monkeypatch.setattr(module, name, names[name])
+    first = trajectories.problem("float64")[1]
+    for index in range(4):
+        settings = trajectories.torch_settings("muon", index)
+        theirs = trajectories.theirs_in_torch("muon", settings, "float64")
+        ours = trajectories.ours("torch", "muon", settings, "float64")
+        assert trajectories.error(ours, theirs, first) < 1e-10, settings
 
 
 def test_a_run_of_muon_goes_on_here_and_back_there():
