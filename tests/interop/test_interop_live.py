@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import warnings
@@ -12,8 +13,6 @@ import pytest
 os.environ["KERAS_BACKEND"] = "jax"
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
-
-import importlib
 
 import jax
 import jax.numpy as jnp
