@@ -82,6 +82,9 @@ PAGES = {
             "training.search.sweeps",
             "training.search.distributions",
             "training.search.comparison",
+            "training.search.compared",
+            "training.search.finalists",
+            "training.search.differences",
             "training.search.finder",
             "training.search.tuning",
         ],
@@ -106,6 +109,7 @@ PAGES = {
             "plotting.landscape",
             "plotting.history",
             "plotting.profile",
+            "plotting.budgets",
         ],
     ),
     "wrappers": (

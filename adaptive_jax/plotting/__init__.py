@@ -4,6 +4,7 @@ Every function draws into the matplotlib Axes `ax`, or into a new figure's, and 
 limits and files are the caller's: `ax.set_title(...)`, `ax.figure.savefig("losses.pdf")`.
 """
 
+from .budgets import best_so_far as best_so_far
 from .history import measurements as measurements
 from .landscape import paths as paths
 from .lines import COLORS as COLORS

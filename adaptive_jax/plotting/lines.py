@@ -62,9 +62,17 @@ def curve(
 
 
 def band_around(
-    ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, style: dict[str, Any]
+    ax: Axes,
+    x: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    style: dict[str, Any],
+    step: Any = None,
 ) -> PolyCollection:
-    """The band of a curve, its edges thin, in the dashes of the curve."""
+    """The band of a curve, its edges thin, in the dashes of the curve.
+
+    step: "post" where the curve goes in steps.
+    """
     return ax.fill_between(
         x,
         low,
@@ -73,6 +81,7 @@ def band_around(
         linestyle=style["linestyle"],
         linewidth=0.6,
         alpha=0.2,
+        step=step,
     )
 
 

@@ -17,7 +17,7 @@ class Table:
 
     headings: one per column.
     rows: the cells, as text.
-    caption: a line below; empty for none.
+    caption: lines below; empty for none.
     """
 
     headings: tuple[str, ...]
@@ -37,7 +37,8 @@ class Table:
         def row(cells: Sequence[str], tag: str) -> str:
             return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-        caption = f'<caption style="caption-side: bottom">{html.escape(self.caption)}</caption>'
+        below = "<br>".join(map(html.escape, self.caption.splitlines()))
+        caption = f'<caption style="caption-side: bottom; text-align: left">{below}</caption>'
         return (
             f"<table>{caption if self.caption else ''}<thead>{row(self.headings, 'th')}</thead>"
             f"<tbody>{''.join(row(cells, 'td') for cells in self.rows)}</tbody></table>"
@@ -61,8 +62,9 @@ def plain(value: Any) -> Any:
 
 
 def counted(count: int, what: str) -> str:
-    """ "1 seed", "2 seeds"."""
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    """ "1 seed", "2 seeds", "3 studies"."""
+    many = f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{count} {what if count == 1 else many}"
 
 
 def with_spread(mean: float, deviation: float) -> str:
