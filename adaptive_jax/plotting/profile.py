@@ -79,8 +79,9 @@ def performance_profile(
         line.set_drawstyle("steps-post")
         line.set_markevery(list(range(len(jumps))) if len(jumps) <= _MARKED else 0.1)
         if len(shares) > 1:
-            edges = (np.append(edge, edge[-1]) for edge in (shares.min(axis=0), shares.max(axis=0)))
-            band_around(ax, places, *edges, style, step="post")
+            low, high = shares.min(axis=0), shares.max(axis=0)
+            low, high = np.append(low, low[-1]), np.append(high, high[-1])
+            band_around(ax, places, low, high, style, step="post")
     if resolution is not None:
         _grey(ax, resolution, best)
     ax.set_xscale("log", base=2)

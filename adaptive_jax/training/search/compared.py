@@ -11,7 +11,7 @@ from .differences import Differences, differences
 from .finalists import Finalist, notes
 from .intervals import (
     Interval,
-    median,
+    medians,
     order_statistic,
     outward,
     over_studies,
@@ -60,9 +60,12 @@ class Comparison:
         """
         finalist = self.finalists[problem][optimizer]
         if (self.tune_for if of is None else of) == "final":
-            return over_studies(np.asarray(median(finalist.finals, axis=1)))
-        values = np.asarray(median(finalist.steps_to_target, axis=1))
-        return over_studies(values, least=float(np.diff(self.steps[problem]).max()))
+            every = [each.finals for each in self.finalists[problem].values()]
+            positive = all((each > 0).all() for each in every)
+            return over_studies(medians(finalist.finals), logarithmic=positive)
+        values = medians(finalist.steps_to_target)
+        gap = float(np.diff(self.steps[problem]).max())
+        return over_studies(values, logarithmic=True, least=gap)
 
     def table(self) -> Table:
         """One row per problem and optimizer: steps to the target, final value, rank, settings.
@@ -207,7 +210,7 @@ class Comparison:
                 ]
             else:
                 every = [tuning.objective for tuning in finalist.tunings]
-            values[optimizer] = np.stack([np.asarray(median(each, axis=1)) for each in every])
+            values[optimizer] = np.stack([medians(each) for each in every])
         what = "steps to the target" if self.tune_for == "steps" else self.measures[name]
         return plotting.best_so_far(values, name=f"{name}: {what}", ax=ax)
 
@@ -227,13 +230,13 @@ class Comparison:
             if self.tune_for == "steps"
             else (lambda x: x.finals)
         )
-        values = np.array([median(of(each), axis=1) for each in finalists.values()])
+        values = np.array([medians(of(each)) for each in finalists.values()])
         ranks = stats.rankdata(values, axis=0).mean(axis=1)
         return {name: float(rank) for name, rank in zip(finalists, ranks, strict=True)}
 
     def _steps_text(self, problem: str, optimizer: str) -> str:
         found = self.interval(problem, optimizer, "steps")
-        values = np.asarray(median(self.finalists[problem][optimizer].steps_to_target, axis=1))
+        values = medians(self.finalists[problem][optimizer].steps_to_target)
         middle = "never" if np.isinf(found.middle) else f"{found.middle:.0f}"
         if np.isinf(values).all():
             return middle

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .finalists import Finalist
-from .intervals import Estimate, holm, median, paired, with_interval
+from .intervals import Estimate, holm, medians, paired, with_interval
 from .table import Table, counted
 
 REACHED = (
@@ -169,7 +169,7 @@ def steps_ratio(
         return Estimate(math.nan), np.zeros(len(own))
     gap = float(np.diff(marks).max())
     first, second = (np.clip(each, gap, float(marks[-1])) for each in (own, other))
-    by_study = np.asarray(median(np.log(first / second), axis=1))
+    by_study = medians(np.log(first / second))
     # A step is known to one evaluation: spread evenly over so much, each has this deviation.
     sizes = [math.exp(np.mean(np.log(each))) for each in (first, second)]
     least = gap / math.sqrt(12) * math.hypot(*(1 / size for size in sizes))
@@ -183,7 +183,7 @@ def final_difference(own: np.ndarray, other: np.ndarray) -> tuple[Estimate, np.n
     """
     is_ratio = bool((own > 0).all() and (other > 0).all())
     each = np.log(own) - np.log(other) if is_ratio else own - other
-    by_study = np.asarray(median(each, axis=1))
+    by_study = medians(each)
     return paired(by_study, is_ratio=is_ratio), by_study
 
 

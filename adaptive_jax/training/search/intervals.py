@@ -39,13 +39,15 @@ class Estimate(Interval):
     is_ratio: bool = True
 
 
-def over_studies(values: np.ndarray, least: float = 0.0) -> Interval:
+def over_studies(values: np.ndarray, *, logarithmic: bool, least: float = 0.0) -> Interval:
     """The middle of the studies, with an interval for the median of all studies that could be made.
 
     From six studies on it is their median between two order statistics: no distribution is assumed.
-    Fewer have none that are as sure, and get Student's t: on logarithms where all are positive.
+    Fewer have none that are as sure, and get Student's t.
 
     values: one per study; inf for never.
+    logarithmic: whether t is that of logarithms. Decided by more than these values: whether those few are
+      positive by chance depends on where they lie.
     least: how far apart two that look the same may be.
     """
     values = np.asarray(values, np.float64)
@@ -57,7 +59,7 @@ def over_studies(values: np.ndarray, least: float = 0.0) -> Interval:
         return Interval(middle, float(ordered[low]), float(ordered[-1 - low]))
     if count < 2 or not all_finite:
         return Interval(middle)
-    if values.min() <= 0:
+    if not logarithmic or values.min() <= 0:
         center, half = _center_and_half(values, least / math.sqrt(12))
         return Interval(center, center - half, center + half)
     center, half = _center_and_half(np.log(values), least / math.sqrt(12) / middle)
@@ -107,11 +109,15 @@ def order_statistic(count: int) -> int | None:
     return max(sure, default=None)
 
 
-def median(values: np.ndarray, axis: int | None = None) -> np.ndarray | float:
-    """The median, where half of them are finite; inf where no more are."""
-    values = np.where(np.isnan(values), np.inf, np.asarray(values, np.float64))
-    found = np.median(values, axis=axis)
-    return float(found) if axis is None else found
+def median(values: np.ndarray) -> float:
+    """The median; inf where half or more are none or infinite."""
+    return float(medians(values))
+
+
+def medians(values: np.ndarray) -> np.ndarray:
+    """The medians over the last axis."""
+    values = np.asarray(values, np.float64)
+    return np.median(np.where(np.isnan(values), np.inf, values), axis=-1)
 
 
 def holm(p: np.ndarray) -> np.ndarray:

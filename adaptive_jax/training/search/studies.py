@@ -16,7 +16,7 @@ import optax
 from ... import maths
 from ...problems import Problem
 from ...transforms.evaluate import eval_params
-from .intervals import median
+from .intervals import medians
 from .result import Sweep
 from .sweeps import Prepared, prepare, sweep
 from .targets import steps_to
@@ -143,8 +143,8 @@ def run_on(
 
 def best(tuning: Sweep, tune_for: str, target: float, marks: np.ndarray, hold: int) -> int:
     """Which setting of a study is run on: by the medians of its seeds, the fewest diverged first."""
-    final = median(tuning.objective, axis=1)
-    steps = median(steps_to(target, tuning.outputs, marks, hold), axis=1)
+    final = medians(tuning.objective)
+    steps = medians(steps_to(target, tuning.outputs, marks, hold))
     first, second = (steps, final) if tune_for == "steps" else (final, steps)
     return int(np.lexsort((second, first, tuning.diverged))[0])
 
