@@ -215,10 +215,13 @@ def found(inputs):
     results = {f"sweep/{name}": x.astype(np.float32) for name, x in swept.outputs.items()}
     quadratic = aj.problems.quadratic(dimension=4, condition=100.0)
     optimizers = {"SGD": (aj.sgd, SPACE), "Adam": (aj.adam, SPACE)}
-    compared = aj.compare(optimizers, quadratic, budget=5, seeds=3, tuning_seeds=1, steps=10)
+    compared = aj.compare(
+        optimizers, quadratic, budget=5, studies=2, seeds=3, tuning_seeds=1, steps=10
+    )
     for name, finalist in compared.finalists[quadratic.name].items():
         results[f"compare/{name}"] = finalist.curves
-        results[f"compare/{name}/tuning"] = finalist.tuning.outputs
+        for study, tuning in enumerate(finalist.tunings):
+            results[f"compare/{name}/tuning/{study}"] = tuning.outputs
     step = aj.train_step(lambda w, batch: jnp.sum(jnp.array([1.0, 10.0]) * w**2) / 2)
     state = aj.TrainState.create(jnp.ones(2), aj.sgd(1.0))
     rates = aj.find_learning_rate(state, step, [0.0] * 4, rates=[0.03, 0.1, 0.3])
@@ -243,7 +246,9 @@ def search(folder):
         return aj.sweep(train, learning_rate=rates, seeds=seeds, **options)
 
     def compare(factory, problem, space=SPACE, **options):
-        return aj.compare({"own": (factory, space)}, problem, 2, tuning_seeds=1, **options)
+        return aj.compare(
+            {"own": (factory, space)}, problem, 2, studies=1, tuning_seeds=1, **options
+        )
 
     refused(
         lambda: sweep(rates=[0.1, 0.2 + index]),

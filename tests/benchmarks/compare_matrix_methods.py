@@ -82,13 +82,15 @@ def measured(problem: aj.problems.Problem, name: str) -> dict[str, Any]:
         seeds=SEEDS,
         tuning_seeds=TUNING_SEEDS,
         evaluations=EVALUATIONS,
+        studies=1,
+        tune_for="final",
         target=0.0,  # It is set later, by all of them.
         progress=False,
     )
     finalist = found.finalists[problem.name][name]
-    curves = [[float(f"{x:.6g}") for x in curve] for curve in finalist.curves]
+    curves = [[float(f"{x:.6g}") for x in curve] for curve in finalist.curves[0]]
     return {
-        "learning_rate": finalist.setting and float(f"{finalist.setting['learning_rate']:.3g}"),
+        "learning_rate": float(f"{finalist.settings[0]['learning_rate']:.3g}"),
         "curves": curves,
         "seconds": round(time.process_time() - start, 1),
     }

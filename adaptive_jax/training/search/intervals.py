@@ -163,10 +163,10 @@ def _end(value: float, width: float | None, rounding: str) -> str:
         return "never" if value > 0 else shown(value)
     if width is None or value == 0 or not width > 0:
         return shown(value)
-    exact = Decimal(value)
+    exact = Decimal(repr(float(value)))
     place = exact.adjusted() - 1
     if math.isfinite(width):
-        place = min(place, Decimal(width).adjusted() - 1)
+        place = min(place, Decimal(repr(float(width))).adjusted() - 1)
     place = max(place, exact.adjusted() - 8)  # float32 has no more.
     found = exact.quantize(Decimal(1).scaleb(place), rounding=rounding)
     if place > 0 and found.adjusted() < 6:
