@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plotting.drawn import legend, line
+from plotting.drawn import edges, legend, line
 
 from adaptive_jax import plotting
 
@@ -55,3 +55,30 @@ def test_profile_of_runs_solved_at_the_start(ax):
     assert profile(ax, "Adam", 1) == pytest.approx(1 / 3)
     assert profile(ax, "Adam", 2) == pytest.approx(2 / 3)
     assert ax.get_xlim() == pytest.approx((1, 2.2))
+
+
+def test_profile_of_studies(ax):
+    """The mean of the studies, in a band from the lowest to the highest."""
+    steps = {
+        "SGD": [[100, 400], [100, np.inf]],
+        "Adam": [[200, 100], [100, 300]],
+    }
+    plotting.performance_profile(steps, resolution=10, ax=ax)
+    # The ratios: SGD 1, 4 and 1, inf; Adam 2, 1 and 1, 1.
+    assert [profile(ax, "SGD", ratio) for ratio in (1, 3.9, 4)] == [0.5, 0.5, 0.75]
+    assert [profile(ax, "Adam", ratio) for ratio in (1, 2)] == [0.75, 1.0]
+    sgd, adam, *_ = ax.collections
+    assert [each.tolist() for each in edges(sgd, [4.0, 4.4])] == [[0.5, 0.5], [1.0, 1.0]]
+    assert [each.tolist() for each in edges(adam, [1.0])] == [[0.5], [1.0]]
+    # One evaluation of ten steps, of the best: 100, 100, 100 and 300.
+    (grey,) = ax.patches
+    assert grey.get_extents().transformed(ax.transData.inverted()).x1 == pytest.approx(1.1)
+    assert legend(ax) == ["SGD", "Adam", "within one evaluation"]
+
+
+@pytest.mark.parametrize("resolution", [-1, [1.0, 2.0, 3.0]])
+def test_profile_of_a_wrong_resolution(ax, resolution):
+    with pytest.raises(
+        ValueError, match="must be a number of steps, 0 or more, or one for each of"
+    ):
+        plotting.performance_profile({"SGD": [1, 2]}, resolution=resolution, ax=ax)

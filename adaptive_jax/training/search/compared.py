@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._core import arguments
 from .differences import Differences, differences
 from .finalists import Finalist, notes
 from .intervals import (
@@ -56,24 +57,31 @@ class Comparison:
     def interval(self, problem: str, optimizer: str, of: str | None = None) -> Interval:
         """The middle of the studies, and the 95 % interval for it, as in the table.
 
+        problem, optimizer: their names.
         of: "steps" or "final"; None for what was tuned for.
+
+        Raises:
+          ValueError: for names that are none, and another of.
         """
-        finalist = self.finalists[problem][optimizer]
-        if (self.tune_for if of is None else of) == "final":
-            every = [each.finals for each in self.finalists[problem].values()]
-            positive = all((each > 0).all() for each in every)
-            return over_studies(medians(finalist.finals), logarithmic=positive)
-        values = medians(finalist.steps_to_target)
+        arguments.one_of("problem", problem, self.finalists)
+        arguments.one_of("optimizer", optimizer, self.finalists[problem])
+        of = self.tune_for if of is None else of
+        arguments.one_of("of", of, ("steps", "final"))
+        every = self.finalists[problem]
+        if of == "final":
+            positive = all((each.finals > 0).all() for each in every.values())
+            return over_studies(medians(every[optimizer].finals), logarithmic=positive)
+        values = medians(every[optimizer].steps_to_target)
         gap = float(np.diff(self.steps[problem]).max())
         return over_studies(values, logarithmic=True, least=gap)
 
     def table(self) -> Table:
         """One row per problem and optimizer: steps to the target, final value, rank, settings.
 
-        Of each study it is the median of its runs, and intervals are over the studies, for the median
-        of all studies that could be made: from six studies on by order statistics, which assume
-        nothing; fewer have Student's t, on logarithms where all are positive. That they overlap is no
-        test: for that there is `differences`.
+        A study counts with the median of its runs, and intervals are over the studies, for the median of
+        all studies that could be made: from six studies on by order statistics, which assume nothing;
+        fewer have Student's t around their mean, on logarithms where all are positive. That they overlap
+        is no test: for that there is `differences`. The rank is the mean of the studies' ranks.
         """
         several = len(self.finalists) > 1
         sure = ", 95 %" if self.studies > 1 else ""
@@ -225,12 +233,13 @@ class Comparison:
         from scipy import stats
 
         finalists = self.finalists[problem]
-        of = (
-            (lambda each: each.steps_to_target)
-            if self.tune_for == "steps"
-            else (lambda x: x.finals)
+        by_steps = self.tune_for == "steps"
+        values = np.array(
+            [
+                medians(each.steps_to_target if by_steps else each.finals)
+                for each in finalists.values()
+            ]
         )
-        values = np.array([medians(of(each)) for each in finalists.values()])
         ranks = stats.rankdata(values, axis=0).mean(axis=1)
         return {name: float(rank) for name, rank in zip(finalists, ranks, strict=True)}
 
@@ -243,7 +252,7 @@ class Comparison:
         if found.is_known:
             low, high = (
                 "never" if np.isinf(end) else f"{round_to(end):.0f}"
-                for end, round_to in ((found.low, np.floor), (found.high, np.ceil))
+                for end, round_to in ((max(found.low, 0), np.floor), (found.high, np.ceil))
             )
             return f"{middle} ({low} to {high})"
         lost = int(np.sum(np.isinf(values)))
@@ -295,9 +304,8 @@ class Comparison:
                 "see .differences(…)."
             )
         lines.append(
-            f"{counted(self.seeds, 'seed')} of a setting "
-            f"{'shows' if self.seeds == 1 else 'show'}, with 95 %, what fails in "
-            f"{seen_failure(self.seeds):.0%} of runs or more, and may miss what is rarer."
+            f"A failure of {seen_failure(self.seeds):.0%} of a setting's runs shows in "
+            f"{counted(self.seeds, 'seed')}, with 95 %; a rarer one may not."
         )
         lines += notes(self.finalists)
         for problem, finalists in self.finalists.items():

@@ -65,12 +65,12 @@ class Differences:
         by_product = {"steps": "", "final": ""}
         by_product["final" if self.tune_for == "steps" else "steps"] = ", by-product"
         of_ratios = all(row.final.is_ratio for row in self.rows)
-        kind = "final value" if of_ratios else "final value, × ratio or + difference"
+        kind = "ratio" if of_ratios else "× ratio or + difference"
         headings = (
             *(["problem"] if several else []),
             f"beside {self.baseline}",
             f"steps (ratio{sure}{by_product['steps']})",
-            f"{kind} ({'ratio' if of_ratios else '…'}{sure}{by_product['final']})",
+            f"final value ({kind}{sure}{by_product['final']})",
             "studies won, tied, lost",
             *(["p (Holm)"] if self.studies > 1 else []),
         )
@@ -81,7 +81,7 @@ class Differences:
                 _text(row.steps),
                 _text(row.final, not of_ratios),
                 f"{row.wins}, {row.ties}, {row.losses}",
-                *([_p_text(row.p_holm)] if self.studies > 1 else []),
+                *([p_text(row.p_holm)] if self.studies > 1 else []),
             )
             for row in self.rows
         ]
@@ -196,7 +196,7 @@ def _text(found: Estimate, signed: bool = False) -> str:
     return f"× {text}" if found.is_ratio else f"{'' if text.startswith('-') else '+'}{text}"
 
 
-def _p_text(p: float) -> str:
+def p_text(p: float) -> str:
     """To three places, rounded up: it never looks smaller than it is."""
     if math.isnan(p):
         return "-"

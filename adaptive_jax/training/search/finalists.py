@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..._core import arguments
 from .intervals import CONFIDENCE
 from .result import Sweep, is_numeric
 from .table import counted, plain, shown
@@ -68,7 +69,7 @@ class Finalist:
 
 
 def _range(values: list[Any]) -> str:
-    if not is_numeric(np.asarray(values)):
+    if not all(map(arguments.is_number, values)):
         return " | ".join(dict.fromkeys(map(shown, values)))
     low, high = shown(min(values)), shown(max(values))
     return low if low == high else f"{low} to {high}"

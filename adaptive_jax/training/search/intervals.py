@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
@@ -90,14 +91,19 @@ def paired(differences: np.ndarray, *, is_ratio: bool, least: float = 0.0) -> Es
 
 def _center_and_half(values: np.ndarray, least: float) -> tuple[float, float]:
     """The mean, and half of its interval by Student's t."""
-    from scipy import stats
-
     count = len(values)
     deviation = max(float(np.std(values, ddof=1)), least)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-    return float(np.mean(values)), quantile * deviation / math.sqrt(count)
+    return float(np.mean(values)), _quantile(count - 1) * deviation / math.sqrt(count)
 
 
+@functools.cache
+def _quantile(freedom: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+@functools.cache
 def order_statistic(count: int) -> int | None:
     """How far from the ends the narrowest interval that holds the median surely enough is."""
     from scipy import stats
