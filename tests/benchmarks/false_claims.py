@@ -29,8 +29,9 @@ from adaptive_jax.training.search.intervals import medians, order_statistic, ove
 RESULTS = Path(__file__).with_suffix(".json")
 DOCS = Path(__file__).parents[2] / ".docs"
 PAGE, PICTURE = DOCS / "comparing.md", DOCS / "_static" / "adam_against_adam.png"
-SEEDS, BETWEEN, LEVEL = 10, 2 / 3, 0.05
-"""Runs of a study, the share of the variance that lies between studies, and what counts as different."""
+SEEDS, BETWEEN, LEVEL, LENGTH = 10, 2 / 3, 0.05, 200
+"""Runs of a study, the share of the variance that lies between studies, what counts as different, and the
+steps of a run of Adam."""
 STUDIES = (3, 5, 6, 10, 20)
 MARKS = np.linspace(0, 1000, 101)
 
@@ -182,7 +183,7 @@ def adam_against_adam(seed: int, tune_for: str, studies: int = 5) -> dict[str, A
         budget=16,
         studies=studies,
         tune_for=tune_for,
-        steps=200,
+        steps=LENGTH,
         target=1e-3,
         seed=seed,
         progress=False,
@@ -311,7 +312,8 @@ def picture(found: dict[str, Any], count: int = 40) -> Any:
         apart = one[0] > two[2] or two[0] > one[2]
         for offset, (low, middle, high), marker in ((-0.2, one, "o"), (0.2, two, "s")):
             color = wrong if apart else fine
-            left.hlines(row + offset, low, min(high, 100), color=color, linewidth=1.3)
+            low, middle, high = np.minimum([low, middle, high], LENGTH)  # "never" is at the edge.
+            left.hlines(row + offset, low, high, color=color, linewidth=1.3)
             left.plot(middle, row + offset, marker, color=color, markersize=3)
         low, middle, high = each["ratio"]
         color = wrong if each["p"] < LEVEL else fine
@@ -323,6 +325,7 @@ def picture(found: dict[str, Any], count: int = 40) -> Any:
     left.set_ylabel("comparison of Adam with Adam")
     left.set_yticks([])
     left.invert_yaxis()
+    left.set_xlim(0, LENGTH)
     left.set_xlabel("steps to the target")
     right.set_xlabel("ratio of steps")
     count_left = sum(one[0] > two[2] or two[0] > one[2] for one, two in pairs(runs))

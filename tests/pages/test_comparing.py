@@ -32,8 +32,8 @@ def test_what_is_claimed_on_the_page():
 
 
 def test_a_table_between_its_marks_leaves_the_words():
-    text = f"before\n{script.BEGIN}\nold\n{script.END}\nafter\n"
+    text = f"before\n{script.BEGIN}\nstale words\n{script.END}\nafter\n"
     again = script.page(text, script.results())
     assert again.startswith("before\n")
     assert again.endswith("\nafter\n")
-    assert "old" not in again
+    assert "stale words" not in again
