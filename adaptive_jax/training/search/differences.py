@@ -117,8 +117,8 @@ def differences(
     studies = len(next(iter(next(iter(finalists.values())).values())).settings)
     judged = "steps" if tune_for == "steps" else "the final value"
     lines = [
-        f"Paired by seed, the median of each study; {counted(studies, 'study')}. Tuned for {judged}, "
-        "which p and wins are of."
+        f"Paired by seed: the median of the pairs in each of {counted(studies, 'study')}, which is not "
+        f"the ratio of two medians. Tuned for {judged}, which p and wins are of."
     ]
     if studies == 1:
         lines.append("One study cannot say whether another would come out so: no intervals, no p.")
