@@ -16,6 +16,7 @@ from .table import Table, counted
 REACHED = (
     "a run that never reached the target counts with all its steps, so its ratio is too near 1"
 )
+ONE_RUN = "where two optimizers are one and the same run in all studies there is no luck, and no p"
 DIVERGED = "a run that diverged counts with the value that it began with"
 
 
@@ -106,6 +107,8 @@ def differences(
         for name, finalist in every.items():
             if name != baseline:
                 rows.append(_difference(problem, name, finalist, every[baseline], marks, tune_for))
+            if name != baseline and finalist.is_one_run and every[baseline].is_one_run:
+                said.append(ONE_RUN)
         if any(np.isinf(each.steps_to_target).any() for each in every.values()):
             said.append(REACHED)
         if any(np.isinf(each.finals).any() for each in every.values()):
@@ -153,7 +156,7 @@ def _difference(
         int(np.sum(by_study < 0)),
         int(np.sum(by_study == 0)),
         int(np.sum(by_study > 0)),
-        judged.p,
+        math.nan if own.is_one_run and other.is_one_run else judged.p,
     )
 
 

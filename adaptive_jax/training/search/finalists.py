@@ -60,6 +60,14 @@ class Finalist:
             self.curves, np.repeat(self.curves[:, :1], runs, axis=1), equal_nan=True
         )
 
+    @property
+    def is_one_run(self) -> bool:
+        """Whether all seeds of all studies are the same run: a fixed setting, and nothing drawn."""
+        runs = self.curves.reshape(-1, self.curves.shape[-1])
+        return len(runs) > 1 and np.array_equal(
+            runs, np.repeat(runs[:1], len(runs), axis=0), equal_nan=True
+        )
+
     def setting_text(self) -> str:
         """The settings of the studies, each hyperparameter from its lowest to its highest."""
         return ", ".join(

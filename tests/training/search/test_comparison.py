@@ -87,16 +87,23 @@ def test_finalists_are_the_best_settings_of_each_study_on_other_seeds():
     assert len(np.unique(np.concatenate(drawn))) == 32
 
 
-def test_the_seed_is_all_that_it_hangs_on():
-    """Neither the order of the optimizers nor that of their axes, nor how many studies follow."""
+def test_the_seed_is_all_that_it_hangs_on(compiled):
+    """Neither the order of the optimizers nor that of their axes, nor how many studies follow.
+
+    Another seed is other data of the same programs.
+    """
     space = {"learning_rate": aj.LogUniform(1e-3, 0.4), "momentum": aj.Uniform(0.0, 0.9)}
     turned = dict(reversed(space.items()))
     entered = {"momentum": (aj.sgd, space), "SGD": (aj.sgd, RATES)}
     again = {"SGD": (aj.sgd, RATES), "momentum": (aj.sgd, turned)}
     options = {"budget": 3, "seeds": 2, "tuning_seeds": 1, "evaluations": 2}
     one = aj.compare(entered, make(target=0.1), studies=2, seed=7, **options)
-    two = aj.compare(again, make(target=0.1), studies=3, seed=7, **options)
+    # Of each optimizer the tuning, and the runs of its finalists, for all studies together.
+    count = compiled.count("jit(_all_runs)")
+    assert 2 <= count <= 4
     other = aj.compare(entered, make(target=0.1), studies=2, seed=8, **options)
+    assert compiled.count("jit(_all_runs)") == count
+    two = aj.compare(again, make(target=0.1), studies=3, seed=7, **options)
     for name in entered:
         first, same, different = (each.finalists["bowl"][name] for each in (one, two, other))
         assert first.settings == same.settings[:2]

@@ -28,8 +28,9 @@ ONES = np.ones((3, 3))
 
 
 def test_a_study_counts_with_the_median_of_its_pairs():
-    own = finalist([[20, 40, 60], [30, 30, 30], [80, 20, 40]], ONES)
-    other = finalist([[40, 40, 40], [30, 60, 30], [40, 40, 40]], ONES)
+    finals = np.arange(1, 10).reshape(3, 3)
+    own = finalist([[20, 40, 60], [30, 30, 30], [80, 20, 40]], finals)
+    other = finalist([[40, 40, 40], [30, 60, 30], [40, 40, 40]], finals)
     (row,) = beside(own, other).rows
     # The ratios: 1/2, 1, 3/2; 1, 1/2, 1; 2, 1/2, 1. Their medians are 1 in all.
     assert (row.wins, row.ties, row.losses) == (0, 3, 0)
@@ -71,6 +72,17 @@ def test_a_run_that_diverged_counts_with_what_it_began_with():
     found = beside(own, finalist(steps, ONES[:, :1]), "final")
     assert found.rows[0].final.middle == pytest.approx((8 * 2 * 2) ** (1 / 3))
     assert "A run that diverged counts with the value that it began with." in str(found)
+
+
+def test_the_same_run_again_is_no_evidence():
+    """Fixed settings and nothing drawn: three studies of one run each."""
+    own, other = (finalist(np.full((3, 2), steps), np.ones((3, 2))) for steps in (50, 30))
+    (row,) = beside(own, other).rows
+    assert row.steps.middle == pytest.approx(5 / 3)
+    assert np.isnan([row.p, row.p_holm]).all()
+    assert "there is no luck, and no p" in str(beside(own, other))
+    noisy = np.ones((3, 2)) + np.arange(6).reshape(3, 2)
+    assert beside(finalist(np.full((3, 2), 50), noisy), other).rows[0].p < 0.05
 
 
 @pytest.mark.parametrize(
