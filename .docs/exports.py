@@ -53,6 +53,8 @@ PAGES = {
             "_core.storage.masked",
             "transforms.memory",
             "training.convert",
+            "training.carry",
+            "training.carried",
             "transforms.precision",
             "transforms.compensate",
         ],

@@ -142,6 +142,8 @@ from .rules.whitening import psgd_kron as psgd_kron
 from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 
 # </catalogue>
+from .training.carried import Carried as Carried
+from .training.carry import carry_state as carry_state
 from .training.checkpoint import Checkpoints as Checkpoints
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
