@@ -52,6 +52,7 @@ PAGES = {
             "_core.storage.factored",
             "_core.storage.masked",
             "transforms.memory",
+            "training.run_memory",
             "training.convert",
             "training.carry",
             "training.carried",

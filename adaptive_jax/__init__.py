@@ -154,6 +154,8 @@ from .training.estimators import hutchinson as hutchinson
 from .training.estimators import sam as sam
 from .training.loop import fit as fit
 from .training.loss_scale import LossScale as LossScale
+from .training.run_memory import RunMemory as RunMemory
+from .training.run_memory import run_memory as run_memory
 from .training.search.comparison import Comparison as Comparison
 from .training.search.comparison import Finalist as Finalist
 from .training.search.comparison import compare as compare
