@@ -13,4 +13,6 @@ state, history = aj.fit(state, aj.train_step(loss, compute_dtype=jnp.bfloat16), 
 
 losses = history["loss"]
 nbytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
-print(f"loss {losses[0]:.4f} before, {losses[-1]:.4f} after; {nbytes} bytes of parameters and state")
+print(
+    f"loss {losses[0]:.4f} before, {losses[-1]:.4f} after; {nbytes} bytes of parameters and state"
+)

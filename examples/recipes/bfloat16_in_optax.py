@@ -32,4 +32,6 @@ for batch in batches(200):
 
 losses = np.array(values, np.float32)
 nbytes = sum(x.nbytes for x in jax.tree.leaves((master, state)))
-print(f"loss {losses[0]:.4f} before, {losses[-1]:.4f} after; {nbytes} bytes of parameters and state")
+print(
+    f"loss {losses[0]:.4f} before, {losses[-1]:.4f} after; {nbytes} bytes of parameters and state"
+)

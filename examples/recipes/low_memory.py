@@ -6,7 +6,7 @@ from small_model import batches, init, loss
 
 import adaptive_jax as aj
 
-params = init(jax.random.key(0), width=1024)
+params = init(jax.random.key(0), width=512)
 several = {
     "float32": aj.adam(1e-3),
     "int8": aj.adam(1e-3, storage="int8"),
@@ -19,6 +19,6 @@ shapes = {"w": jax.ShapeDtypeStruct((32, 16384, 16384), jnp.bfloat16)}  # far mo
 print(aj.run_memory(several, shapes))
 
 state = aj.TrainState.create(params, several["int8"])
-state, history = aj.fit(state, step, batches(100))
+state, history = aj.fit(state, step, batches(60))
 losses = history["loss"]
 print(f"loss {losses[0]:.4f} before, {losses[-1]:.4f} after")

@@ -34,4 +34,6 @@ for width in (32, 128):
 
 losses = np.array(losses)
 for width, row in zip((32, 128), losses.reshape(2, 3), strict=True):
-    print(f"width {width}: loss {row.round(4)}, the best rate is {(1e-3, 1e-2, 1e-1)[row.argmin()]}")
+    print(
+        f"width {width}: loss {row.round(4)}, the best rate is {(1e-3, 1e-2, 1e-1)[row.argmin()]}"
+    )

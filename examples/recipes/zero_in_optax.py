@@ -28,9 +28,7 @@ places = jax.tree.map(place, jax.eval_shape(tx.init, params))
 state = jax.jit(tx.init, out_shardings=places)(params)
 
 
-@functools.partial(
-    jax.jit, donate_argnums=(0, 1), out_shardings=(everywhere, places, everywhere)
-)
+@functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=(everywhere, places, everywhere))
 def step(params, state, batch):
     value, gradients = jax.value_and_grad(loss)(params, batch)
     updates, state = tx.update(gradients, state, params)
