@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
@@ -85,10 +86,22 @@ def carried_over(
     places = treedef.unflatten([_Place(i, x) for i, x in enumerate(leaves)])
     plan = _Plan(old, places, mixed)
     plan.add(tx, places, params)
-    new = [plan.sources.get(i, leaf) for i, leaf in enumerate(leaves)]
+    new = _once_each([plan.sources.get(i, leaf) for i, leaf in enumerate(leaves)])
     used = {id(leaf) for leaf in plan.sources.values()}
     left = [keystr(path) for path, x in tree_leaves_with_path(old.state) if id(x) not in used]
     return treedef.unflatten(new), Carried(tuple(plan.rows), tuple(left))
+
+
+def _once_each(leaves: list[Any]) -> list[Any]:
+    """With copies of arrays that are there again, as the count of a group that became two: a step writes
+    over each array once."""
+    seen: set[int] = set()
+    new = []
+    for leaf in leaves:
+        is_again = id(leaf) in seen and isinstance(leaf, jax.Array)
+        seen.add(id(leaf))
+        new.append(jnp.copy(leaf) if is_again else leaf)
+    return new
 
 
 class _Place:
@@ -110,6 +123,7 @@ class _Plan:
         self._old, self._mixed = old, mixed
         self.sources: dict[int, Any] = {}
         self.rows: list[CarriedEntry] = []
+        self._taken: set[tuple[int, str]] = set()
         self._paths = {id(each): path for path, each in nodes_of(places)}
         kinds = [type(each).__name__ for _, each in nodes_of(places)]
         self._is_single = {kind: kinds.count(kind) == 1 for kind in kinds}
@@ -162,6 +176,7 @@ class _Plan:
             node, whys[path] = self._source(nodes, part, path, wanted)
             whys[path] = why_none or whys[path]
             if node is not None:
+                self._taken.add((id(node), path))
                 sources[path] = node
                 for (name, where), place in wanted.items():
                     taken[place.index] = node.leaves(name)[where]
@@ -197,11 +212,15 @@ class _Plan:
             for node in having
             if all(place.fits(node.leaves(name).get(at)) for (name, at), place in wanted.items())
         ]
+        if not fitting:
+            return None, _difference(having[0], wanted)
         if len(fitting) > 1:
             fitting = [x for x in fitting if x.path == self._paths[id(part)]]
             if not fitting:
                 return None, f"several {kind} of the old state have it"
-        return (fitting[0], "") if fitting else (None, _difference(having[0], wanted))
+        if (id(fitting[0]), path) in self._taken:
+            return None, f"another {kind} has that of the old state"
+        return fitting[0], ""
 
     def _numbers(
         self,

@@ -204,18 +204,22 @@ def run_memory(
         )
     _check_step(step, batch)
     tx = member(tx, "run_memory")
-    if average is not None:
-        tx = with_average(tx, member(average, "run_memory(average=…)"))
     pytrees.check_floats("params", params)
     arrays = jax.tree.map(_shape, params)
+    if average is not None:
+        # Which says what is no average.
+        jax.eval_shape(lambda x: TrainState.create(x, tx, average=average), arrays)
+        tx = with_average(tx, member(average, "run_memory"))
     devices = max((_devices(x) for x in jax.tree.leaves(arrays)), default=1)
     description = describe(tx, arrays, shard=shard)
     rows = {"parameters": _size(arrays), "gradients": _gradients(description)}
     of_state, kept_as = _of_state(description)
     rows |= of_state
+    if model_state is not None:
+        rows["model state"] = _size(jax.tree.map(_shape, model_state))
     if step is not None:
-        if batch is not None or model_state is not None:
-            rows["batch"] = _size(jax.tree.map(_shape, (batch, model_state)))
+        if batch is not None:
+            rows["batch"] = _size(jax.tree.map(_shape, batch))
         compiled = step
         if isinstance(step, TrainStep):
             state = _state(tx, arrays, model_state, rng, loss_scale, shard)

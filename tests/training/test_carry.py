@@ -165,6 +165,26 @@ def test_groups_that_become_one_need_one_count():
         aj.carry_state(groups.update(like(PARAMS), state, PARAMS)[1], tx, PARAMS)
 
 
+def test_a_group_that_becomes_two_has_its_count_twice():
+    schedule = aj.schedules.linear_schedule(0.1, 0.0, 10)
+    tx = aj.adam(schedule)
+    state = after(tx)
+    groups = aj.partition({"body": tx, "head": tx}, LABELS)
+    carried, report = aj.carry_state(state, groups, PARAMS)
+    assert not report.initialised
+    assert_same(updated(groups, carried, PARAMS), updated(tx, state, PARAMS))
+    assert len({x.unsafe_buffer_pointer() for x in jax.tree.leaves(carried)}) == 8
+
+
+def test_one_of_two_equal_rules_has_what_there_was_of_one():
+    one, two = aj.chain(aj.ema(0.9)), aj.chain(aj.ema(0.9), aj.ema(0.9))
+    state = after(one)
+    carried, report = aj.carry_state(state, two, PARAMS)
+    assert_same(carried[0], state[0])
+    assert_same(carried[1], two.init(PARAMS)[1])
+    assert "another EmaState has that of the old state" in str(report)
+
+
 def test_an_accumulation_with_a_new_array_begins_again():
     tx = aj.multi_steps(aj.sgd(0.1, momentum=0.9), 2)
     state = after(tx)

@@ -117,7 +117,7 @@ def test_a_loss_with_a_key_and_a_model_state():
         aj.sgd(0.1), PARAMS, step=aj.train_step(loss), batch=BATCH, rng=jax.random.key(0),
         model_state=jax.ShapeDtypeStruct((), jnp.float32),
     )  # fmt: skip
-    assert memory.rows["batch"].total == 4 * math.prod(BATCH.shape) + 4
+    assert memory.rows["model state"].total == 4
 
 
 def test_a_step_of_ones_own():
@@ -173,6 +173,11 @@ def test_each_device_has_its_part(make_mesh):
             lambda: aj.run_memory(aj.adam(1.0), PARAMS, step=lambda x: x, batch=BATCH),
             TypeError,
             r"must be what aj.train_step\(loss\) returned",
+        ),
+        (
+            lambda: aj.run_memory(aj.adam(1.0), PARAMS, average=aj.adam(0.9)),
+            TypeError,
+            "keeps no average of the parameters",
         ),
         (lambda: aj.run_memory(aj.adam(1.0), PARAMS, shard="x"), ValueError, "on no mesh"),
     ],
