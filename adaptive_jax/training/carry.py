@@ -41,7 +41,8 @@ def carry_state(
     up to 6.5 times too large. So this is refused, unless `mixed` says otherwise; give the new arrays a
     group of their own, which has its own count. Averages of the parameters, which a new array enters as
     it is, need no such care. The counts of schedules are kept where the schedule has its old place, or
-    stands behind a rule that keeps something.
+    stands behind a rule that keeps something. A wrapper that is in the midst of an accumulation begins it
+    again where an array is new.
 
     What is kept is handed over and not copied: go on with the new state alone.
 

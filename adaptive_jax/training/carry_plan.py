@@ -72,9 +72,12 @@ class OldState:
             return [], f"the old state has no {kind}"
         if rule is None:
             return found, ""
-        same = [x for x in found if x.rule is None or described(x.rule) == described(rule)]
+        same = [x for x in found if x.rule is None or _what(x.rule) == _what(rule)]
         others = ", ".join(dict.fromkeys(described(x.rule) for x in found if x.rule is not None))
-        return same, "" if same else f"it was {others}, and is {described(rule)}"
+        why = f"it was {others}, and is {described(rule)}"
+        if others == described(rule):
+            why = f"its axes were others than {getattr(rule, 'axes', None)}"
+        return same, "" if same else why
 
 
 def carried_over(
@@ -90,6 +93,11 @@ def carried_over(
     used = {id(leaf) for leaf in plan.sources.values()}
     left = [keystr(path) for path, x in tree_leaves_with_path(old.state) if id(x) not in used]
     return treedef.unflatten(new), Carried(tuple(plan.rows), tuple(left))
+
+
+def _what(rule: Rule) -> tuple[str, Any]:
+    """What tells rules apart: class, options, and which axes of an array are those of its matrices."""
+    return described(rule), getattr(rule, "axes", None)
 
 
 def _once_each(leaves: list[Any]) -> list[Any]:

@@ -210,6 +210,17 @@ def test_adamax_is_not_adam_where_the_old_optimizer_is_known():
         aj.carry_state(state, aj.adam(0.1), PARAMS, old_tx=aj.lion(0.1))
 
 
+def test_a_matrix_that_is_seen_otherwise_starts_anew():
+    params = {"w": jnp.ones((4, 4))}
+    tx, other = aj.shampoo(0.1), aj.shampoo(0.1, axes=aj.MatrixAxes(rows=-1, columns=-2))
+    state = aj.TrainState.create(params, tx)
+    assert aj.carry_state(state, aj.shampoo(0.2))[1].kept == ("['w']",)
+    _, report = aj.carry_state(state, other)
+    assert not report.kept
+    assert "its axes were others" in str(report)
+    assert "its axes were others" in report._repr_html_()
+
+
 def test_another_storage_is_converted_first():
     exact, lean = aj.adam(0.1), aj.adam(0.1, storage=SMALL)
     state = exact.init(PARAMS)

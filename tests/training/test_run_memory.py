@@ -67,6 +67,8 @@ def test_seven_billion_parameters_with_several_storages():
         "80.86 GB",
         "12",
     ]
+    assert "<td>80.86 GB</td>" in found._repr_html_()
+    assert "13.48 GB" in found["int8"]._repr_html_()
     assert lines[-1] == "without activations: give step= and batch="
 
 
