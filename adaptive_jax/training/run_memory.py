@@ -41,9 +41,9 @@ class RunMemory:
     numbers: how many numbers the parameters are.
     devices: how many devices hold them.
     rows: of each part its bytes, `total` and `on_each_device`: "parameters"; "gradients", of those that
-      are trained; each slot of the optimizer's state, "state, mu"; "state, other", such as counts. With a
-      compiled step also "activations", which is all else that the step needs for a moment, and of a
-      batch that is given "batch".
+      are trained; each slot of the optimizer's state, "state, mu"; "state, other", such as counts; "model
+      state", where there is one. With a step also "batch", and "activations", which is all else that the
+      step needs for a moment.
     kept_as: of each slot, the dtypes it is kept in.
     """
 
