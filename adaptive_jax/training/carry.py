@@ -37,8 +37,8 @@ def carry_state(
 
     A rule's numbers for all of its arrays, such as the count of Adam's bias correction, go with the
     arrays: they are kept where all of them are, and start anew where all start anew. They cannot be right
-    for arrays of both kinds: with the count of a long run, Adam's first hundred steps of a new array are
-    up to 6.5 times too large. So this is refused, unless `mixed` says otherwise; give the new arrays a
+    for arrays of both kinds: with the count of a long run, Adam's first steps of a new array are too large,
+    up to 6.6 times. So this is refused, unless `mixed` says otherwise; give the new arrays a
     group of their own, which has its own count. Averages of the parameters, which a new array enters as
     it is, need no such care. The counts of schedules are kept where the schedule has its old place, or
     stands behind a rule that keeps something. A wrapper that is in the midst of an accumulation begins it
