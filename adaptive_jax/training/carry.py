@@ -37,12 +37,12 @@ def carry_state(
 
     A rule's numbers for all of its arrays, such as the count of Adam's bias correction, go with the
     arrays: they are kept where all of them are, and start anew where all start anew. They cannot be right
-    for arrays of both kinds: with the count of a long run, Adam's first steps of a new array are too large,
-    up to 6.6 times. So this is refused, unless `mixed` says otherwise; give the new arrays a
-    group of their own, which has its own count. Averages of the parameters, which a new array enters as
-    it is, need no such care. The counts of schedules are kept where the schedule has its old place, or
-    stands behind a rule that keeps something. A wrapper that is in the midst of an accumulation begins it
-    again where an array is new.
+    for arrays of both kinds: with the count of a long run, Adam's first steps of a new array are up to 6.6
+    times too large. So this is refused, unless `mixed` says otherwise; give the new arrays a group of their
+    own, which has its own count. Averages of the parameters, which a new array enters as it is, need no
+    such care. The count of a schedule is kept where it has its old place, stands behind a rule that keeps
+    something, or is the only one. A wrapper that is in the midst of an accumulation begins it again where
+    an array is new.
 
     What is kept is handed over and not copied: go on with the new state alone.
 
@@ -50,7 +50,7 @@ def carry_state(
       old_state: the state of the optimizer so far, or the `TrainState`. Of that step, `model_state`,
         `rng`, `loss_scale` and `skipped` are kept.
       tx: the optimizer to go on with. What another library's transformation in it keeps is kept as a
-        whole, or not at all.
+        whole, where the old state has one such of the same types and shapes, or not at all.
       params: the parameters to go on with, as arrays, or as shapes, for a state of shapes. None for those
         of a `TrainState`.
       old_tx: the optimizer that made `old_state`, where that is no `TrainState`. With it, a rule is the
