@@ -176,7 +176,7 @@ class DAdaptAdamW(Rule):
         return corrected(self, d * self.learning_rate, ctx)
 
     def measure(self, grad, slots, param, ctx):
-        # A little more than `update` adds: of a number that both add to each element, XLA:CPU makes an array.
+        # A little more than `update` adds: of a number that both add everywhere, XLA:CPU makes an array.
         limits = jnp.finfo(grad.dtype)
         eps, least = self.eps * (1 + 4 * limits.eps), 2 * least_denominator(limits.dtype) ** 2
         steps = quotient(slots["s"], denominator(slots["nu"], eps, least))
