@@ -51,3 +51,18 @@ def test_a_step_moves_and_sets_aside_no_more(name):
     vectors = 16 * 1024  # The bias, and single numbers.
     assert ours[0] <= theirs[0] + vectors
     assert ours[1] <= theirs[1] + vectors
+
+
+@pytest.mark.parametrize("name", ["momo", "polyak_sgd", "dog", "prodigy"])
+def test_what_is_compiled_grows_with_the_number_of_arrays_and_not_with_its_square(name):
+    """The step size, of sums over all arrays, is not computed again for each of them."""
+    tx = getattr(aj, name)()
+    value = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def size(arrays):
+        tree = [jax.ShapeDtypeStruct((3,), jnp.float32)] * arrays
+        state = jax.eval_shape(tx.init, tree)
+        update = jax.jit(lambda g, s, p, v: tx.update(g, s, p, value=v))
+        return len(update.lower(tree, state, tree, value).compile().as_text())
+
+    assert size(80) < 2.3 * size(40)
