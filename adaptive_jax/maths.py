@@ -363,7 +363,9 @@ def ratio(x: jax.Array, y: jax.Array) -> jax.Array:
     A subnormal y is taken for 0, as some processors do, and as they do not at each place.
     """
     is_zero = y < jnp.finfo(y.dtype).tiny
-    quotient = jnp.where(is_zero, 0, x / jnp.where(is_zero, 1, y))
+    # The quotient comes last: XLA computes one once, and what is cheap, with the sum that y may be, once
+    # more for each array that is multiplied by it.
+    quotient = jnp.where(is_zero, 0, x) / jnp.where(is_zero, 1, y)
     return quotient.astype(compute_dtype(jnp.float32, quotient.dtype))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, TypeVar
@@ -125,6 +127,8 @@ def first_gradient(rule: Rule, given: Mapping[str, Any]) -> Any:
         frame = frame.f_back
     if frame is None:
         return None
+    if (of_group := _of_group.get()) is not None:
+        return of_group
     if given.get("grad") is None:
         raise ValueError(
             f"{rule!r} needs the gradient as it came to the first transformation, and a chain of optax, "
@@ -132,6 +136,19 @@ def first_gradient(rule: Rule, given: Mapping[str, Any]) -> Any:
             "update(gradients, state, params, grad=gradients)."
         )
     return given["grad"]
+
+
+_of_group: contextvars.ContextVar[Any] = contextvars.ContextVar("of_group", default=None)
+
+
+@contextlib.contextmanager
+def in_place_of_first(gradients: Any) -> Iterator[None]:
+    """Says which gradients come first to what is called inside, also where a chain of optax calls it."""
+    token = _of_group.set(gradients)
+    try:
+        yield
+    finally:
+        _of_group.reset(token)
 
 
 _own_chains: set[CodeType] = set()

@@ -16,7 +16,7 @@ from . import closures
 from .arguments import is_number
 from .errors import of_function
 from .pytrees import Arrays, children, describe
-from .schedule import Schedule, numbers_of
+from .schedule import Schedule, ends_of, numbers_of
 from .values import Interval as Interval
 
 
@@ -130,25 +130,26 @@ def checked(rule: str, name: str, value: Any, interval: Interval) -> Any:
 def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
     """The value, checked: numbers as floats, arrays of shape (), schedules and None as they are.
 
-    Only numbers are held against the interval: an array may be a tracer.
+    Only numbers are held against the interval, those of a schedule between which it moves too: an array may
+    be a tracer.
     """
-    if value is None or is_schedule(value):
-        return value
     allowed = (
         f"{name} must be {interval}, an array of shape (), or a schedule (a function of the count)"
     )
+    if isinstance(value, Schedule):
+        for where, number in ends_of(value):
+            if not interval.low <= number <= interval.high:
+                raise ValueError(
+                    f"{name} is a schedule with {where}={number!r} in {rule}: {allowed} that stays there."
+                    f"{_climb(name, number, value)}"
+                )
+    if value is None or is_schedule(value):
+        return value
     if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf":
         value = value.item()
     if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
         if float(value) not in interval:
-            climb = ""
-            if name.partition("[")[0] in ("learning_rate", "lr") and value < 0:
-                climb = (
-                    " To maximise, turn the sign round at the end of a chain: "
-                    f"aj.scale_by_learning_rate({-value!r}, flip_sign=False) alone climbs as sgd "
-                    f"descends, and aj.chain(aj.scale_by_adam(), aj.scale_by_learning_rate({-value!r}, "
-                    "flip_sign=False)) as adam does."
-                )
+            climb = _climb(name, value, -value)
             raise ValueError(f"{name}={value!r} is out of range in {rule}: {allowed}.{climb}")
         return float(value)
     if isinstance(value, (jax.Array, np.ndarray)):
@@ -172,6 +173,19 @@ def hyperparameter(rule: str, name: str, value: Any, interval: Interval) -> Any:
             'the parameters, of "a" and "b".'
         )
     raise TypeError(f"{name}={value!r:.200} is a {type(value).__name__} in {rule}: {allowed}.")
+
+
+def _climb(name: str, value: Any, rate: Any) -> str:
+    """What to do in the place of a negative learning rate."""
+    if name.partition("[")[0] not in ("learning_rate", "lr") or value >= 0:
+        return ""
+    if is_schedule(rate):
+        rate = "schedule"  # The same, with positive values.
+    return (
+        f" To maximise, turn the sign round at the end of a chain: aj.scale_by_learning_rate({rate}, "
+        "flip_sign=False) alone climbs as sgd descends, and aj.chain(aj.scale_by_adam(), "
+        f"aj.scale_by_learning_rate({rate}, flip_sign=False)) as adam does."
+    )
 
 
 def check_first_value(rule: str, name: str, value: Any) -> None:

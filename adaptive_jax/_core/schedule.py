@@ -189,6 +189,14 @@ def numbers_of(value: Any) -> Iterator[Any]:
         yield value
 
 
+def ends_of(schedule: Schedule) -> Iterator[tuple[str, float]]:
+    """The numbers of Python between which a schedule moves: those of its fields `…value`."""
+    for field in dataclasses.fields(schedule):  # type: ignore[arg-type]
+        number = getattr(schedule, field.name)
+        if field.name.endswith("value") and is_number(number):
+            yield field.name, number
+
+
 def in_dtype(value: Any, dtype: Any) -> Any:
     """A schedule with all of its numbers as arrays of a dtype."""
     if isinstance(value, Schedule):

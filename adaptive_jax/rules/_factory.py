@@ -402,18 +402,27 @@ def _docstring(algorithm: Algorithm, function: Any, rules: tuple[type[Rule], ...
 def _state(*rules: type[Rule]) -> str:
     """What rules keep."""
     kept = sum(map(numbers_kept, rules))
+    if not kept and sum(map(_elements_kept, rules)) >= _SIDE:
+        return "one float32 per row and per column"
     number = ("none", "one", "two", "three", "four", "five", "six")[kept]
     return f"{number} float32 per parameter" if kept else number
 
 
 def numbers_kept(rule: type[Rule]) -> int:
     """How many numbers a rule keeps for each of a large square matrix."""
+    return round(_elements_kept(rule) / _SIDE**2)
+
+
+_SIDE = 4096
+
+
+def _elements_kept(rule: type[Rule]) -> int:
     slots: Any = rule.slots
     if not isinstance(slots, Mapping):  # A property.
         needed = [k for k, default in fields(rule).items() if default is dataclasses.MISSING]
         slots = rule(**{name: _example_value(rule, name) for name in needed}).slots
-    shapes = [slot.shape_for((4096, 4096)) for slot in slots.values()]
-    return round(sum(math.prod(shape) for shape in shapes if shape is not None) / 4096**2)
+    shapes = [slot.shape_for((_SIDE, _SIDE)) for slot in slots.values()]
+    return sum(math.prod(shape) for shape in shapes if shape is not None)
 
 
 def _equation(algorithm: Algorithm) -> str:

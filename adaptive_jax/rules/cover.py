@@ -76,7 +76,8 @@ class SM3(Rule):
             nu = scaled(least, self.b2.value) + scaled(square, complement(self.b2))
         direction = quotient(bounded(grad), square_root(nu, self.eps))
         mu = ctx.store("mu", ema(direction, slots["mu"], self.b1))
-        new = {name: jnp.max(nu, axes[name], initial=0) for name in sums}
+        least_of_none = None if nu.size else 0
+        new = {name: jnp.max(nu, axes[name], initial=least_of_none) for name in sums}
         return mu, dict.fromkeys(slots) | new | {"mu": mu}
 
 

@@ -14,7 +14,16 @@ from .._core.rule import Rule, Slot
 from .._core.storage import named
 from .._core.transform import build
 from .._core.transformation import Transformation
-from ..maths import bias_correction, bounded, complement, ema, mean_of_squares, quotient, scaled
+from ..maths import (
+    bias_correction,
+    bounded,
+    clamped,
+    complement,
+    ema,
+    mean_of_squares,
+    quotient,
+    scaled,
+)
 from ._descent import decays_by, descend
 from ._factory import Paper, composed, preconditioner
 from .adam import Adam
@@ -120,10 +129,10 @@ class OptimisticGradient(Rule):
         return {"is_initial_step": jnp.float32(0), "is_first": scalars["is_initial_step"] > 0}
 
     def update(self, grad, slots, param, ctx):
-        grad = bounded(grad)
+        # What is kept is the gradient as it came: bounded, it would be one array more in memory.
         last = jnp.where(ctx.scalars["is_first"], grad, slots["previous_gradient"])
-        change = scaled(grad - last, self.beta)
-        return scaled(grad, self.alpha) + change, {"previous_gradient": grad}
+        change = scaled(bounded(grad) - clamped(last), self.beta)
+        return scaled(bounded(grad), self.alpha) + change, {"previous_gradient": grad}
 
 
 @composed(Adan)

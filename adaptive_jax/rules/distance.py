@@ -12,7 +12,7 @@ from .._core.hyper import NonNegative, Positive
 from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
-from ..maths import norm, norm_in_one_pass, ratio, root_of_squares, scaled
+from ..maths import largest_squared, norm, norm_in_one_pass, ratio, root_of_squares, scaled
 from ._descent import decays_by
 from ._factory import Paper, composed
 from .scaling import LearningRate
@@ -106,7 +106,8 @@ class DoWG(Rule):
         return {"grad": norm_in_one_pass(grad), "moved": moved}
 
     def advance(self, scalars, measured, ctx):
-        grad, moved = norm(measured["grad"]), norm(measured["moved"])
+        largest = largest_squared(self.eps.dtype)
+        grad, moved = (jnp.minimum(norm(measured[name]), largest) for name in ("grad", "moved"))
         squared = jnp.maximum(scalars["squared_distance"], moved**2)
         total = root_of_squares(scalars["norm"], jnp.sqrt(squared) * grad)
         return {"squared_distance": squared, "norm": total, "rate": squared / (total + self.eps)}
@@ -164,7 +165,7 @@ def l_dog(
 ) -> Transformation:
     """`dog` with a step size for each array, of its own norms: L-DoG, for large models.
 
-        r ← max(r, ‖θ-θ₀‖),   G ← G + ‖g + λθ‖²,   θ ← θ - ηr/√(G + ε)·(g + λθ)
+        r ← max(r, ‖θ-θ₀‖),   G ← G + ‖g + λθ‖²,   θ ← θ - ηr/√(G + ε)·(g + λθ),   of each array
 
     init_step: ("heuristic", a) for a first distance r of a·(1 + ‖θ₀‖), ("distance", r), or
       ("learning_rate", η₀) for the first step size; a number above 0 in each.

@@ -50,7 +50,7 @@ from ._factory import Paper, preconditioner
 class Shampoo(Rule):
     """A momentum between roots of the second moments of a matrix, over its rows and over its columns.
 
-        L ← β₂L + (1-β₂)gg^T,   R ← β₂R + (1-β₂)g^Tg,   μ ← β₁μ + (1-β₁)g
+        L ← β₂L + (1-β₂)ggᵀ,   R ← β₂R + (1-β₂)gᵀg,   μ ← β₁μ + (1-β₁)g
         P = (L̂ + εI)^(-1/4)·μ̂·(R̂ + εI)^(-1/4),   d = P·‖a‖/‖P‖ for a of Adam
 
     A matrix longer or wider than max_size is cut into equal blocks, each with factors of its own. What is
@@ -62,13 +62,13 @@ class Shampoo(Rule):
     b2: the decay rate β₂ of the factors, and of the second moment of graft, in [0, 1).
     eps: ε >= 0, added to the eigenvalues of the factors; no less than rounding errors of the largest.
     exponent: the power of each factor; None for -1/4, and for -1/2 with one_sided or with kl.
-    average: False for L ← L + gg^T and R ← R + g^Tg: the paper's sums.
+    average: False for L ← L + ggᵀ and R ← R + gᵀg: the paper's sums.
     graft: "adam", "adagrad", "rmsprop" or "sgd": whose step gives each block its length, of the same
       momentum; None for d = P.
     graft_eps: ε >= 0 of that method.
     eps_relative: False for ε as it is, in units of squared gradients; True for ε times the largest
       eigenvalue, so that the direction has no units.
-    kl: True for L ← β₂L + (1-β₂)·gR̂^(-1)g^T/n, and so on: each factor sees what the other one has whitened:
+    kl: True for L ← β₂L + (1-β₂)·gR̂^(-1)gᵀ/n, and so on: each factor sees what the other one has whitened:
       KL-Shampoo, Lin et al. 2025, https://arxiv.org/abs/2509.03378. At first, L and R are the root mean
       square of g times I.
     max_size: how long and wide a block may be, 1 or more.
@@ -187,9 +187,9 @@ class Shampoo(Rule):
 class Soap(Rule):
     """Adam in the eigenvectors of Shampoo's factors, which follow these every k steps.
 
-        L ← β₃L + (1-β₃)gg^T,   R ← β₃R + (1-β₃)g^Tg;   every k steps U ← qr(LU), V ← qr(RV)
-        μ ← β₁μ + (1-β₁)U^TgV,   ν ← β₂ν + (1-β₂)(U^TgV)²
-        d = U·[√(1-β₂ᵗ)/(1-β₁ᵗ)·μ/(√ν + ε)]·V^T
+        L ← β₃L + (1-β₃)ggᵀ,   R ← β₃R + (1-β₃)gᵀg;   every k steps U ← qr(LU), V ← qr(RV)
+        μ ← β₁μ + (1-β₁)UᵀgV,   ν ← β₂ν + (1-β₂)(UᵀgV)²
+        d = U·[√(1-β₂ᵗ)/(1-β₁ᵗ)·μ/(√ν + ε)]·Vᵀ
 
     U and V are at first the eigenvectors of the first gradient's factors; later on they are of factors that
     have not seen the gradient at hand. When they change, μ is turned with them, so that it is always
@@ -203,12 +203,12 @@ class Soap(Rule):
     b2: the decay rate β₂ of the second moment, in [0, 1).
     eps: ε >= 0, against division by zero.
     b3: the decay rate β₃ of the factors, in [0, 1); None for that of the second moment.
-    bias_correction: False for d = U·[μ/(√ν + ε)]·V^T.
+    bias_correction: False for d = U·[μ/(√ν + ε)]·Vᵀ.
     skip_first: True for a first step that makes factors and eigenvectors alone, as the authors' code does:
       nothing moves but by weight decay, and the step is not counted. (Where b1 or b2 has a schedule, its
       correction is that of the number that it is at.) False for one in the eigenvectors of its own
       gradient. Either way, what rounding makes of zeros does not count in the first step that does.
-    kl: True for L ← β₃L + (1-β₃)·gR̂^(-1)g^T/n, and so on: each factor sees what the other one has whitened:
+    kl: True for L ← β₃L + (1-β₃)·gR̂^(-1)gᵀ/n, and so on: each factor sees what the other one has whitened:
       KL-SOAP, Lin et al. 2025, https://arxiv.org/abs/2509.03378. At first, L and R are the root mean square
       of g times I.
     kl_eps: with kl, what is added to eigenvalues before they are inverted, >= 0, times the largest.
@@ -300,7 +300,7 @@ class Soap(Rule):
         ]
 
     def half(self, factor, basis, weight):
-        """H with HH^T = L̂^(-1), by the eigenvalues diag(U^TLU) that it has in the basis."""
+        """H with HHᵀ = L̂^(-1), by the eigenvalues diag(UᵀLU) that it has in the basis."""
         if factor is None:
             return None
         values = jnp.sum(basis * product(factor, basis), -2) / weight

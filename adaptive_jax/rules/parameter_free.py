@@ -19,6 +19,7 @@ from ..maths import (
     denominator,
     ema,
     inner,
+    least_denominator,
     quotient,
     ratio,
     scaled,
@@ -175,7 +176,10 @@ class DAdaptAdamW(Rule):
         return corrected(self, d * self.learning_rate, ctx)
 
     def measure(self, grad, slots, param, ctx):
-        steps = quotient(slots["s"], denominator(slots["nu"], self.eps))
+        # A little more than `update` adds: of a number that both add everywhere, XLA:CPU makes an array.
+        limits = jnp.finfo(grad.dtype)
+        eps, least = self.eps * (1 + 4 * limits.eps), 2 * least_denominator(limits.dtype) ** 2
+        steps = quotient(slots["s"], denominator(slots["nu"], eps, least))
         s = ema(scaled(grad, self.rate(ctx.scalars["d"], ctx)), slots["s"], self.decay)
         return {"r": inner(grad, steps), "s": size(s)}
 

@@ -20,6 +20,7 @@ from ..maths import (
     ema,
     inner,
     norm,
+    norm_in_one_pass,
     quotient,
     ratio,
     root_of_squares,
@@ -71,7 +72,7 @@ class Polyak(Rule):
         return root_of_squares(norm(measured["norm"]), jnp.where(self.eps > 0, root, 0))
 
     def measure(self, grad, slots, param, ctx):
-        return {"norm": norm(grad)}
+        return {"norm": norm_in_one_pass(grad)}
 
     def advance(self, scalars, measured, ctx):
         size = self.size(measured)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 
-from .._core.hyper import NonNegative
+from .._core.arguments import is_number
+from .._core.hyper import Fraction, Interval, NonNegative
 from .._core.rule import Rule, Slot
 from .._core.transform import build
 from .._core.transformation import Transformation
@@ -15,6 +16,9 @@ from ._descent import decays_by
 from ._factory import Paper, composed, preconditioner
 from .scaling import Maximize
 from .sign import sign
+
+Growth = Annotated[Any, Interval(1.0)]
+"""A factor by which something does not shrink."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,11 @@ class Rprop(Rule):
     u₋₁ is the last u, so that after a turn the next step has no sign to compare with: iRprop⁻. For
     gradients of all data: those of batches have signs of their own.
 
-    learning_rate: Δ at first, > 0.
+    learning_rate: Δ at first, >= 0.
     eta_minus: η₋ in [0, 1].
     eta_plus: η₊ >= 1.
     min_step_size: Δ_min >= 0.
-    max_step_size: Δ_max >= 0.
+    max_step_size: Δ_max >= Δ_min.
     clip_first: True to hold Δ in [Δ_min, Δ_max] from the first step on, as PyTorch does, and not from
       where it first changes.
     keep_count: True to count the steps although nothing needs their number.
@@ -44,8 +48,8 @@ class Rprop(Rule):
     takes_any_rate = True
 
     learning_rate: NonNegative
-    eta_minus: NonNegative = 0.5
-    eta_plus: NonNegative = 1.2
+    eta_minus: Fraction = 0.5
+    eta_plus: Growth = 1.2
     min_step_size: NonNegative = 1e-6
     max_step_size: NonNegative = 50.0
     clip_first: bool = False
@@ -54,6 +58,14 @@ class Rprop(Rule):
     takes_complex = False
     learning_rate_field = None  # It is where the step sizes start from.
     state_type_name = "ScaleByRpropState"
+
+    def __post_init__(self):
+        super().__post_init__()
+        least, most = self.min_step_size, self.max_step_size
+        if is_number(least) and is_number(most) and most < least:
+            raise ValueError(
+                f"max_step_size={most} is out of range in Rprop: it must be at least min_step_size={least}."
+            )
 
     @property
     def counts_steps(self):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from .._core.arguments import one_of
 from .._core.hyper import Decay, NonNegative
@@ -22,7 +23,7 @@ SIGN_SGD = Paper("Bernstein et al. 2018", "https://arxiv.org/abs/1802.04434", "a
 
 def sign(x):
     """-1, 0 or 1. What is not finite stays visible, as NaN."""
-    return jnp.sign(x) + 0 * x
+    return lax.add(lax.sign(x), lax.mul(x, x.dtype.type(0)))
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Signum(Rule):
 
     def update(self, grad, slots, param, ctx):
         mean = ctx.store("ema", ema(grad, slots["ema"], self.beta))
-        return sign(mean) + 0 * grad, {"ema": mean}
+        return sign(mean), {"ema": mean}
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,11 @@ class Lion(Rule):
     def update(self, grad, slots, param, ctx):
         direction = ema(grad, slots["mu"], self.b1)
         if self.mode == "smooth":
-            direction = jnp.tanh(self.smooth_beta * direction)
+            direction = jnp.tanh(self.smooth_beta * direction) + 0 * direction
         elif self.mode == "refined":
-            direction = jnp.clip(direction, -1, 1)
+            direction = jnp.clip(direction, -1, 1) + 0 * direction
         else:
             direction = sign(direction)
-        direction = direction + 0 * grad  # What is not finite stays visible, as NaN.
         return direction, {"mu": ctx.store("mu", ema(grad, slots["mu"], self.b2))}
 
 

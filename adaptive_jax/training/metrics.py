@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import maths
+from ..transforms.evaluate import eval_params
 from .rates import learning_rates
 from .settings import Settings
 from .state import TrainState
@@ -22,6 +23,7 @@ METRICS = (
     "update_norm",
     "parameter_norm",
     "update_ratio",
+    "eval_loss",
 )
 """What `train_step` can measure."""
 
@@ -34,6 +36,7 @@ def measured_metrics(
     loss: Any,
     gradients: Any,
     updates: Any,
+    value_fn: Callable[[Any], Any],
 ) -> dict[str, Any]:
     """updated: the optimizer's state after the update, which may be skipped."""
     update_norm = functools.cache(lambda: maths.global_norm(updates))
@@ -45,6 +48,7 @@ def measured_metrics(
         "update_norm": update_norm,
         "parameter_norm": parameter_norm,
         "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()).astype(jnp.float32),
+        "eval_loss": lambda: value_fn(eval_params(old.tx, old.params, old.opt_state)),
     }
     values = {}
     for name in settings.metrics:

@@ -94,7 +94,7 @@ def one_step(
             state.params, updates
         )
         new = _chosen(finite, new, state)
-    measured = measured_metrics(settings, state, new, updated, loss, gradients, updates)
+    measured = measured_metrics(settings, state, new, updated, loss, gradients, updates, value_fn)
     if settings.loss.has_aux:
         measured["aux"] = aux
     return (

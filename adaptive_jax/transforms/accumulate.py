@@ -12,7 +12,7 @@ import optax
 
 from .. import maths
 from .._core import arguments, errors, export, pytrees, states
-from .._core.extra import FIRST_GRADIENT
+from .._core.extra import FIRST_GRADIENT, in_place_of_first
 from .._core.transformation import Transformation, member
 from .._core.wrapper import Wrapper
 from .extra_args import (
@@ -117,7 +117,8 @@ class MultiSteps(Wrapper):
                 given = extra_means.handed_on(extra_args, gradients)
             if asks_for_gradient(self.inner):
                 given = {**given, FIRST_GRADIENT: direction}
-            new, inner_state = self.inner.update(direction, inner_state, params, **given)
+            with in_place_of_first(direction):
+                new, inner_state = self.inner.update(direction, inner_state, params, **given)
             new = jax.tree.map(lambda x, like: maths.saturating_cast(x, like.dtype), new, updates)
             return new, inner_state, *jax.tree.map(jnp.zeros_like, (means, extra_means))
 

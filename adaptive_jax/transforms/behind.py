@@ -33,10 +33,11 @@ def schedule_free(
         z ← z + s,   x ← (1-c)x + cz,   y ← (1-β)z + βx,   c = w/Σw,   w = tʳ·max(η)^p
 
     s is the optimizer's step at y, which is what is trained. Take one without momentum, for y has its own:
-    `aj.schedule_free(aj.adam(rate, b1=0.0), rate)`; and a learning rate that may rise and does not fall.
-    Other than `optax.contrib.schedule_free`: weights belong to their own step, and all sums are in float32
-    at least. For a direction without a learning rate, such as `aj.scale_by_lion()`, put
-    `aj.transform(aj.rules.ScheduleFree(rate, warmup_steps=100))` behind it in an `aj.chain`.
+    `aj.schedule_free(aj.adam(rate, b1=0.0), rate)`, or muon, soap and lion with b1=0.0; and a learning rate
+    that may rise and does not fall. Other than `optax.contrib.schedule_free`: weights belong to their own
+    step, and all sums are in float32 at least. For a direction without a learning rate, such as
+    `aj.scale_by_lion()`, put `aj.transform(aj.rules.ScheduleFree(rate, warmup_steps=100))` behind it in an
+    `aj.chain`.
 
     Args:
       base_optimizer: a whole optimizer.

@@ -189,7 +189,8 @@ class Compensate(Wrapper):
             of_array = adding.of_array(place)
             if isinstance(of_array, Correction) and new[place] is not None:
                 rounded, corrections[place] = of_array.split(param, new[place])
-                new[place] = rounded - param.astype(jnp.float32)
+                old = param.astype(jnp.float32)
+                new[place] = jnp.where(rounded == old, 0, rounded - old)
         return adding.treedef.unflatten(new), adding.kept(state, corrections, inner_state)
 
     def update_and_add(
@@ -322,10 +323,13 @@ class Correction:
 
     def split(self, param: jax.Array, update: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The same, with the parameter in float32."""
-        total = added(self.seen(param), update)
+        exact = self.seen(param)
         split = _split_24_bits if self.correction.dtype == jnp.int8 else _split_sum
-        rounded, left = split(total, param.dtype)
-        return rounded, left.astype(self.correction.dtype)
+        rounded, left = split(added(exact, update), param.dtype)
+        # What is infinite and does not move stays so, such as a mask in a group that is not trained.
+        stays = ~jnp.isfinite(exact) & (update == 0)
+        left = jnp.where(stays, 0, left).astype(self.correction.dtype)
+        return jnp.where(stays, exact, rounded), left
 
 
 @dataclass(frozen=True)

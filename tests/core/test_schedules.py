@@ -516,6 +516,11 @@ def test_the_numbers_of_its_own_are_those_that_are_wide():
         (lambda: schedules.join_schedules([], []), ValueError, r"schedules=\(\) in join_schedules"),
         (lambda: schedules.sgdr_schedule({"init_value": 1.0}), TypeError, r"must be a sequence of dicts"),
         (lambda: JOINED + "a", TypeError, r"unsupported operand"),
+        (lambda: aj.adam(schedules.warmup_cosine_decay_schedule(0.0, -0.1, 10, 100)), ValueError,
+         r"learning_rate is a schedule with peak_value=-0\.1 in \w+: learning_rate must be a finite number "
+         r">= 0.*To maximise, turn the sign round .*scale_by_learning_rate\(schedule, flip_sign=False\)"),
+        (lambda: aj.adam(0.1, b1=schedules.linear_schedule(0.9, 1.5, 10)), ValueError,
+         r"b1 is a schedule with end_value=1\.5 in Adam: b1 must be a number in \[0, 1\), .* there\.$"),
         (lambda: aj.transform(aj.rules.Trace(0.9)) and aj.adagrad(0.1, initial_accumulator_value=JOINED),
          TypeError, r"initial_accumulator_value=join_schedules.* is a schedule"),
     ],

@@ -49,7 +49,7 @@ def psgd_kron(
             counter = 0
             seen = momentum if momentum_into_precond_update else g
             if np.any(seen):
-                noise = np.sqrt(np.finfo(np.float32).eps) * np.abs(seen).mean()
+                noise = np.sqrt(float(np.finfo(np.float32).eps)) * np.abs(seen).mean()
                 factors = fitted(factors, seen + noise * v, v, at(preconditioner_lr, step))
         p = momentum
         for axis in axes:

@@ -107,3 +107,13 @@ def test_no_two_settings_give_the_same():
         ]
         for i, one in enumerate(runs):
             assert not any(np.allclose(one, other, rtol=1e-3) for other in runs[:i]), name
+
+
+def test_dowg_comes_further_than_what_can_be_squared():
+    tx, far = aj.dowg(), jnp.array([1e25, -1e30])
+    state = tx.init(jnp.zeros(2))
+    for _ in range(3):
+        updates, state = tx.update(jnp.array([1e-3, 1e20]), state, far)
+        assert jnp.isfinite(updates).all()
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
+    assert (jnp.abs(updates) > 0).all()

@@ -48,12 +48,12 @@ SETTINGS = [
 @pytest.mark.parametrize(
     ("settings", "dtype", "tolerance", "shapes", "steps"),
     [
-        pytest.param({}, "float64", 1e-11, SHAPES, 60, id="float64"),
+        pytest.param({}, "float64", 1e-12, SHAPES, 60, id="float64"),
         *(
             pytest.param(each, dtype, tolerance, SHAPES | MORE, 200, marks=pytest.mark.slow,
                          id=f"{dtype}-{number}")
             for number, each in enumerate(SETTINGS)
-            for dtype, tolerance in (("float64", 1e-10), ("float32", 2e-5))
+            for dtype, tolerance in (("float64", 1e-12), ("float32", 2e-5))
         ),
     ],
 )  # fmt: skip

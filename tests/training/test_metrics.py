@@ -36,8 +36,40 @@ def test_metrics():
             "update_norm": rate * norm,
             "parameter_norm": size,
             "update_ratio": rate * norm / size,
+            "eval_loss": loss,
         }
         assert_close(metrics, expected, 1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_loss_at_both_parameters(accumulate):
+    """Of one batch: where it is trained, and where it is evaluated."""
+    names = ("loss", "eval_loss")
+    for make in (
+        lambda: aj.schedule_free_sgd(0.1),
+        lambda: aj.compensate(aj.chain(aj.sgd(0.1), aj.average(0.5))),
+        lambda: aj.skip_nonfinite(aj.lookahead(aj.adam(0.1), 3)),
+    ):
+        state = aj.TrainState.create(PARAMS, make())
+        step = aj.train_step(mean_squared_error, metrics=names, accumulate=accumulate)
+        for _ in range(3):
+            expected = [
+                float(mean_squared_error(params, BATCH))
+                for params in (state.params, state.eval_params())
+            ]
+            state, metrics = step(state, BATCH)
+            np.testing.assert_allclose([metrics[name] for name in names], expected, rtol=1e-5)
+        assert abs(expected[0] / expected[1] - 1) > 1e-4
+
+
+def test_the_loss_of_evaluation_costs_nothing_where_it_is_not_asked_for():
+    state = aj.TrainState.create(PARAMS, aj.schedule_free_sgd(0.1))
+
+    def flops(*names):
+        lowered = aj.train_step(mean_squared_error, metrics=("loss", *names)).lower(state, BATCH)
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops() < flops("eval_loss")
 
 
 RAMP = optax.linear_schedule(0.1, 0.0, 2)

@@ -114,6 +114,14 @@ def test_the_value_of_a_group_is_the_mean_over_its_mini_steps():
         run(aj.multi_steps(inner, 2), [(GRADIENTS[0], {})])
 
 
+@pytest.mark.parametrize("chain", [aj.chain, optax.chain], ids=["ours", "optax's"])
+def test_the_first_gradient_of_a_group_is_the_mean_over_its_mini_steps(chain):
+    """Behind another member too, and not that of the last mini-step, which comes as `grad`."""
+    tx = aj.multi_steps(chain(optax.scale(100.0), aj.transform(FirstGradient())), 2)
+    updates, _ = run(tx, [(g, {"grad": g}) for g in GRADIENTS[:2]])
+    assert_close(updates, jax.tree.map(jnp.negative, mean(GRADIENTS[:2])))
+
+
 def test_a_tree_is_averaged_over_the_mini_steps_that_have_it():
     inner = aj.transform(Newton())
     has = [False, True, False, True, False, False, False, False, True]

@@ -596,3 +596,28 @@ def test_gradients_of_8_bits_lose_nothing_where_they_are_compensated():
         updates, state = step(jnp.ones_like(params), state, params)
         params = aj.apply_updates(params, updates)
     np.testing.assert_allclose(aj.exact_params(params, state), 0.9, rtol=2e-3)
+
+
+@pytest.mark.parametrize("correction", ["parameter", "int8"])
+@jax.numpy_dtype_promotion("standard")  # optax mixes dtypes.
+def test_infinite_parameters_that_are_not_trained_stay_beside_compensated_ones(correction):
+    """Such as a mask of attention in a frozen group."""
+    tx = aj.compensate(
+        aj.partition({"on": aj.sgd(0.1), "off": optax.set_to_zero()}, {"w": "on", "mask": "off"}),
+        correction,
+    )
+    params = {
+        "w": jnp.ones(2, jnp.bfloat16),
+        "mask": jnp.array([-jnp.inf, 0, jnp.inf], jnp.bfloat16),
+    }
+    state, now = tx.init(params), params
+    for _ in range(3):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, now)
+        now = optax.apply_updates(now, updates)
+    trained = aj.TrainState.create(jax.tree.map(jnp.copy, params), tx)
+    step = aj.train_step(lambda params, _: jnp.sum(params["w"].astype(jnp.float32)), metrics=())
+    for _ in range(3):
+        trained, _ = step(trained, ())
+    for found in (now, trained.params, aj.exact_params(now, state), trained.eval_params()):
+        np.testing.assert_array_equal(found["mask"], params["mask"])
+        np.testing.assert_allclose(found["w"].astype(jnp.float32), 0.7, rtol=1e-2)
