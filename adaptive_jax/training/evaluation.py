@@ -14,7 +14,7 @@ from .._core.arguments import whole
 from .agreement import check_alike
 from .arrays import is_there
 from .history import History
-from .returned import outlined, shown
+from .returned import is_real_number, outlined, shown
 from .state import TrainState
 from .step import TrainStep
 
@@ -113,7 +113,8 @@ class Evaluations:
             )
         if every is not None:
             every = whole("evaluate_every", every, 1, hint=" None is for once an epoch.")
-        self.function, self.every = function, every
+        self.every = every
+        self._function: Any = function
         self._are_together = are_together
         self._arguments = _arguments(function)
         self._steps: list[int] = []
@@ -125,12 +126,12 @@ class Evaluations:
 
     def is_missing(self, number: int) -> bool:
         """Whether the step with this number, the last one of an epoch or of all, was not evaluated."""
-        return self.function is not None and self._steps[-1:] != [number]
+        return self._function is not None and self._steps[-1:] != [number]
 
     def check_names(self, metrics: Any) -> None:
         """Raises a ValueError for a step that has metrics called like an evaluation."""
         taken = [name for name in metrics if str(name).startswith(PREFIX)]
-        if self.function is not None and taken:
+        if self._function is not None and taken:
             raise ValueError(
                 f"the step returns the metric {taken[0]!r}, and {PREFIX}… is what evaluate returns: give "
                 "that of the step another name."
@@ -184,13 +185,13 @@ class Evaluations:
 
     def _evaluated(self, state: Any) -> Any:
         if not isinstance(state, TrainState):
-            return self.function(state)
+            return self._function(state)
         params = state.eval_params()
         if self._arguments[:1] == ["state"]:
-            return self.function(state.replace(params=params))
+            return self._function(state.replace(params=params))
         if "model_state" in self._arguments:
-            return self.function(params, model_state=state.model_state)
-        return self.function(params)
+            return self._function(params, model_state=state.model_state)
+        return self._function(params)
 
 
 def named(values: Any, what: str) -> dict[str, Any]:
@@ -201,24 +202,14 @@ def named(values: Any, what: str) -> dict[str, Any]:
             f"{what} returned an empty dict: it must return a number or a dict of numbers."
         )
     for name, x in found.items():
-        is_number = isinstance(x, (bool, int, float, np.generic, np.ndarray, jax.Array))
-        if not is_number or np.shape(x) or not _is_real(x):
+        if not is_real_number(x):
             place = f" for {name!r}" if isinstance(values, Mapping) else ""
-            advice = ", such as jnp.mean(…) of it" if is_number and np.shape(x) else ""
+            advice = ", such as jnp.mean(…) of it" if np.shape(x) else ""
             raise TypeError(
                 f"{what} returned {outlined(x)}{place}: it must return one real number, or a dict of such "
                 f"numbers{advice}."
             )
     return {str(name): x for name, x in found.items()}
-
-
-def _is_real(x: Any) -> bool:
-    dtype = jnp.result_type(x)
-    return (
-        dtype == jnp.bool_
-        or jnp.issubdtype(dtype, jnp.integer)
-        or jnp.issubdtype(dtype, jnp.floating)
-    )
 
 
 def _arguments(function: Any) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .._core.arguments import whole
 from .arrays import arrays_of, is_ready, is_used_up
+from .returned import is_real_number
 
 Row = dict[str, float | int]
 
@@ -102,13 +103,11 @@ class Log:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The real numbers among values, those in trees by their path, "aux/accuracy"."""
-    found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(values):
-        is_number = isinstance(x, (bool, int, float, np.generic, np.ndarray, jax.Array))
-        if is_number and not np.shape(x) and np.result_type(x).kind in "biufV":
-            found["/".join(map(_name, path))] = x
-    return found
+    """The real numbers among values, the loss first, those in trees by their path, "aux/accuracy"."""
+    leaves = jax.tree_util.tree_leaves_with_path(values)
+    found = {"/".join(map(_name, path)): x for path, x in leaves if is_real_number(x)}
+    # A compiled step returns its metrics in alphabetical order.
+    return {name: found[name] for name in sorted(found, key=lambda name: name != "loss")}
 
 
 def _name(key: Any) -> str:
@@ -190,7 +189,7 @@ class _Board:
     def write(self, row: Row) -> None:
         for name, x in row.items():
             if name != "step":
-                self._writer.add_scalar(name, x, row["step"])
+                self._writer.add_scalar(name, x, int(row["step"]))
 
     def close(self) -> None:
         self._writer.close()

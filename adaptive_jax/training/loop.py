@@ -323,7 +323,7 @@ def _as_step(state: Any, step: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
 
 def _number_of_step(state: Any, is_needed: bool = True) -> int:
     """The number of the state's step, by which all is counted; 0 of a state that does not know it."""
-    step = getattr(state, "step", [0])
+    step: Any = getattr(state, "step", [0])
     if np.ndim(step):
         if is_needed:
             raise ValueError("checkpoints need a state that knows its step, such as a TrainState.")

@@ -78,8 +78,9 @@ def train_step(
         this step, the product of all rates in the optimizer, and the largest where arrays have different
         ones; of an `aj.partition` "learning_rate/<label>" comes with it), "skipped" (so many steps so far),
         "gradient_norm", "update_norm", "parameter_norm" (before the step) and "update_ratio", the
-        quotient of the last two, 0 where the parameters are. Norms read every array once more. None for
-        the first three, without a learning rate that cannot be known, as in most optimizers of optax.
+        quotient of the last two, 0 where the parameters are. Norms read every array once more. "measured"
+        is what an `aj.diagnose` in the optimizer measured, by measure and group. None for the first three,
+        without a learning rate that cannot be known, as in most optimizers of optax.
       gradient: an estimator, a function that makes the gradients of the step out of those of the loss,
         and what else the optimizer is to know, such as the diagonal of the Hessian: `gradient(
         value_and_grad, params, batch, step, key)` returns `(first, gradients, extra_args)`.
