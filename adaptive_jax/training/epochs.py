@@ -18,7 +18,7 @@ class Epochs:
     def __init__(self, batches: Any, epochs: Any) -> None:
         if epochs is not None:
             hint = " None is for going once through the batches."
-            epochs = whole("epochs", epochs, 1, hint=hint)
+            epochs = whole("epochs", epochs, 0, hint=hint)
         self._batches, self.count, self._started = batches, epochs, 0
         self._iterator, self._has_begun = self._next(), False
 
@@ -37,13 +37,13 @@ class Epochs:
 
     def go_on(self) -> bool:
         """Starts the next epoch, if there is one."""
-        if self.count is None or self._started == self.count:
+        if self.count is None or self._started >= self.count:
             return False
         self._iterator, self._has_begun = self._next(), False
         return True
 
     def _next(self) -> Iterator[Any]:
-        made = self._batches
+        made = () if self.count == 0 else self._batches
         if self.count is not None and _makes_batches(made):
             made = made(self._started)
         iterator = _iterator(made, self.count is not None)

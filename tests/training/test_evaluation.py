@@ -65,6 +65,7 @@ def test_epochs():
     _, history = aj.fit(create(), STEP, [ONE] * 2, epochs=3, evaluate=distance)
     assert history["eval_step"].tolist() == [2, 4, 6]
     assert aj.fit(create(), STEP, (ONE for _ in range(2)), epochs=1)[0].step == 2
+    assert aj.fit(create(), STEP, [ONE], epochs=0, evaluate=distance)[1] == {}
     # Without epochs, once through is one.
     _, history = aj.fit(create(), STEP, (ONE for _ in range(4)), steps=3, evaluate=distance)
     assert history["eval_step"].tolist() == [3]
@@ -88,7 +89,7 @@ class OnlyOnce:
             TypeError,
             r"a generator, which can be gone through once, and epochs=2: give a list",
         ),
-        ({"epochs": 0}, ValueError, "epochs=0 must be a whole number, 1 or more"),
+        ({"epochs": -1}, ValueError, "epochs=-1 must be a whole number, 0 or more"),
         ({"epochs": 2, "steps": 3}, ValueError, "steps=3 and epochs=2 both say how long"),
         ({"batches": lambda epoch: [ONE]}, TypeError, "from the number|is for epochs="),
         ({"batches": lambda epoch: 3, "epochs": 2}, TypeError, "batches=3 must be an iterable"),
