@@ -66,6 +66,8 @@ PAGES = {
             "transforms.shards",
             "training.step",
             "training.loop",
+            "training.evaluation",
+            "training.callbacks",
             "training.checkpoint.save",
             "training.checkpoint.restore",
             "training.checkpoint.checkpoints",
@@ -120,7 +122,10 @@ PAGES = {
             "transforms.monitor",
         ],
     ),
-    "diagnostics": ("Diagnostics", ["transforms.diagnose", "transforms.describe"]),
+    "diagnostics": (
+        "Diagnostics",
+        ["training.check_training", "transforms.diagnose", "transforms.describe"],
+    ),
     "torch": (
         "PyTorch",
         [

@@ -145,6 +145,8 @@ from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 from .training.callbacks import Callback as Callback
 from .training.callbacks import EarlyStopping as EarlyStopping
 from .training.callbacks import KeepBest as KeepBest
+from .training.check_training import TrainingCheck as TrainingCheck
+from .training.check_training import check_training as check_training
 from .training.checkpoint import Checkpoints as Checkpoints
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
