@@ -21,6 +21,8 @@ from .._core.wrapper import walk
 from ..transforms.describe import describe
 from ..transforms.parts import parts
 from .arrays import is_used_up
+from .checked_step import checked_step
+from .epochs import iterator_of
 from .rates import learning_rates
 from .state import TrainState
 from .watch import Watch, seen_at_first
@@ -107,19 +109,18 @@ def check_training(
       belongs to aj.partition, with the label of None.
     """
     steps = arguments.whole("steps", steps, 4)
+    step = checked_step("check_training", state, step)
     if not isinstance(state, TrainState):
         raise TypeError(
             f"check_training takes a TrainState, got {state!r:.200} of type {type(state).__name__}: call "
             "check_training(state, step, batches), with TrainState.create(params, tx)."
         )
-    if not callable(step):
-        raise TypeError(f"step={step!r:.200} must be what aj.train_step returns.")
     if is_used_up(state):
         raise ValueError(
             "this state was used up by a step before, which wrote over its arrays: check the training "
             "first, which leaves the state as it is, or give the state that the step returned."
         )
-    given = list(itertools.islice(batches, steps))
+    given = list(itertools.islice(iterator_of(batches), steps))
     if not given:
         raise ValueError("there are no batches: give one or more.")
     found = list(_of_what_is_given(state, given))

@@ -43,10 +43,10 @@ class Epochs:
         return True
 
     def _next(self) -> Iterator[Any]:
-        made = () if self.count == 0 else self._batches
+        made: Any = () if self.count == 0 else self._batches
         if self.count is not None and _makes_batches(made):
             made = made(self._started)
-        iterator = _iterator(made, self.count is not None)
+        iterator = iterator_of(made, self.count is not None)
         if iterator is made is self._batches and (self.count or 1) > 1:
             raise TypeError(
                 f"batches is {shown(made)}, which can be gone through once, and epochs={self.count}: give "
@@ -64,7 +64,8 @@ def _makes_batches(batches: Any) -> bool:
     return callable(batches) and not hasattr(batches, "__iter__")
 
 
-def _iterator(batches: Any, has_epochs: bool) -> Iterator[Any]:
+def iterator_of(batches: Any, has_epochs: bool = False) -> Iterator[Any]:
+    """Goes once through the batches; a TypeError for what is one batch, or none."""
     if isinstance(batches, (Mapping, str)):
         raise TypeError(
             f"batches is {shown(batches)}, which is one batch: give a list of them, or a generator."

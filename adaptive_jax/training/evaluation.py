@@ -113,6 +113,11 @@ class Evaluations:
             )
         if every is not None:
             every = whole("evaluate_every", every, 1, hint=" None is for once an epoch.")
+        if len(needed := _needed(function)) > 1:
+            raise TypeError(
+                f"evaluate needs the arguments {', '.join(needed)}, and is called with the parameters "
+                "alone: aj.Evaluation(function, batches) calls it with batches too."
+            )
         self.every = every
         self._function: Any = function
         self._are_together = are_together
@@ -204,12 +209,24 @@ def named(values: Any, what: str) -> dict[str, Any]:
     for name, x in found.items():
         if not is_real_number(x):
             place = f" for {name!r}" if isinstance(values, Mapping) else ""
-            advice = ", such as jnp.mean(…) of it" if np.shape(x) else ""
+            advice = ", such as jnp.mean(…) of it" if getattr(x, "shape", ()) else ""
             raise TypeError(
                 f"{what} returned {outlined(x)}{place}: it must return one real number, or a dict of such "
                 f"numbers{advice}."
             )
     return {str(name): x for name, x in found.items()}
+
+
+def _needed(function: Any) -> list[str]:
+    """The arguments without default that it has to be called with by position, but for the model state."""
+    if function is None or not _arguments(function):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [
+        each.name
+        for each in inspect.signature(function).parameters.values()
+        if each.default is each.empty and each.kind in positional and each.name != "model_state"
+    ]
 
 
 def _arguments(function: Any) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from . import checkpoint as saved
 from .agreement import check_alike, facts_of, spans_processes, together
 from .arrays import has_arrived, is_lost, is_used_up
 from .callbacks import Callback, Callbacks
+from .checked_step import checked_step
 from .checkpoint import Checkpoints
 from .epochs import END, Epochs
 from .evaluation import Evaluations
@@ -25,9 +25,7 @@ from .logs import Log
 from .peers import PeerError, Peers
 from .processes import Stops
 from .progress import progress_bar
-from .returned import outlined
 from .state import TrainState
-from .step import TrainStep
 
 
 def fit(
@@ -138,7 +136,7 @@ def fit(
             raise ValueError(
                 f"steps={steps} and epochs={epochs!r} both say how long: give one of them."
             )
-    step = _as_step(state, step)
+    step = checked_step("fit", state, step)
     source = Epochs(batches, epochs)
     callbacks = Callbacks(callback, evaluate is not None)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
@@ -280,45 +278,6 @@ def _bring_along(
     if not (lost and was_used_up):
         with contextlib.suppress(AttributeError):
             error.add_note(note)
-
-
-def _as_step(state: Any, step: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The step of `fit`; one that `train_step` did not make is looked at when it is called."""
-    if isinstance(state, TrainStep) or isinstance(step, TrainState):
-        raise TypeError(
-            f"state={state!r:.80} and step={step!r:.80} are in the wrong order: call "
-            "fit(state, step, batches)."
-        )
-    if not callable(step):
-        raise TypeError(
-            f"step={step!r:.200} must be a function of a state and a batch, such as aj.train_step "
-            "returns: call fit(state, step, batches)."
-        )
-    if isinstance(step, TrainStep):
-        return step
-    name = getattr(step, "__name__", f"{step!r:.80}")
-    advice = (
-        "It must return the new state and a dict of metrics. If it is a loss function, make a step of "
-        "it: aj.train_step(loss_fn)."
-    )
-
-    def checked(old: Any, batch: Any) -> tuple[Any, Any]:
-        try:
-            result: Any = step(old, batch)
-        except Exception as error:
-            # As Python and JAX name a type, where a loss takes the state for the parameters.
-            if not re.search(r"'(adaptive_jax\.[\w.]*)?TrainState'", str(error)):
-                raise
-            raise TypeError(
-                f"step={name} was called with the state and a batch, and failed: "
-                f"{type(error).__name__}: {error}. {advice}"
-            ) from error
-        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
-        if not is_pair or (isinstance(old, TrainState) and not isinstance(result[0], TrainState)):
-            raise TypeError(f"step={name} returned {outlined(result)}. {advice}")
-        return result
-
-    return checked
 
 
 def _number_of_step(state: Any, is_needed: bool = True) -> int:

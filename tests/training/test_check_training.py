@@ -235,8 +235,15 @@ def test_numbers_that_are_not_finite():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda s: aj.check_training(FIT_STEP, s, [BATCH]), TypeError, "takes a TrainState, got"),
-        (lambda s: aj.check_training(s, 3, [BATCH]), TypeError, "step=3 must be what"),
+        (lambda s: aj.check_training(FIT_STEP, s, [BATCH]), TypeError, "call check_training.state"),
+        (lambda s: aj.check_training(PARAMS, FIT_STEP, [BATCH]), TypeError, "takes a TrainState"),
+        (lambda s: aj.check_training(s, 3, [BATCH]), TypeError, "step=3 must be a function"),
+        (lambda s: aj.check_training(s, FIT_STEP, BATCH), TypeError, "which is one batch"),
+        (
+            lambda s: aj.check_training(s, lambda params, batch: params["w"], [BATCH]),
+            TypeError,
+            r"make a step of it: aj.train_step\(",
+        ),
         (lambda s: aj.check_training(s, FIT_STEP, []), ValueError, "there are no batches"),
         (lambda s: aj.check_training(s, FIT_STEP, [BATCH], steps=2), ValueError, "steps=2 must be"),
         (
@@ -247,7 +254,7 @@ def test_numbers_that_are_not_finite():
             re.escape('make it with train_step(loss_fn, metrics=("loss",))'),
         ),
     ],
-    ids=range(5),
+    ids=range(8),
 )
 def test_what_cannot_be_checked(call, error, message):
     state = aj.TrainState.create(PARAMS, aj.adam(0.01))

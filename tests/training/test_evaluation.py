@@ -96,6 +96,7 @@ class OnlyOnce:
         ({"evaluate_every": 3}, ValueError, "evaluate_every=3 needs something to evaluate"),
         ({"evaluate": distance, "evaluate_every": 0}, ValueError, "evaluate_every=0 must be"),
         ({"evaluate": 3}, TypeError, r"evaluate=3 must be a function.*aj.Evaluation\("),
+        ({"evaluate": loss}, TypeError, r"needs the arguments params, batch.*aj.Evaluation\("),
         ({"evaluate": STEP}, TypeError, "must be a function of the parameters"),
         ({"callback": aj.EarlyStopping()}, ValueError, "there are none: give evaluate="),
         ({"callback": aj.KeepBest}, TypeError, r"is a class: give one of it, KeepBest\("),
@@ -112,7 +113,7 @@ class OnlyOnce:
         ),
         ({"callback": [distance, distance]}, ValueError, "is there twice"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_what_is_refused_before_the_first_step(options, error, message):
     state = create()
