@@ -119,20 +119,17 @@ class KeepBest(_Watching):
     """Keeps the parameters that an evaluation was best with.
 
     A copy, since a step writes over its state: it costs the memory of the parameters once more (and that
-    of the model state), or with whole_state that of the whole state. What is better is decided on the
+    of the model state), and with whole_state that of the whole state too. What is better is decided on the
     device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was.
+
+    After the loop it has `params`, the best parameters to evaluate with, None before the first evaluation
+    that is finite; `model_state`, which belongs to them; `step`, after which they were, and `value`, what
+    the evaluation came to; and `state`, the whole one, if it is kept.
 
     Args:
       name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
       maximize: True where large is good.
       whole_state: True to keep the whole state, to train on from.
-
-    After the loop:
-      params: the best parameters to evaluate with; None before the first finite evaluation.
-      model_state: the model state that belongs to them.
-      state: the whole state, if it is kept.
-      step: after which step that was.
-      value: what the evaluation came to.
 
     Raises:
       ValueError: for a name that is none of an evaluation.
