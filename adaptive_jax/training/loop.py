@@ -153,13 +153,17 @@ def fit(
         )
         facts |= {"evaluate_every": f"{evaluate_every}", "checkpoints": f"{checkpoints}"}
         log = Log(log_every, log_to, is_first_process)
-    if are_together:
-        check_alike("What is trained", facts)
     first = 0
-    if checkpoints is not None or evaluate is not None or log_every is not None:
-        first = _number_of_step(state, checkpoints is not None)
-    if checkpoints is not None:
-        checkpoints.start(first)
+    try:
+        if are_together:
+            check_alike("What is trained", facts)
+        if checkpoints is not None or evaluate is not None or log_every is not None:
+            first = _number_of_step(state, checkpoints is not None)
+        if checkpoints is not None:
+            checkpoints.start(first)
+    except BaseException:
+        log.close()
+        raise
     interrupts = Interrupts()
     stops = Stops(interrupts, are_together)
     peers = Peers(are_together)
