@@ -69,6 +69,8 @@ PAGES = {
             "transforms.shards",
             "training.step",
             "training.loop",
+            "training.evaluation",
+            "training.callbacks",
             "training.checkpoint.save",
             "training.checkpoint.restore",
             "training.checkpoint.checkpoints",
@@ -127,7 +129,10 @@ PAGES = {
             "transforms.monitor",
         ],
     ),
-    "diagnostics": ("Diagnostics", ["transforms.diagnose", "transforms.describe"]),
+    "diagnostics": (
+        "Diagnostics",
+        ["training.check_training", "transforms.diagnose", "transforms.describe"],
+    ),
     "torch": (
         "PyTorch",
         [

@@ -140,10 +140,15 @@ from .rules.sign import sign_sgd as sign_sgd
 from .rules.sign import signum as signum
 from .rules.whitening import psgd_kron as psgd_kron
 from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
+from .training.callbacks import Callback as Callback
+from .training.callbacks import EarlyStopping as EarlyStopping
+from .training.callbacks import KeepBest as KeepBest
 
 # </catalogue>
 from .training.carried import Carried as Carried
 from .training.carry import carry_state as carry_state
+from .training.check_training import TrainingCheck as TrainingCheck
+from .training.check_training import check_training as check_training
 from .training.checkpoint import Checkpoints as Checkpoints
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
@@ -152,6 +157,7 @@ from .training.estimators import asam as asam
 from .training.estimators import gauss_newton_bartlett as gauss_newton_bartlett
 from .training.estimators import hutchinson as hutchinson
 from .training.estimators import sam as sam
+from .training.evaluation import Evaluation as Evaluation
 from .training.loop import fit as fit
 from .training.loss_scale import LossScale as LossScale
 from .training.run_memory import RunMemory as RunMemory

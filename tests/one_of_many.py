@@ -48,6 +48,10 @@ def loss(params, batch, rng):
     return jnp.mean(errors), errors
 
 
+def held_out(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params["hidden"]) @ params["out"] - batch[:, :8]) ** 2)
+
+
 def batches(first=0, count=6, pause=0.0):
     for number in range(first, first + count):
         time.sleep(pause)
@@ -95,6 +99,22 @@ def train(folder):
         again, _ = aj.fit(again, step, batches(first=3, count=3), progress=False)
         for key, x in again.params.items():
             np.testing.assert_array_equal(on_host(x), results[f"{name}/{key}"], err_msg=name)
+
+    best, stopping = aj.KeepBest(), aj.EarlyStopping(patience=1, minimum_change=1e9)
+    early, history = aj.fit(
+        created("fsdp"),
+        step,
+        batches(),
+        evaluate=aj.Evaluation(held_out, [global_array(BATCHES[0], "data")]),
+        evaluate_every=2,
+        callback=[best, stopping],
+        progress=False,
+        log_every=2,
+        log_to=folder / "log.csv",
+    )
+    assert (int(early.step), history["eval_step"].tolist()) == (4, [2, 4])
+    assert history.stopped_by.startswith("EarlyStopping")
+    results |= {"evaluated": history["eval_loss"], "best": on_host(best.params["out"])}
 
     told = message_of(
         ValueError, lambda: aj.fit(created("zero", scale=1.0 + index), step, batches())
@@ -167,7 +187,7 @@ def go_on(folder, steps):
 
 
 def fail(folder, which, how):
-    """One of them fails in its sixth step, or has no more batches."""
+    """One of them fails in its sixth step, has no more batches, or evaluates to something else."""
 
     def until_then():
         yield from batches(count=5)
@@ -178,7 +198,11 @@ def fail(folder, which, how):
             return
         yield from batches(count=100)
 
-    aj.fit(created("zero"), aj.train_step(loss, has_aux=True), until_then(), progress=False)
+    step = aj.train_step(loss, has_aux=True)
+    if how == "evaluates":
+        index = float(jax.process_index())
+        aj.fit(created("zero"), step, batches(), progress=False, evaluate=lambda params: index)
+    aj.fit(created("zero"), step, until_then(), progress=False)
 
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}

@@ -32,9 +32,9 @@ def measurements(
     Norms, ratios and rates are on a logarithmic axis, where a 0 leaves a gap.
 
     Args:
-      history: what was measured, `state.measured` of each step in a list; or the same stacked, as
-        `jax.lax.scan` gives it: from measures to groups to arrays of shape (steps,), for
-        "effective_learning_rate" (steps, quantiles), with one quantile or three.
+      history: that of `aj.fit` with a step that has the metric "measured"; or `state.measured` of each step
+        in a list; or the same stacked, as `jax.lax.scan` gives it: from measures to groups to arrays of
+        shape (steps,), for "effective_learning_rate" (steps, quantiles), with one quantile or three.
       measure: its name, one of those that `aj.diagnose` was given.
       groups: the names of the groups to draw; None for all, if they are 8 or fewer.
       steps: when they were measured, of shape (steps,); None for 1, 2, 3, ...
@@ -104,6 +104,8 @@ def measurements(
 def _measured(history: Any, measure: str) -> dict[str, np.ndarray]:
     """From groups to what was measured of them, of shape (steps, quantiles)."""
     stacked = isinstance(history, Mapping)
+    if stacked and isinstance(history.get("measured"), Mapping):  # That of a run.
+        history = history["measured"]
     entries = [history] if stacked else history
     if (
         not isinstance(entries, Sequence)

@@ -62,7 +62,7 @@ def is_used_up(tree: Any) -> bool:
     return any(x.is_deleted() for x in arrays_of(tree))
 
 
-def _is_ready(x: Any) -> bool:
+def is_ready(x: Any) -> bool:
     """Whether an array has been computed. Random keys do not tell, and the step has them from others."""
     return not hasattr(x, "is_ready") or x.is_ready()
 
@@ -71,7 +71,7 @@ def has_arrived(tree: Any, seconds: float) -> bool:
     """Whether all arrays have been computed within so many seconds, or have failed."""
     end = time.monotonic() + seconds
     for x in arrays_of(tree):
-        while not (x.is_deleted() or _is_ready(x)):
+        while not (x.is_deleted() or is_ready(x)):
             if time.monotonic() > end:
                 return False
             time.sleep(0.001)
@@ -82,7 +82,7 @@ def is_there(tree: Any, wait: bool) -> bool:
     """Whether all arrays have been computed, without an error: in the end, or by now."""
     try:
         arrays = arrays_of(tree)
-        if is_used_up(arrays) or not (wait or all(map(_is_ready, arrays))):
+        if is_used_up(arrays) or not (wait or all(map(is_ready, arrays))):
             return False
         jax.block_until_ready(arrays)
     except Exception:
@@ -96,7 +96,7 @@ def is_lost(state: Any, wait: bool) -> bool:
     if is_used_up(arrays):
         return True
     try:
-        jax.block_until_ready([x for x in arrays if wait or _is_ready(x)])
+        jax.block_until_ready([x for x in arrays if wait or is_ready(x)])
     except Exception:
         return True
     return False

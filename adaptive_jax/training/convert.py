@@ -71,6 +71,7 @@ def _convert(params: Any, old: Any, new: Any, template: Any, state: Any) -> Any:
         return _convert_rules(params, before, after, template, state)
     if issubclass(kind, Wrapper) and len(before.wrapped()) == len(after.wrapped()):
         before.check(state)
+        state = versions.with_new_entries_itself(template, state)
         seen, will_be_seen = before.params_in(params), after.params_in(params)
         # Not the same groups: another optimizer.
         if jax.tree.structure(seen) == jax.tree.structure(will_be_seen):

@@ -20,9 +20,11 @@ class History(dict[str, Any]):
 
     interrupted: whether Ctrl-C, or a cluster's notice, ended the loop, so that a script that has more to
       do can stop too.
+    stopped_by: which callback ended the loop, and why; nothing if none did.
     """
 
     interrupted: bool = False
+    stopped_by: str = ""
 
 
 def _flatten_history(history: History) -> Any:

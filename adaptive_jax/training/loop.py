@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,18 @@ from .._core.arguments import whole
 from . import checkpoint as saved
 from .agreement import check_alike, facts_of, spans_processes, together
 from .arrays import has_arrived, is_lost, is_used_up
+from .callbacks import Callback, Callbacks
+from .checked_step import checked_step
 from .checkpoint import Checkpoints
+from .epochs import END, Epochs
+from .evaluation import Evaluations
 from .history import History, Record
 from .interrupts import Interrupts
+from .logs import Log
 from .peers import PeerError, Peers
 from .processes import Stops
 from .progress import progress_bar
-from .returned import outlined, shown
 from .state import TrainState
-from .step import TrainStep
 
 
 def fit(
@@ -31,13 +34,19 @@ def fit(
     batches: Iterable[Any],
     *,
     steps: int | None = None,
-    callback: Callable[[TrainState, dict[str, Any]], Any] | None = None,
+    epochs: int | None = None,
+    evaluate: Callable[..., Any] | None = None,
+    evaluate_every: int | None = None,
+    callback: Callable[[TrainState, dict[str, Any]], Any] | Callback | Sequence[Any] | None = None,
     progress: bool | None = None,
+    log_every: int | None = None,
+    log_to: str | os.PathLike[str] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainState, History]:
-    """The loop: one training step per batch, with a progress bar and a history.
+    """The loop: one training step per batch, with evaluations, a log, checkpoints and a history.
 
-    The device is never waited for: metrics are fetched many steps at a time, some steps later.
+    The device is never waited for: metrics are fetched many steps at a time, some steps later, and lines
+    of the log are written when their numbers have arrived.
 
     Ctrl-C, or an interrupted notebook cell, ends the loop after the step at hand, and what was reached
     is returned (unless the process ignores it, or has a handler of its own for it);
@@ -53,32 +62,57 @@ def fit(
     one of them, or a cluster that takes a machine away, ends the loop of all after the same step. States
     that are not the same in all processes are refused before the first step. An error in one process, or
     fewer batches than another has, ends all of them within seconds: those that wait for it in vain print
-    it and exit with 1, since a process that waits in a collective cannot be reached otherwise.
+    it and exit with 1, since a process that waits in a collective cannot be reached otherwise. All
+    evaluate, and must come to the same numbers; process 0 alone prints and writes the log.
 
     Args:
       state: the state to start from. Its arrays are written over.
       step: what `train_step` returns, or any function like it.
-      batches: one batch per step, as long as they last.
-      steps: after how many steps to stop; None for as many as there are batches.
-      callback: called after each step with the new state and the metrics, both on the device: to
-        evaluate, at `state.eval_params()`, to save, to print. It stops the loop by returning True, one
-        of NumPy or JAX as well (which is waited for); it goes on with False or None. It must not keep
-        the state, which the next step writes over, and cannot change it: that is done by a step around
-        the step.
+      batches: one batch per step, as long as they last; with `epochs`, also a function from the number of
+        the epoch, 0 for the first, to its batches, for a new order in each.
+      steps: after how many steps to stop; None for as many as there are batches. More than there are
+        batches is an error.
+      epochs: how often to go through the batches, instead of steps. What can be gone through once, a
+        generator, is refused for more than one. None for once.
+      evaluate: what to measure beside the steps: a function of the parameters to evaluate with,
+        `state.eval_params()`, that returns a number, called "eval_loss" in the history, or a dict of
+        numbers, each called "eval_" and its name. An argument `model_state` gets that of the state; a
+        first argument `state` is the state itself, with these parameters in it. `aj.Evaluation(loss_fn,
+        batches)` is one, the means over held-out batches.
+      evaluate_every: after how many steps, counted by the state's `step`, to evaluate; None for the end of
+        each epoch. Either way the last state is evaluated, unless a callback or Ctrl-C ends the loop.
+      callback: called after each step with the new state and the metrics, both on the device, to save, to
+        print; or an `aj.Callback`, such as `aj.EarlyStopping` and `aj.KeepBest`, which looks at
+        evaluations; or a list of such. It stops the loop by returning True, one of NumPy or JAX as well
+        (which is waited for); it goes on with False or None. Of several, all are called, and any of them
+        stops it. It must not keep the state, which the next step writes over, and cannot change it: that is
+        done by a step around the step.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
+      log_every: after how many steps, counted by the state's `step`, to print a line that a cluster's log
+        can hold, with the step, its metrics and the steps per second; and one for each evaluation. None for
+        no log.
+      log_to: a file that gets the same numbers: `.jsonl` for one JSON object a line, `.csv` for a table; a
+        name without an ending is a folder for TensorBoard (`pip install 'adaptive_jax[tensorboard]'`). It
+        is opened before the first step, and what is there is kept: a run that goes on appends, and where
+        steps are taken again their lines are there twice.
       checkpoints: where and how often to save, `aj.Checkpoints(directory, every=1000)`; None to save
         nothing. The last state is saved as well, and is written when `fit` returns.
 
     Returns:
       The last state; and the `History`, a dict of the metrics with a first axis for the steps, in NumPy
-      arrays. Metrics whose shape changes from step to step are arrays of objects.
+      arrays. Metrics whose shape changes from step to step are arrays of objects. Evaluations are beside
+      them with a first axis of their own: "eval_step" says after which steps they were.
+      `history.stopped_by` is which callback ended the loop.
 
     Raises:
-      TypeError: for what is no step, no batches or no callback, and an answer of the callback that is
-        neither true, false nor None.
-      ValueError: for a number of steps that is none, or fewer batches than that; for a folder with
-        checkpoints of later steps; for processes whose states are not the same.
+      TypeError: for what is no step, no batches or no callback, an answer of the callback that is
+        neither true, false nor None, and an evaluation that is no number.
+      ValueError: for a number of steps that is none, or fewer batches than that; for both steps and epochs;
+        for callbacks that disagree; for a folder with checkpoints of later steps; for processes whose
+        states or evaluations are not the same.
+      OSError: for a log that cannot be written, before the first step.
+      ImportError: for a folder for TensorBoard without tensorboardX.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -87,60 +121,103 @@ def fit(
       >>> state, history = aj.fit(state, step, [1.0, 1.0, 1.0])
       >>> print(state.params, history["loss"], history.interrupted)
       0.875 [1.     0.25   0.0625] False
+
+      Three epochs of two batches, with an evaluation after each:
+
+      >>> state, history = aj.fit(state, step, [1.0, 1.0], epochs=3, evaluate=lambda w: (w - 1) ** 2,
+      ...                         callback=aj.EarlyStopping(patience=2))
+      >>> print(history["eval_step"], history["eval_loss"].round(5))
+      [5 7 9] [9.8e-04 6.0e-05 0.0e+00]
     """
     if steps is not None:
         hint = " None is for as many as there are batches."
         steps = whole("steps", steps, 0, hint=hint)
-    step = _as_step(state, step)
-    iterator = _iterator(batches)
-    if callback is not None and not callable(callback):
-        raise TypeError(
-            f"callback={callback!r:.200} must be a function of the state and the metrics."
-        )
+        if epochs is not None:
+            raise ValueError(
+                f"steps={steps} and epochs={epochs!r} both say how long: give one of them."
+            )
+    step = checked_step("fit", state, step)
+    source = Epochs(batches, epochs)
+    callbacks = Callbacks(callback, evaluate is not None)
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         raise TypeError(
             f"checkpoints={checkpoints!r:.200} must be such as aj.Checkpoints(directory, every=1000)."
         )
     done, record, was_used_up = 0, Record(), is_used_up(state)
     are_together = spans_processes(state)
-    if are_together:
-        with together("fit"):
-            facts = {**facts_of(state), "steps": f"{steps}", "checkpoints": f"{checkpoints}"}
-        check_alike("What is trained", facts)
+    evaluations = Evaluations(evaluate, evaluate_every, are_together)
+    is_first_process = not are_together or jax.process_index() == 0
+    with together("fit") if are_together else contextlib.nullcontext():
+        facts = (
+            {**facts_of(state), "steps": f"{steps}", "epochs": f"{epochs}"} if are_together else {}
+        )
+        facts |= {"evaluate_every": f"{evaluate_every}", "checkpoints": f"{checkpoints}"}
+        log = Log(log_every, log_to, is_first_process)
     first = 0
-    if checkpoints is not None:
-        first = _number_of_step(state)
-        checkpoints.start(first)
+    try:
+        if are_together:
+            check_alike("What is trained", facts)
+        if checkpoints is not None or evaluate is not None or log_every is not None:
+            first = _number_of_step(state, checkpoints is not None)
+        if checkpoints is not None:
+            checkpoints.start(first)
+    except BaseException:
+        log.close()
+        raise
     interrupts = Interrupts()
     stops = Stops(interrupts, are_together)
     peers = Peers(are_together)
-    with peers:
+
+    def evaluated() -> str:
+        """Evaluates; which callback stops the loop, or nothing."""
+        values = evaluations.add(first + done, state)
+        log.add(first + done, values, is_evaluation=True)
+        log.write()
+        return callbacks.after_evaluation(state, values)
+
+    with peers, contextlib.closing(log):
         try:
+            stopped_by = ""
             with progress_bar(progress, steps) as bar, interrupts:
+                log.print = bar.write
                 while (steps is None or done < steps) and not stops.after_step():
                     peers.check()
-                    batch = next(iterator, _END)
-                    if batch is _END:
+                    batch = source.next()
+                    if batch is END:
                         if steps is not None:
                             raise ValueError(
                                 f"the batches ended after {done} of {steps} steps: give an iterator "
                                 "that goes on, or steps=None."
                             )
-                        break
+                        is_due = evaluate_every is None and evaluations.is_missing(first + done)
+                        stopped_by = evaluated() if is_due and done else ""
+                        if stopped_by or not source.go_on():
+                            break
+                        continue
                     interrupts.in_step = True
                     peers.started = done + 1
                     state, metrics = step(state, batch)
                     done += 1
                     has_news = record.add(metrics)
                     interrupts.leave_step()
+                    if done == 1:
+                        log.start(first + 1)
+                        evaluations.check_names(metrics)
+                    log.add(first + done, metrics)
+                    log.write()
                     if has_news:
                         bar.set_postfix_str(record.loss(), refresh=False)
                     bar.update()
-                    is_last = callback is not None and _stops(callback(state, metrics))
+                    stopped_by = callbacks.after_step(state, metrics)
+                    if evaluations.is_due(first + done):
+                        stopped_by = "; ".join(filter(None, [stopped_by, evaluated()]))
                     if checkpoints is not None and checkpoints.is_due(first + done):
                         checkpoints.save(state)
-                    if is_last:
+                    if stopped_by:
                         break
+                is_whole = done > 0 and not stopped_by and not stops.stopped
+                if is_whole and evaluations.is_missing(first + done):
+                    stopped_by = evaluated()
                 peers.end(done)
                 jax.block_until_ready(state)  # An error that comes late is one of this loop still.
                 if checkpoints is not None:
@@ -148,15 +225,25 @@ def fit(
                         checkpoints.save(state)
                     checkpoints.close()
                 history = record.history()
+                evaluations.add_to(history)
+                log.write(wait=True)
         except BaseException as error:
             of_others = peers.fail(error)
             _bring_along(
-                of_others or error, state, record, done, interrupts, was_used_up, checkpoints
+                of_others or error,
+                state,
+                record,
+                evaluations,
+                done,
+                interrupts,
+                was_used_up,
+                checkpoints,
             )
             if of_others is not None:
                 raise of_others from error
             raise
     history.interrupted = stops.stopped or interrupts.count > 0
+    history.stopped_by = stopped_by
     return state, history
 
 
@@ -164,6 +251,7 @@ def _bring_along(
     error: BaseException,
     state: Any,
     record: Record,
+    evaluations: Evaluations,
     done: int,
     interrupts: Interrupts,
     was_used_up: bool,
@@ -181,6 +269,7 @@ def _bring_along(
     wait = not may_hang or has_arrived(record.metrics(), 1.0)
     lost = is_lost(state, wait)
     history = record.rescued(wait)
+    evaluations.rescue(history, wait)
     # Not by assignment, which an exception that is a frozen dataclass refuses.
     vars(error).update(state=None if lost else state, history=history)
     history.interrupted = interrupts.count > 0
@@ -195,91 +284,14 @@ def _bring_along(
             error.add_note(note)
 
 
-_END = object()
-
-
-def _as_step(state: Any, step: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The step of `fit`; one that `train_step` did not make is looked at when it is called."""
-    if isinstance(state, TrainStep) or isinstance(step, TrainState):
-        raise TypeError(
-            f"state={state!r:.80} and step={step!r:.80} are in the wrong order: call "
-            "fit(state, step, batches)."
-        )
-    if not callable(step):
-        raise TypeError(
-            f"step={step!r:.200} must be a function of a state and a batch, such as aj.train_step "
-            "returns: call fit(state, step, batches)."
-        )
-    if isinstance(step, TrainStep):
-        return step
-    name = getattr(step, "__name__", f"{step!r:.80}")
-    advice = (
-        "It must return the new state and a dict of metrics. If it is a loss function, make a step of "
-        "it: aj.train_step(loss_fn)."
-    )
-
-    def checked(old: Any, batch: Any) -> tuple[Any, Any]:
-        try:
-            result: Any = step(old, batch)
-        except Exception as error:
-            # As Python and JAX name a type, where a loss takes the state for the parameters.
-            if not re.search(r"'(adaptive_jax\.[\w.]*)?TrainState'", str(error)):
-                raise
-            raise TypeError(
-                f"step={name} was called with the state and a batch, and failed: "
-                f"{type(error).__name__}: {error}. {advice}"
-            ) from error
-        is_pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
-        if not is_pair or (isinstance(old, TrainState) and not isinstance(result[0], TrainState)):
-            raise TypeError(f"step={name} returned {outlined(result)}. {advice}")
-        return result
-
-    return checked
-
-
-def _number_of_step(state: Any) -> int:
-    """The number of the state's step, by which checkpoints are named."""
-    if np.ndim(getattr(state, "step", [0])):
-        raise ValueError("checkpoints need a state that knows its step, such as a TrainState.")
-    return int(state.step)
-
-
-def _iterator(batches: Any) -> Any:
-    if isinstance(batches, (Mapping, str)):
-        raise TypeError(
-            f"batches is {shown(batches)}, which is one batch: give a list of them, or a generator."
-        )
-    try:
-        return iter(batches)
-    except TypeError:
-        raise TypeError(
-            f"batches={batches!r:.200} must be an iterable with one batch for each step: a list, or a "
-            "generator."
-        ) from None
-
-
-def _stops(answer: Any) -> bool:
-    """Whether what a callback returned ends the loop."""
-    if answer is None or answer is True or answer is False:
-        return bool(answer)
-    is_array = isinstance(answer, (np.bool_, np.ndarray, jax.Array))
-    if is_array and answer.shape == () and answer.dtype == np.bool_:
-        return bool(answer)
-    if any(isinstance(each, TrainState) for each in jax.tree.leaves(answer, is_leaf=_is_state)):
-        raise TypeError(
-            "the callback returned a TrainState: it cannot change the state, and returns True to stop "
-            "the loop. To change the state after a step, give fit a step around the step: "
-            "def changing(state, batch): state, metrics = step(state, batch); "
-            "return change(state), metrics."
-        )
-    raise TypeError(
-        f"the callback returned {outlined(answer)}: it must return True to stop the loop, and False or "
-        "None to go on."
-    )
-
-
-def _is_state(x: Any) -> bool:
-    return isinstance(x, TrainState)
+def _number_of_step(state: Any, is_needed: bool = True) -> int:
+    """The number of the state's step, by which all is counted; 0 of a state that does not know it."""
+    step: Any = getattr(state, "step", [0])
+    if np.ndim(step):
+        if is_needed:
+            raise ValueError("checkpoints need a state that knows its step, such as a TrainState.")
+        return 0
+    return 0 if is_used_up(step) else int(step)
 
 
 def _lost_note(done: int) -> str:

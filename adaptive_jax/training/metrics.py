@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .. import maths
+from ..transforms.diagnose import DiagnoseState
 from ..transforms.evaluate import eval_params
 from .rates import learning_rates
 from .settings import Settings
@@ -24,6 +26,7 @@ METRICS = (
     "parameter_norm",
     "update_ratio",
     "eval_loss",
+    "measured",
 )
 """What `train_step` can measure."""
 
@@ -49,6 +52,7 @@ def measured_metrics(
         "parameter_norm": parameter_norm,
         "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()).astype(jnp.float32),
         "eval_loss": lambda: value_fn(eval_params(old.tx, old.params, old.opt_state)),
+        "measured": lambda: _measured(updated),
     }
     values = {}
     for name in settings.metrics:
@@ -60,6 +64,24 @@ def measured_metrics(
         if unknown is not None:
             _leave_out(settings, name, unknown)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _measured(opt_state: Any) -> Any:
+    """What `diagnose` measured in this step; a tuple where there are several, the outer one first."""
+    found = list(_diagnosed(opt_state))
+    if not found:
+        raise ValueError(
+            "metrics names 'measured', which is what aj.diagnose measures, and there is none in the "
+            "optimizer: TrainState.create(params, aj.diagnose(tx))."
+        )
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def _diagnosed(opt_state: Any) -> Iterator[Any]:
+    is_one = lambda x: isinstance(x, DiagnoseState)  # noqa: E731
+    for state in filter(is_one, jax.tree.leaves(opt_state, is_leaf=is_one)):
+        yield state.measured
+        yield from _diagnosed(state.inner_state)
 
 
 def _leave_out(settings: Settings, name: str, unknown: Exception) -> None:

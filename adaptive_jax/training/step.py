@@ -78,7 +78,8 @@ def train_step(
         this step, the product of all rates in the optimizer, and the largest where arrays have different
         ones; of an `aj.partition` "learning_rate/<label>" comes with it), "skipped" (so many steps so far),
         "gradient_norm", "update_norm", "parameter_norm" (before the step), "update_ratio", the
-        quotient of the last two, 0 where the parameters are, and "eval_loss", the loss of this batch at
+        quotient of the last two, 0 where the parameters are, "measured", what an `aj.diagnose` in the
+        optimizer measured, by measure and group, and "eval_loss", the loss of this batch at
         `state.eval_params()` of before the step, beside "loss" at those that are trained. Norms read every
         array once more, and "eval_loss" runs the model once more. None for the first three, without a
         learning rate that cannot be known, as in most optimizers of optax.

@@ -26,6 +26,8 @@ from .._core import states
 from .._core.lifted import Lifted
 from .._core.rule import Rule, fields, replace
 from .._core.wrapper import rebuilt
+from ..transforms.skip import SkipNonfiniteState
+from .processes import put
 
 LAYOUT = 2
 """The layout of what this version saves."""
@@ -36,6 +38,7 @@ def older(layout: int, tree: Any, names: Collection[str]) -> Any:
 
     names: what it saved, by paths. Without its optimizer, a state is known by these alone.
     """
+    tree = _without_new_entries(tree, "", names)
     if layout == LAYOUT:
         return tree
 
@@ -50,8 +53,6 @@ def older(layout: int, tree: Any, names: Collection[str]) -> Any:
 
 def newer(layout: int, like: Any, tree: Any) -> Any:
     """The reverse of `older`: what was restored in that layout, with the structure of `like`."""
-    if layout == LAYOUT:
-        return tree
 
     def change(node: Any, old: Any) -> Any:
         if _is_run(node):
@@ -59,7 +60,67 @@ def newer(layout: int, like: Any, tree: Any) -> Any:
             return dataclasses.replace(old, tx=tx, opt_state=state)
         return _newer_state(node, old) if _is_state(node) else old
 
-    return jax.tree.map(change, like, tree, is_leaf=_is_node)
+    if layout != LAYOUT:
+        tree = jax.tree.map(change, like, tree, is_leaf=_is_node)
+    return with_new_entries(like, tree)
+
+
+def with_new_entries(like: Any, tree: Any) -> Any:
+    """What was restored, with the entries that it did not have then, as they are at first.
+
+    Since 0.1.0 `skip_nonfinite` knows the number of its steps: it is that of the run, where there is one.
+    """
+
+    def filled(node: Any, old: Any, step: Any) -> Any:
+        if _is_run(node):
+            return dataclasses.replace(
+                old, opt_state=through(node.opt_state, old.opt_state, old.step)
+            )
+        if not isinstance(node, SkipNonfiniteState):
+            return old
+        inner = through(node.inner_state, old.inner_state, step)
+        return with_new_entries_itself(node, old._replace(inner_state=inner), step)
+
+    def through(node: Any, old: Any, step: Any) -> Any:
+        is_leaf = lambda x: _is_run(x) or isinstance(x, SkipNonfiniteState)  # noqa: E731
+        return jax.tree.map(lambda x, y: filled(x, y, step), node, old, is_leaf=is_leaf)
+
+    return through(like, tree, None)
+
+
+def with_new_entries_itself(like: Any, state: Any, step: Any = None) -> Any:
+    """The same of the state of one wrapper, and not of those in it.
+
+    step: the number of the run's; None where it is not known.
+    """
+    is_old = isinstance(like, SkipNonfiniteState) and state.nonfinite is None
+    if not is_old or like.nonfinite is None:
+        return state
+    updates, nonfinite = jax.tree.map(_zeros_like, (like.updates, like.nonfinite))
+    return state._replace(updates=updates if step is None else jnp.copy(step), nonfinite=nonfinite)
+
+
+def _without_new_entries(tree: Any, prefix: str, names: Collection[str]) -> Any:
+    """The same without those entries, where what was saved has none of them."""
+
+    def emptied(path: Any, node: Any) -> Any:
+        if not isinstance(node, SkipNonfiniteState):
+            return node
+        own = prefix + keystr(path)
+        node = node._replace(
+            inner_state=_without_new_entries(node.inner_state, f"{own}.inner_state", names)
+        )
+        return node if f"{own}.updates" in names else node._replace(updates=None, nonfinite=None)
+
+    return jax.tree_util.tree_map_with_path(
+        emptied, tree, is_leaf=lambda x: isinstance(x, SkipNonfiniteState)
+    )
+
+
+def _zeros_like(x: Any) -> Any:
+    zeros = jnp.zeros(x.shape, x.dtype)
+    sharding = getattr(x, "sharding", None)
+    return zeros if sharding is None else put(zeros, sharding)
 
 
 def state_of_layout_1(lifted: Lifted, state: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -13,8 +14,7 @@ from .precision import added
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether no number in the tree is infinite or NaN, shape ()."""
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return functools.reduce(jnp.logical_and, leaves, jnp.ones((), jnp.bool_))
+    return every(finite_by_path(tree).values())
 
 
 def finite_after(params: Any, updates: Any) -> jax.Array:
@@ -22,14 +22,31 @@ def finite_after(params: Any, updates: Any) -> jax.Array:
 
     params may be None: then it is about the updates alone.
     """
+    return every(finite_after_by_path(params, updates).values())
+
+
+def finite_by_path(tree: Any) -> dict[str, jax.Array]:
+    """Of each array whether no number in it is infinite or NaN, shape ()."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): jnp.all(jnp.isfinite(leaf)) for path, leaf in leaves}
+
+
+def finite_after_by_path(params: Any, updates: Any) -> dict[str, jax.Array]:
+    """Of each update whether it is finite, and what it makes of a parameter that was, shape ()."""
     if params is None:
-        return all_finite(updates)
-    leaves, treedef = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
-    finite = [
-        _is_finite_after(old, update)
-        for old, update in zip(treedef.flatten_up_to(params), leaves, strict=True)
+        return finite_by_path(updates)
+    is_none = lambda x: x is None  # noqa: E731
+    leaves = jax.tree_util.tree_leaves_with_path(updates, is_leaf=is_none)
+    olds = jax.tree.structure(updates, is_leaf=is_none).flatten_up_to(params)
+    return {
+        jax.tree_util.keystr(path): _is_finite_after(old, update)
+        for (path, update), old in zip(leaves, olds, strict=True)
         if update is not None
-    ]
+    }
+
+
+def every(finite: Iterable[jax.Array]) -> jax.Array:
+    """Whether all of them are true, shape ()."""
     return functools.reduce(jnp.logical_and, finite, jnp.ones((), jnp.bool_))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,22 +10,58 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import tree_leaves_with_path
 
 from .._core import arguments, export
 from .._core.transformation import Transformation
 from .._core.wrapper import Wrapper
 from .extra_args import asked_for
-from .finite import all_finite, finite_after, no_update
+from .finite import all_finite, every, finite_after_by_path, finite_by_path, no_update
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """Names that are no part of what a state is: all are equal, and a state has any of them."""
+
+    names: tuple[str, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Paths)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@export.node
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["kinds"], meta_fields=["paths"])
+@dataclass(frozen=True)
+class Nonfinite:
+    """What was not finite in a step.
+
+    kinds: one uint8 for each array and extra argument: 1 for a gradient, or the argument, 2 for an update
+      or the parameter after it, 3 for both.
+    paths: those of the arrays, and the names of the arguments.
+    """
+
+    kinds: jax.Array
+    paths: Paths
 
 
 @export.state
 class SkipNonfiniteState(NamedTuple):
-    """How many steps were skipped in a row and in all, and whether there were too many in a row."""
+    """How many steps were skipped in a row and in all, and whether there were too many in a row.
+
+    updates: how many steps there were, until it stopped.
+    nonfinite: what was not finite in the first step of the last row of those that were skipped.
+    The last two are None in a state of version 0.1.0.
+    """
 
     consecutive: jax.Array
     total: jax.Array
     stopped: jax.Array
     inner_state: Any
+    updates: Any = None
+    nonfinite: Any = None
 
 
 @dataclass(frozen=True)
@@ -39,12 +76,16 @@ class SkipNonfinite(Wrapper):
     label = "skip_nonfinite"
 
     def init(self, params: Any) -> SkipNonfiniteState:
-        # Three arrays, not one: a donated buffer cannot be donated twice.
+        # An array for each, not one for all: a donated buffer cannot be donated twice.
+        paths = [jax.tree_util.keystr(path) for path, _ in tree_leaves_with_path(params)]
+        paths += map(_of_argument, asked_for(self.inner))
         return SkipNonfiniteState(
             jnp.zeros((), jnp.int32),
             jnp.zeros((), jnp.int32),
             jnp.zeros((), jnp.bool_),
             self.inner.init(params),
+            jnp.zeros((), jnp.int32),
+            Nonfinite(jnp.zeros(len(paths), jnp.uint8), Paths(tuple(paths))),
         )
 
     def step(
@@ -52,8 +93,13 @@ class SkipNonfinite(Wrapper):
     ) -> tuple[Any, SkipNonfiniteState]:
         old_inner = state.inner_state
         new_updates, new_inner = self.inner.update(updates, old_inner, params, **extra_args)
-        asked = [extra_args[name] for name in asked_for(self.inner) if name in extra_args]
-        finite = all_finite((updates, asked)) & finite_after(params, new_updates)
+        given = finite_by_path(updates) | {
+            _of_argument(name): all_finite(extra_args[name])
+            for name in asked_for(self.inner)
+            if name in extra_args
+        }
+        made = finite_after_by_path(params, new_updates)
+        finite = every((*given.values(), *made.values()))
         accepted = finite & ~state.stopped
         consecutive = jnp.where(
             state.stopped, state.consecutive, jnp.where(finite, 0, state.consecutive + 1)
@@ -66,7 +112,32 @@ class SkipNonfinite(Wrapper):
             jnp.where(accepted, state.total, optax.safe_increment(state.total)),
             stopped,
             jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new_inner, old_inner),
+            *_after(state, finite, given, made),
         )
+
+
+def _of_argument(name: str) -> str:
+    return f"the argument {name}"
+
+
+def _after(
+    state: SkipNonfiniteState, finite: Any, given: dict[str, Any], made: dict[str, Any]
+) -> tuple[Any, Any]:
+    """The number of updates, and what was not finite; as a state of 0.1.0 has it, nothing."""
+    if state.nonfinite is None:
+        return None, None
+    updates = jnp.where(state.stopped, state.updates, optax.safe_increment(state.updates))
+    old: Nonfinite = state.nonfinite
+    if not old.paths.names:
+        return updates, old
+    fine = jnp.ones((), jnp.bool_)
+    of_gradients, of_updates = (
+        jnp.stack([~each.get(name, fine) for name in old.paths.names]).astype(jnp.uint8)
+        for each in (given, made)
+    )
+    kinds = of_gradients | (of_updates << 1)
+    is_first = ~finite & (state.consecutive == 0) & ~state.stopped
+    return updates, Nonfinite(jnp.where(is_first, kinds, old.kinds), old.paths)
 
 
 def skip_nonfinite(
@@ -80,8 +151,8 @@ def skip_nonfinite(
     A skipped step changes no bit of the parameters: its update is -0.0, and x + -0.0 is x. (But XLA:CPU
     adds subnormal numbers, below 1.2e-38 in float32, as if they were 0, and so they become 0 there;
     `train_step(…, skip_nonfinite=True)` adds nothing, and keeps them too.) It changes no bit of the
-    inner state either, its counters included. The counts of skipped steps are in the state, and nothing
-    leaves the device.
+    inner state either, its counters included. The counts of skipped steps are in the state, and of the
+    last row of them in which step it began, and with which arrays; nothing leaves the device.
 
     Differs from `optax.apply_if_finite`: the update itself is checked as well, and what it makes of the
     parameters, and a run that fails too often in a row is stopped rather than let through.
@@ -119,7 +190,8 @@ def raise_if_stopped(opt_state: Any) -> None:
       opt_state: the state of an optimizer, at any depth of which there may be a `skip_nonfinite`.
 
     Raises:
-      FloatingPointError: with the number of skipped steps.
+      FloatingPointError: with the number of skipped steps, the step in which it began, counted by the
+        updates of `skip_nonfinite`, and the arrays that were not finite in it.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -133,8 +205,43 @@ def raise_if_stopped(opt_state: Any) -> None:
     is_skip = lambda x: isinstance(x, SkipNonfiniteState)  # noqa: E731
     for state in filter(is_skip, jax.tree.leaves(opt_state, is_leaf=is_skip)):
         if np.any(state.stopped):
+            which = int(np.argmax(state.stopped))  # Of many runs at once, the first.
+            count, total = (np.ravel(x)[which] for x in (state.consecutive, state.total))
             raise FloatingPointError(
-                f"{np.max(state.consecutive)} steps in a row were skipped because a gradient or an "
-                f"update was not finite, {np.max(state.total)} in all. The parameters are those before "
-                "them. Lower the learning rate, clip the gradients, or look at the data."
+                f"{count} steps in a row were skipped because a gradient or an update was not finite, "
+                f"{total} in all. {_told(state, which)}The parameters are those before them. Lower the "
+                "learning rate, clip the gradients, or look at the data."
             )
+
+
+_MOST = 5
+"""So many arrays are named."""
+
+
+def _told(state: SkipNonfiniteState, which: int) -> str:
+    """In which step it began, and with which arrays."""
+    if state.nonfinite is None:
+        return ""
+    first = int(np.ravel(state.updates)[which]) - int(np.ravel(state.consecutive)[which]) + 1
+    names = state.nonfinite.paths.names
+    kinds = np.reshape(state.nonfinite.kinds, (-1, len(names)))[which] if names else []
+    of_gradients = [name for name, kind in zip(names, kinds, strict=True) if kind & 1]
+    of_updates = [name for name, kind in zip(names, kinds, strict=True) if kind == 2]
+    # What is made of gradients that are not finite says nothing new.
+    what = _listed("gradient", of_gradients) or _listed("update", of_updates)
+    run = f"Of run {which}: " if np.ndim(state.stopped) else ""
+    return f"{run}It began in step {first}, where {what} not finite. "
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    """The arrays and arguments, with their verb; nothing of none."""
+    if not names:
+        return ""
+    shown = [
+        name if name.startswith(_of_argument("")) else f"the {kind}{name and f' at {name}'}"
+        for name in names[:_MOST]
+    ]
+    if len(names) > _MOST:
+        shown.append(f"{len(names) - _MOST} more")
+    text = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return f"{text} {'was' if len(names) == 1 else 'were'}"

@@ -389,6 +389,20 @@ def test_a_run_of_an_older_version_goes_on(version, name, tmp_path):
         np.testing.assert_allclose(np.float32(param), end[f"arr_{index}"], rtol=rtol, atol=1e-7)
 
 
+def test_what_skips_steps_knows_their_number_in_a_run_of_an_older_version(tmp_path):
+    folder = saved_runs.unpacked("0.1.0", "skip_nonfinite", tmp_path)
+    state = aj.restore_checkpoint(folder / "checkpoint", saved_runs.create("skip_nonfinite"))
+    assert int(state.opt_state.updates) == int(state.step) == saved_runs.SAVED_AT
+    bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.params)
+    skipped = state.opt_state
+    for _ in range(2):
+        _, skipped = state.tx.update(bad, skipped, state.params)
+    with pytest.raises(
+        FloatingPointError, match=r"It began in step 4, where the gradient at \['b'\]"
+    ):
+        aj.raise_if_stopped(skipped)
+
+
 @pytest.mark.parametrize("version", saved_runs.VERSIONS)
 @pytest.mark.parametrize("name", [each for each in ALL_RUNS if each.values != ("optax",)])
 def test_a_pickled_state_of_an_older_version_is_converted(version, name, tmp_path):

@@ -19,7 +19,8 @@ def test_metrics():
 
     schedule = optax.linear_schedule(0.1, 0.0, 10)
     step = aj.train_step(mean_squared_error, metrics=METRICS)
-    state = aj.TrainState.create(PARAMS, aj.sgd(schedule))
+    tx = aj.diagnose(aj.sgd(schedule), ("update_norm",), group_by=lambda path: "all")
+    state = aj.TrainState.create(PARAMS, tx)
     for count in range(3):
         params = jax.tree.map(np.asarray, state.params)
         loss, gradients = jax.value_and_grad(mean_squared_error)(params, BATCH)
@@ -37,6 +38,7 @@ def test_metrics():
             "parameter_norm": size,
             "update_ratio": rate * norm / size,
             "eval_loss": loss,
+            "measured": {"update_norm": {"all": rate * norm}},
         }
         assert_close(metrics, expected, 1e-5)
 
@@ -70,6 +72,37 @@ def test_the_loss_of_evaluation_costs_nothing_where_it_is_not_asked_for():
         return lowered.compile().cost_analysis()["flops"]
 
     assert flops() < flops("eval_loss")
+
+
+def test_what_is_diagnosed_is_in_the_history():
+    from adaptive_jax import plotting
+
+    inner = aj.diagnose(aj.scale_by_adam(), ("cosine",))
+    tx = aj.diagnose(aj.chain(inner, aj.sgd(0.1)), ("update_norm", "moving"))
+    state = aj.TrainState.create(PARAMS, tx)
+    step = aj.train_step(mean_squared_error, metrics=("loss", "measured"))
+    expected = []
+
+    def callback(state, metrics):
+        found = state.opt_state.measured, state.opt_state.inner_state[0].measured
+        expected.append(jax.tree.map(np.asarray, found))
+
+    _, history = aj.fit(state, step, [BATCH] * 5, callback=callback)
+    found = jax.tree.map(lambda *each: np.stack(each), *expected)
+    jax.tree.map(np.testing.assert_array_equal, history["measured"], found)
+    step = aj.train_step(mean_squared_error, metrics=("measured",))
+    state = aj.TrainState.create(PARAMS, aj.diagnose(aj.sgd(0.1)))
+    _, history = aj.fit(state, step, [BATCH] * 5)
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    ax = plotting.measurements(history, "update_norm", ax=Figure().subplots())
+    drawn = {each.get_label(): each.get_ydata() for each in ax.get_lines()}
+    np.testing.assert_array_equal(
+        drawn["['bias']"], history["measured"]["update_norm"]["['bias']"].astype(np.float64)
+    )
+    with pytest.raises(ValueError, match=r"aj.diagnose measures, and there is none.*diagnose\(tx"):
+        step(aj.TrainState.create(PARAMS, aj.sgd(0.1)), BATCH)
 
 
 RAMP = optax.linear_schedule(0.1, 0.0, 2)

@@ -24,6 +24,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert len(stopped) == 2  # By the clock, and at the end.
     assert max(stopped) == first["stopped_at"]
     assert first["replicated/errors"].shape == (6, 16)
+    assert ["step 2  eval_loss" in text for text in printed] == [True, False]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 5
     for name in ("fsdp", "zero"):
         for key in ("hidden", "out", "loss"):
             np.testing.assert_allclose(
@@ -73,6 +75,15 @@ def test_what_happens_to_one_ends_all_with_its_reason_last(which, how, message, 
     for each, text in zip(processes, printed, strict=True):
         assert each.returncode == 1, text
         assert message in "\n".join(text.splitlines()[-6:]), text
+
+
+@pytest.mark.slow
+def test_evaluations_that_are_not_the_same_end_all(tmp_path):
+    with started(2, 1, "fail", tmp_path, 0, "evaluates") as processes:
+        printed = [each.communicate(timeout=120)[0] for each in processes]
+    for each, text in zip(processes, printed, strict=True):
+        assert each.returncode != 0
+        assert "eval_loss is 0.0 in process 0, and 1.0 in process 1" in text
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +127,86 @@ def test_a_run_that_fails_too_often_is_stopped():
     assert (int(state.consecutive), int(state.total), bool(state.stopped)) == (3, 6, True)
     with pytest.raises(FloatingPointError, match=r"3 steps in a row were skipped .* 6 in all"):
         aj.raise_if_stopped({"somewhere": (state,)})
+
+
+PAIR = {"w": jnp.ones(2), "deep": [jnp.ones(()), jnp.ones(3)], "none": None}
+
+
+def skipped(tx, steps, jitted=True):
+    """The message, after so many steps with these numbers in two of the gradients."""
+    update, state = jax.jit(tx.update) if jitted else tx.update, tx.init(PAIR)
+    for w, deep in steps:
+        gradients = {**PAIR, "w": jnp.full(2, w), "deep": [jnp.full((), deep), jnp.ones(3)]}
+        _, state = update(gradients, state, PAIR)
+    with pytest.raises(FloatingPointError) as caught:
+        aj.raise_if_stopped(state)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_the_step_and_the_arrays_that_were_not_finite_are_named(jitted):
+    tx = aj.skip_nonfinite(aj.adam(0.1), max_consecutive=2)
+    # A step that was skipped alone is forgotten; what comes after the first one of a row says less.
+    steps = [(1.0, INF), (1.0, 1.0), (NAN, 1.0), (NAN, INF), (1.0, 1.0)]
+    told = skipped(tx, steps, jitted)
+    assert "2 steps in a row were skipped" in told
+    assert "4 in all. It began in step 3, where the gradient at ['w'] was not finite." in told
+    told = skipped(tx, [(NAN, -INF)] * 2, jitted)
+    assert "in step 1, where the gradient at ['deep'][0] and the gradient at ['w'] were not" in told
+    inner = optax.stateless(lambda updates, params: jax.tree.map(lambda x: 1 / x, updates))
+    told = skipped(aj.skip_nonfinite(inner, 1), [(0.0, 1.0)], jitted)
+    assert "in step 1, where the update at ['w'] was not finite." in told
+
+
+def test_names_of_many_arrays_of_one_and_of_arguments():
+    many = {f"layer{number}": jnp.ones(()) for number in range(8)}
+    tx = aj.skip_nonfinite(aj.sgd(0.1), 1)
+    for params, expected in (
+        (many, "the gradient at ['layer4'] and 3 more were not finite"),
+        (jnp.ones(2), "where the gradient was not finite"),
+    ):
+        _, state = tx.update(jax.tree.map(lambda x: x * NAN, params), tx.init(params), params)
+        with pytest.raises(FloatingPointError, match=re.escape(expected)):
+            aj.raise_if_stopped(state)
+    tx = aj.skip_nonfinite(aj.momo(0.1), 1)
+    _, state = tx.update(many, tx.init(many), many, value=jnp.full((), NAN))
+    with pytest.raises(FloatingPointError, match="where the argument value was not finite"):
+        aj.raise_if_stopped(state)
+
+
+def test_of_many_runs_at_once_the_one_that_stopped_is_named():
+    tx = aj.skip_nonfinite(aj.sgd(0.1), 2)
+    states = jax.vmap(tx.init)(jnp.ones((3, 2)))
+    update = jax.jit(jax.vmap(tx.update))
+    for bad in (0, 2, 2):
+        gradients = jnp.ones((3, 2)).at[bad, 0].set(NAN)
+        _, states = update(gradients, states, jnp.ones((3, 2)))
+    with pytest.raises(FloatingPointError, match=r"2 in all\. Of run 2: It began in step 2, where"):
+        aj.raise_if_stopped(states)
+
+
+def test_what_names_the_arrays_costs_no_second_program(compiled):
+    tx = aj.skip_nonfinite(aj.sgd(0.1), 3)
+    update, state = jax.jit(tx.update, donate_argnums=1), tx.init(PAIR)
+    _, state = update(PAIR, state, PAIR)
+    before = len(compiled)
+    for value in (NAN, 1.0, NAN, NAN):
+        _, state = update({**PAIR, "w": np.full(2, value, np.float32)}, state, PAIR)
+    assert len(compiled) == before
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(PAIR))
+    mapped = optax.tree.map_params(tx, lambda x: x, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    again = pickle.loads(pickle.dumps(jax.device_get(state)))
+    assert again.nonfinite.paths.names == ("['deep'][0]", "['deep'][1]", "['w']")
+
+
+def test_a_state_without_names_goes_on():
+    """As version 0.1.0 pickled it."""
+    tx = aj.skip_nonfinite(aj.sgd(0.1), 1)
+    old = type(tx.init(PAIR))(*tx.init(PAIR)[:4])
+    _, state = jax.jit(tx.update)({**PAIR, "w": jnp.full(2, NAN)}, old, PAIR)
+    with pytest.raises(FloatingPointError, match=r"1 in all\. The parameters are"):
+        aj.raise_if_stopped(state)
 
 
 def test_skips_in_a_scan_and_in_a_chain():

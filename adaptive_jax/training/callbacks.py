@@ -1,0 +1,331 @@
+"""What looks on while a loop runs: functions of the user's, early stopping, the best parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._core.arguments import number, whole
+from .evaluation import PREFIX
+from .returned import outlined
+from .state import TrainState
+
+
+class Callback:
+    """What `aj.fit(…, callback=…)` calls. Subclass it for what looks at evaluations too.
+
+    Example:
+      >>> import adaptive_jax as aj
+      >>> class Printed(aj.Callback):
+      ...     def after_evaluation(self, state, values):
+      ...         print(f"{values['eval_loss']:.2f}")
+    """
+
+    def after_step(self, state: Any, metrics: dict[str, Any]) -> Any:
+        """After each step, with the new state and its metrics, on the device. True stops the loop."""
+
+    def after_evaluation(self, state: Any, values: dict[str, Any]) -> Any:
+        """After each evaluation, with its values by their names, "eval_loss". True stops the loop."""
+
+
+class _Watching(Callback):
+    """What judges by one number of the evaluations."""
+
+    def __init__(self, name: str, maximize: bool) -> None:
+        kind = type(self).__name__
+        if not isinstance(name, str) or not name.startswith(PREFIX):
+            raise ValueError(
+                f"{kind} looks at evaluations, and {name!r} is none: {PREFIX}loss for the number that "
+                f"evaluate returns, {PREFIX}accuracy for what it returns as 'accuracy' in a dict."
+            )
+        self.name, self.maximize = name, bool(maximize)
+
+    def _value(self, values: dict[str, Any]) -> Any:
+        if self.name not in values:
+            raise ValueError(
+                f"{type(self).__name__} looks at {self.name!r}, and there is {', '.join(values)}: give it "
+                "one of these names."
+            )
+        return values[self.name]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}{', maximize=True' if self.maximize else ''})"
+
+
+class EarlyStopping(_Watching):
+    """Stops `aj.fit` where an evaluation gets no better.
+
+    It waits for the value of each evaluation, and for no step. NaN is never better. In another `fit` it
+    goes on where it was; a new one starts anew.
+
+    Prechelt 1998, https://doi.org/10.1007/3-540-49430-8_3.
+
+    Args:
+      name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
+      patience: how many evaluations in a row may be no better than the best one: the last of them stops.
+      minimum_change: by how much a value must be better than the best one to count as better, >= 0.
+      maximize: True where large is good.
+
+    Raises:
+      ValueError: for a name that is none of an evaluation, a patience below 1, and a negative change.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> step = aj.train_step(lambda params, batch: jnp.sum(params**2))
+      >>> state = aj.TrainState.create(jnp.ones(2), aj.sgd(0.5))
+      >>> stopping = aj.EarlyStopping("eval_loss", patience=2)
+      >>> state, history = aj.fit(state, step, [None] * 100, evaluate=jnp.sum, evaluate_every=10,
+      ...                         callback=stopping)
+      >>> print(state.step, history["eval_loss"], history.stopped_by)
+      30 [0. 0. 0.] EarlyStopping('eval_loss'): no better than 0 for 2 evaluations
+    """
+
+    def __init__(
+        self,
+        name: str = "eval_loss",
+        *,
+        patience: int = 5,
+        minimum_change: float = 0.0,
+        maximize: bool = False,
+    ) -> None:
+        super().__init__(name, maximize)
+        self.patience = whole("patience", patience, 1)
+        number("minimum_change", minimum_change, 0.0)
+        self.minimum_change = minimum_change
+        self.best, self.waited = math.inf, 0
+
+    def after_evaluation(self, state: Any, values: dict[str, Any]) -> Any:
+        """Whether there was none better for so long."""
+        value = float(self._value(values))
+        value = -value if self.maximize else value
+        if value < self.best - (self.minimum_change if math.isfinite(self.best) else 0.0):
+            self.best, self.waited = value, 0
+            return None
+        self.waited += 1
+        if self.waited < self.patience:
+            return None
+        best = -self.best if self.maximize else self.best
+        return f"no better than {best:.4g} for {self.waited} evaluations"
+
+
+class KeepBest(_Watching):
+    """Keeps the parameters that an evaluation was best with.
+
+    A copy, since a step writes over its state: it costs the memory of the parameters once more (and that
+    of the model state), and with whole_state that of the whole state too. What is better is decided on the
+    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was.
+
+    After the loop it has `params`, the best parameters to evaluate with, None before the first evaluation
+    that is finite; `model_state`, which belongs to them; `step`, after which they were, and `value`, what
+    the evaluation came to; and `state`, the whole one, if it is kept.
+
+    Args:
+      name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
+      maximize: True where large is good.
+      whole_state: True to keep the whole state, to train on from.
+
+    Raises:
+      ValueError: for a name that is none of an evaluation.
+
+    Example:
+      >>> import adaptive_jax as aj, jax.numpy as jnp
+      >>> step = aj.train_step(lambda params, batch: -params)  # It runs away.
+      >>> best = aj.KeepBest("eval_loss")
+      >>> state, _ = aj.fit(aj.TrainState.create(jnp.array(0.0), aj.sgd(1.0)), step, [None] * 9,
+      ...                   evaluate=lambda params: (params - 4) ** 2, evaluate_every=1, callback=best)
+      >>> print(state.params, best.params, best.step, best.value)
+      9.0 4.0 4 0.0
+    """
+
+    def __init__(
+        self, name: str = "eval_loss", *, maximize: bool = False, whole_state: bool = False
+    ) -> None:
+        super().__init__(name, maximize)
+        self.whole_state = bool(whole_state)
+        self._kept: Any = None
+        self._count = 0
+        self._optimizers: list[tuple[int, Any]] = []
+
+    def after_evaluation(self, state: Any, values: dict[str, Any]) -> None:
+        """Keeps the parameters if they are better."""
+        is_run = isinstance(state, TrainState)
+        new = {"params": state.eval_params() if is_run else state}
+        if is_run:
+            new |= {"model_state": state.model_state, "step": state.step}
+            if self.whole_state:
+                # Its numbers are no arrays, and usually the same all the time.
+                new["state"] = dataclasses.replace(state, tx=None)
+                if not self._optimizers or self._optimizers[-1][1] is not state.tx:
+                    self._optimizers.append((self._count, state.tx))
+        value = self._value(values)
+        if self._kept is None:
+            copies = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, new)
+            self._kept = copies, np.float32(np.inf), np.int32(-1)
+        self._kept = _better(*self._kept, new, value, np.int32(self._count), self.maximize)
+        self._count += 1
+
+    def _of(self, name: str) -> Any:
+        return self._kept[0].get(name) if self._number() >= 0 else None
+
+    def _number(self) -> int:
+        """Which of the evaluations was best; -1 if none was."""
+        return -1 if self._kept is None else int(self._kept[2])
+
+    @property
+    def params(self) -> Any:
+        """The best parameters to evaluate with."""
+        return self._of("params")
+
+    @property
+    def model_state(self) -> Any:
+        """The model state that belongs to them."""
+        return self._of("model_state")
+
+    @property
+    def state(self) -> Any:
+        """The whole state, if it is kept."""
+        state = self._of("state")
+        if state is None:
+            return None
+        used = [tx for first, tx in self._optimizers if first <= self._number()]
+        return dataclasses.replace(state, tx=used[-1])
+
+    @property
+    def step(self) -> int | None:
+        """After which step that was."""
+        step = self._of("step")
+        return None if step is None else int(step)
+
+    @property
+    def value(self) -> float | None:
+        """What the evaluation came to."""
+        if self._number() < 0:
+            return None
+        value = float(self._kept[1])
+        return -value if self.maximize else value
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="maximize")
+def _better(
+    old: Any, best: Any, best_number: Any, new: Any, value: Any, number: Any, maximize: bool
+) -> Any:
+    value = jnp.asarray(value, jnp.float32)
+    value = -value if maximize else value
+    is_better = value < best
+    return (
+        jax.tree.map(lambda x, y: jnp.where(is_better, x, y), new, old),
+        jnp.where(is_better, value, best),
+        jnp.where(is_better, number, best_number),
+    )
+
+
+class Callbacks:
+    """All that a loop calls, in their order. Each is called; any of them stops the loop."""
+
+    def __init__(self, callback: Any, is_evaluated: bool) -> None:
+        every = callback if isinstance(callback, (list, tuple)) else [callback]
+        self._every = [each for each in every if each is not None]
+        for each in self._every:
+            if not isinstance(each, Callback) and not callable(each):
+                raise TypeError(
+                    f"callback={each!r:.200} must be a function of the state and the metrics, an "
+                    "aj.Callback such as aj.EarlyStopping, or a list of these."
+                )
+            if isinstance(each, type):
+                raise TypeError(
+                    f"callback={each!r:.200} is a class: give one of it, {each.__name__}(…)."
+                )
+        self._check(is_evaluated)
+
+    def _check(self, is_evaluated: bool) -> None:
+        """Raises a ValueError for those that cannot do what they are for, or disagree."""
+        seen: dict[str, _Watching] = {}
+        for each in self._every:
+            if sum(other is each for other in self._every) > 1:
+                raise ValueError(f"{each!r:.200} is there twice in callback: give it once.")
+            if not isinstance(each, _Watching):
+                continue
+            if not is_evaluated:
+                raise ValueError(
+                    f"{each!r} looks at evaluations, and there are none: give evaluate=, a function of "
+                    "the parameters."
+                )
+            other = seen.setdefault(each.name, each)
+            if other.maximize != each.maximize:
+                raise ValueError(
+                    f"{other!r} and {each!r} disagree whether {each.name} is good where it is large: "
+                    "give both the same maximize."
+                )
+            if any(type(one) is type(each) and one.name == each.name for one in self._before(each)):
+                raise ValueError(
+                    f"callback has {type(each).__name__} of {each.name!r} twice: one of them is enough."
+                )
+
+    def _before(self, callback: Any) -> Sequence[Any]:
+        place = next(i for i, each in enumerate(self._every) if each is callback)
+        return [each for each in self._every[:place] if isinstance(each, _Watching)]
+
+    def after_step(self, state: Any, metrics: Any) -> str:
+        """Who stops the loop, or nothing."""
+        answers = [
+            (
+                each,
+                each.after_step(state, metrics)
+                if isinstance(each, Callback)
+                else each(state, metrics),
+            )
+            for each in self._every
+        ]
+        return _stopped(answers)
+
+    def after_evaluation(self, state: Any, values: dict[str, Any]) -> str:
+        """Who stops the loop, or nothing."""
+        return _stopped(
+            [
+                (each, each.after_evaluation(state, values))
+                for each in self._every
+                if isinstance(each, Callback)
+            ]
+        )
+
+
+def _stopped(answers: Sequence[tuple[Any, Any]]) -> str:
+    texts = []
+    for each, answer in answers:
+        if isinstance(each, EarlyStopping) and isinstance(answer, str):
+            texts.append(f"{each!r}: {answer}")
+        elif _stops(answer):
+            is_own = isinstance(each, Callback)
+            texts.append(f"{each!r:.200}" if is_own else getattr(each, "__name__", f"{each!r:.80}"))
+    return "; ".join(texts)
+
+
+def _stops(answer: Any) -> bool:
+    """Whether what a callback returned ends the loop."""
+    if answer is None or answer is True or answer is False:
+        return bool(answer)
+    is_array = isinstance(answer, (np.bool_, np.ndarray, jax.Array))
+    if is_array and answer.shape == () and answer.dtype == np.bool_:
+        return bool(answer)
+    if any(isinstance(each, TrainState) for each in jax.tree.leaves(answer, is_leaf=_is_state)):
+        raise TypeError(
+            "the callback returned a TrainState: it cannot change the state, and returns True to stop "
+            "the loop. To change the state after a step, give fit a step around the step: "
+            "def changing(state, batch): state, metrics = step(state, batch); "
+            "return change(state), metrics."
+        )
+    raise TypeError(
+        f"the callback returned {outlined(answer)}: it must return True to stop the loop, and False or "
+        "None to go on."
+    )
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, TrainState)

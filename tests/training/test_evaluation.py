@@ -1,0 +1,402 @@
+"""What a loop evaluates, when, and who looks at it."""
+
+from __future__ import annotations
+
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaptive_jax as aj
+
+
+def loss(params, batch):
+    return jnp.mean(jnp.square(params - batch))
+
+
+STEP = aj.train_step(loss, metrics=("loss",))
+ONE = jnp.ones(2)
+
+
+def create(tx=None, **options):
+    return aj.TrainState.create(jnp.zeros(()), tx or aj.sgd(0.25), **options)
+
+
+def distance(params):
+    return jnp.abs(params - 1)
+
+
+def test_evaluations_are_of_the_parameters_of_their_steps():
+    seen = {}
+
+    def callback(state, metrics):
+        seen[int(state.step)] = float(distance(state.params))
+
+    state, history = aj.fit(
+        create(), STEP, [ONE] * 7, evaluate=distance, evaluate_every=3, callback=callback
+    )
+    assert history["eval_step"].tolist() == [3, 6, 7]  # The last one always.
+    assert history["eval_loss"].tolist() == [seen[3], seen[6], seen[7]]
+    assert len(history["loss"]) == 7
+    # By the count of the state: a run that goes on evaluates after the same steps.
+    state, history = aj.fit(state, STEP, [ONE] * 5, evaluate=distance, evaluate_every=3)
+    assert history["eval_step"].tolist() == [9, 12]
+    assert history.stopped_by == ""
+
+
+def test_epochs():
+    numbers = []
+
+    def batches(epoch):
+        numbers.append(epoch)
+        return iter([jnp.full(2, epoch + 1.0)] * (2 + epoch))
+
+    state, history = aj.fit(create(), STEP, batches, epochs=3, evaluate=distance)
+    assert numbers == [0, 1, 2]
+    assert (state.step, history["eval_step"].tolist()) == (9, [2, 5, 9])
+    by_hand, expected = create(), []
+    for epoch in range(3):
+        for _ in range(2 + epoch):
+            by_hand, _ = STEP(by_hand, jnp.full(2, epoch + 1.0))
+        expected.append(float(distance(by_hand.params)))
+    assert history["eval_loss"].tolist() == expected
+    _, history = aj.fit(create(), STEP, [ONE] * 2, epochs=3, evaluate=distance)
+    assert history["eval_step"].tolist() == [2, 4, 6]
+    assert aj.fit(create(), STEP, (ONE for _ in range(2)), epochs=1)[0].step == 2
+    assert aj.fit(create(), STEP, [ONE], epochs=0, evaluate=distance)[1] == {}
+    # Without epochs, once through is one.
+    _, history = aj.fit(create(), STEP, (ONE for _ in range(4)), steps=3, evaluate=distance)
+    assert history["eval_step"].tolist() == [3]
+
+
+class OnlyOnce:
+    """An iterable that does not say that it can be gone through once."""
+
+    def __init__(self):
+        self.rest = iter([ONE] * 2)
+
+    def __iter__(self):
+        yield from self.rest
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"batches": (ONE for _ in range(3)), "epochs": 2},
+            TypeError,
+            r"a generator, which can be gone through once, and epochs=2: give a list",
+        ),
+        ({"epochs": -1}, ValueError, "epochs=-1 must be a whole number, 0 or more"),
+        ({"epochs": 2, "steps": 3}, ValueError, "steps=3 and epochs=2 both say how long"),
+        ({"batches": lambda epoch: [ONE]}, TypeError, "from the number|is for epochs="),
+        ({"batches": lambda epoch: 3, "epochs": 2}, TypeError, "batches=3 must be an iterable"),
+        ({"evaluate_every": 3}, ValueError, "evaluate_every=3 needs something to evaluate"),
+        ({"evaluate": distance, "evaluate_every": 0}, ValueError, "evaluate_every=0 must be"),
+        ({"evaluate": 3}, TypeError, r"evaluate=3 must be a function.*aj.Evaluation\("),
+        ({"evaluate": loss}, TypeError, r"needs the arguments params, batch.*aj.Evaluation\("),
+        ({"evaluate": STEP}, TypeError, "must be a function of the parameters"),
+        ({"callback": aj.EarlyStopping()}, ValueError, "there are none: give evaluate="),
+        ({"callback": aj.KeepBest}, TypeError, r"is a class: give one of it, KeepBest\("),
+        ({"callback": [3]}, TypeError, "callback=3 must be a function"),
+        (
+            {"callback": [aj.EarlyStopping(), aj.KeepBest(maximize=True)], "evaluate": distance},
+            ValueError,
+            r"EarlyStopping\('eval_loss'\) and KeepBest\('eval_loss', maximize=True\) disagree",
+        ),
+        (
+            {"callback": [aj.KeepBest(), aj.KeepBest()], "evaluate": distance},
+            ValueError,
+            "KeepBest of 'eval_loss' twice",
+        ),
+        ({"callback": [distance, distance]}, ValueError, "is there twice"),
+    ],
+    ids=range(16),
+)
+def test_what_is_refused_before_the_first_step(options, error, message):
+    state = create()
+    with pytest.raises(error, match=message):
+        aj.fit(state, STEP, options.pop("batches", [ONE] * 3), **options)
+    assert STEP(state, ONE)[0].step == 1
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "error", "message"),
+    [
+        (lambda p: jnp.zeros(3), TypeError, r"evaluate returned float32\[3\].*jnp.mean"),
+        (lambda p: {"a": 1.0, "b": [1.0]}, TypeError, "a list of 1 for 'b'"),
+        (lambda p: {"a": "good"}, TypeError, "a str for 'a': it must return one real number"),
+        (lambda p: None, TypeError, "evaluate returned None"),
+        (lambda p: {}, TypeError, "an empty dict"),
+        (lambda p: 1j, TypeError, "must return one real number"),
+        (lambda p: {f"{float(p):.1f}": 1.0}, ValueError, "these must be the same every time"),
+        (lambda p: 1 / 0, ZeroDivisionError, "division"),
+    ],
+    ids=["array", "list", "text", "none", "empty", "complex", "names", "error"],
+)
+def test_a_bad_evaluation_loses_nothing(evaluate, error, message):
+    with pytest.raises(error, match=message) as caught:
+        aj.fit(create(), STEP, [ONE] * 9, evaluate=evaluate, evaluate_every=2)
+    assert caught.value.state.step in (2, 4)
+    assert len(caught.value.history["loss"]) == caught.value.state.step
+
+
+def test_an_error_brings_the_evaluations_along():
+    def failing():
+        yield from [ONE] * 5
+        raise OSError("the file ends here")
+
+    with pytest.raises(OSError, match="ends here") as caught:
+        aj.fit(create(), STEP, failing(), evaluate=distance, evaluate_every=2)
+    assert caught.value.history["eval_step"].tolist() == [2, 4]
+    assert caught.value.history["eval_loss"].shape == (2,)
+
+
+def test_an_interrupt_ends_the_loop_without_an_evaluation():
+    def callback(state, metrics):
+        if state.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    _, history = aj.fit(
+        create(), STEP, [ONE] * 9, evaluate=distance, evaluate_every=2, callback=callback
+    )
+    assert history.interrupted
+    assert history["eval_step"].tolist() == [2]
+
+
+def test_what_evaluate_gets():
+    def with_state(params, batch, model_state):
+        return loss(params, batch), model_state + 1
+
+    state = create(model_state=jnp.zeros(()))
+    step = aj.train_step(with_state, metrics=("loss",))
+    for evaluate in (
+        lambda params, model_state: {"loss": params, "steps": model_state},
+        lambda state: {"loss": state.params, "steps": state.model_state},
+    ):
+        state, history = aj.fit(state, step, [ONE] * 2, evaluate=evaluate)
+        assert history["eval_loss"] == state.params
+        assert history["eval_steps"] == int(state.step)
+    counted, history = aj.fit(
+        0, lambda state, batch: (state + 1, {}), [None] * 3, evaluate=lambda state: state
+    )
+    assert (counted, history["eval_loss"].tolist()) == (3, [3])
+
+
+def test_a_step_with_a_metric_called_like_an_evaluation():
+    def step(state, batch):
+        state, metrics = STEP(state, batch)
+        return state, {"eval_loss": metrics["loss"]}
+
+    with pytest.raises(ValueError, match="the step returns the metric 'eval_loss'"):
+        aj.fit(create(), step, [ONE] * 3, evaluate=distance)
+    assert "eval_loss" in aj.fit(create(), step, [ONE] * 3)[1]
+
+
+def test_an_evaluation_is_the_mean_over_rows():
+    rows = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    weights = jnp.arange(3.0)
+
+    def errors(params, batch):
+        inputs, targets = batch
+        wrong = jnp.square(inputs @ params - targets)
+        return {"loss": jnp.mean(wrong), "large": jnp.mean(wrong > 1)}
+
+    batches = [(rows[i : i + 4], np.ones(len(rows[i : i + 4]), np.float32)) for i in (0, 4, 8)]
+    wrong = np.square(rows @ np.arange(3.0) - 1)
+    for given in (batches, lambda: iter(batches)):
+        evaluation = aj.Evaluation(errors, given)
+        for _ in range(2):
+            found = evaluation(weights)
+            np.testing.assert_allclose(found["loss"], wrong.mean(), rtol=1e-6)
+            np.testing.assert_allclose(found["large"], (wrong > 1).mean(), rtol=1e-6)
+    assert repr(evaluation) == "Evaluation(errors)"
+
+    def scaled(params, batch, model_state):
+        return model_state * jnp.mean(batch)
+
+    state = create(model_state=jnp.full((), 3.0))
+    step = aj.train_step(lambda p, b, model_state: (loss(p, b), model_state), metrics=("loss",))
+    _, history = aj.fit(state, step, [ONE], evaluate=aj.Evaluation(scaled, [ONE]))
+    assert history["eval_loss"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: aj.Evaluation(3, [ONE]), TypeError, "function=3 must be a function"),
+        (lambda: aj.Evaluation(STEP, [ONE]), TypeError, "must be a function"),
+        (lambda: aj.Evaluation(loss, {"x": ONE}), TypeError, "which is one batch"),
+        (lambda: aj.Evaluation(loss, ONE), TypeError, "which is one batch"),
+        (lambda: aj.Evaluation(loss, iter([ONE])), TypeError, "can be gone through once"),
+        (lambda: aj.Evaluation(loss, [])(ONE), ValueError, r"Evaluation\(loss\) has no batches"),
+        (
+            lambda: aj.Evaluation(lambda p, b: b, [ONE])(ONE),
+            TypeError,
+            r"returned float32\[2\]: it must return one real number",
+        ),
+    ],
+    ids=range(7),
+)
+def test_an_evaluation_that_cannot_be(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+VALUES = [3.0, 2.0, 2.5, float("nan"), 1.95, 1.8, 2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("patience", "minimum_change", "steps"), [(3, 0, 9), (2, 0, 4), (3, 0.1, 5), (4, 0, 9)]
+)
+def test_early_stopping(sign, patience, minimum_change, steps):
+    values = iter(VALUES)
+    stopping = aj.EarlyStopping(
+        "eval_score", maximize=sign < 0, patience=patience, minimum_change=minimum_change
+    )
+    state, history = aj.fit(
+        create(),
+        STEP,
+        [ONE] * 9,
+        evaluate=lambda params: {"score": sign * next(values)},
+        evaluate_every=1,
+        callback=stopping,
+    )
+    assert state.step == steps
+    stopped = f"for {patience} evaluations" if patience < 4 else ""
+    assert history.stopped_by[-len(stopped) :] == stopped
+    assert not history.interrupted
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_best_parameters_are_kept(sign):
+    params_at, values = {}, iter([float("nan"), *VALUES])
+    best = aj.KeepBest("eval_score", maximize=sign < 0)
+    whole = aj.KeepBest("eval_other", maximize=sign < 0, whole_state=True)
+    assert (best.params, best.step, best.value, whole.state) == (None,) * 4
+
+    def evaluate(params):
+        score = sign * next(values)
+        return {"score": score, "other": jnp.asarray(score)}
+
+    def callback(state, metrics):
+        params_at[int(state.step)] = float(state.params)
+
+    state, _ = aj.fit(
+        create(aj.adam(0.1)),
+        STEP,
+        [ONE] * 10,
+        evaluate=evaluate,
+        evaluate_every=1,
+        callback=[callback, best, whole],
+    )
+    assert (best.step, best.value) == (7, pytest.approx(sign * 1.8))
+    assert float(best.params) == params_at[7] != params_at[10]
+    assert (whole.state.step, float(whole.state.params)) == (7, params_at[7])
+    again, _ = STEP(whole.state, ONE)  # A state to go on from.
+    assert float(again.params) == params_at[8]
+    assert repr(again.tx) == repr(state.tx)
+    only_bad = aj.KeepBest()
+    aj.fit(state, STEP, [ONE], evaluate=lambda params: jnp.nan, callback=only_bad)
+    assert only_bad.params is None
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: create(aj.schedule_free_sgd(0.2)),
+        lambda: create(average=aj.average(0.5)),
+    ],
+    ids=["schedule-free", "average"],
+)
+def test_evaluations_are_at_the_parameters_to_evaluate_with(make):
+    at = {}
+
+    def callback(state, metrics):
+        at[int(state.step)] = float(state.params), float(state.eval_params())
+
+    best = aj.KeepBest()
+    _, history = aj.fit(
+        make(),
+        STEP,
+        [ONE] * 6,
+        evaluate=distance,
+        evaluate_every=2,
+        callback=[callback, best, aj.EarlyStopping()],
+    )
+    expected = [abs(at[step][1] - 1) for step in (2, 4, 6)]
+    np.testing.assert_allclose(history["eval_loss"], expected, rtol=1e-6)
+    assert float(best.params) == pytest.approx(at[best.step][1])
+    assert at[best.step][0] != pytest.approx(at[best.step][1])
+
+
+def test_any_of_several_callbacks_stops_and_all_are_called():
+    calls = []
+
+    class Own(aj.Callback):
+        def after_step(self, state, metrics):
+            calls.append("step")
+
+        def after_evaluation(self, state, values):
+            calls.append(float(values["eval_loss"]))
+            return True
+
+        def __repr__(self):
+            return "Own()"
+
+    def goes_on(state, metrics):
+        calls.append("function")
+        return False
+
+    state, history = aj.fit(
+        create(), STEP, [ONE] * 9, evaluate=distance, evaluate_every=2, callback=[Own(), goes_on]
+    )
+    assert state.step == 2
+    assert calls == ["step", "function"] * 2 + [float(history["eval_loss"][0])]
+    assert history.stopped_by == "Own()"
+
+    def third(state, metrics):
+        return state.step == 3
+
+    assert aj.fit(create(), STEP, [ONE] * 9, callback=third)[1].stopped_by == "third"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: aj.EarlyStopping("loss"), "looks at evaluations, and 'loss' is none: eval_loss"),
+        (lambda: aj.KeepBest(3), "3 is none"),
+        (lambda: aj.EarlyStopping(patience=0), "patience=0 must be a whole number"),
+        (lambda: aj.EarlyStopping(minimum_change=-1), "minimum_change=-1 must be"),
+    ],
+    ids=range(4),
+)
+def test_callbacks_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_name_that_is_not_evaluated():
+    with pytest.raises(ValueError, match="looks at 'eval_accuracy', and there is eval_loss") as c:
+        aj.fit(create(), STEP, [ONE] * 3, evaluate=distance, callback=aj.KeepBest("eval_accuracy"))
+    assert c.value.state.step == 3
+
+
+def test_batches_that_are_used_up_by_the_first_epoch():
+    with pytest.raises(ValueError, match="no batches in epoch 2 of 3: a OnlyOnce was used") as c:
+        aj.fit(create(), STEP, OnlyOnce(), epochs=3)
+    assert c.value.state.step == 2
+
+
+def test_sharded_states_keep_their_best(make_mesh):
+    mesh = make_mesh(2)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    state = aj.TrainState.create(jax.device_put(jnp.zeros(4), sharding), aj.adam(0.1))
+    step = aj.train_step(lambda params, batch: jnp.sum(params * batch), metrics=("loss",))
+    best = aj.KeepBest()
+    state, _ = aj.fit(state, step, [1.0] * 4, evaluate=jnp.sum, evaluate_every=2, callback=best)
+    np.testing.assert_array_equal(best.params, state.params)
+    assert best.params.sharding == state.params.sharding
