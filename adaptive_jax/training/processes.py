@@ -8,24 +8,10 @@ import signal
 from typing import Any
 
 import jax
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .arrays import is_key
 from .interrupts import Interrupts
-
-
-def put(x: Any, sharding: Any) -> Any:
-    """An array of this process on the devices of a sharding, of which some may be those of others."""
-    if is_key(x):
-        data = put(jax.random.key_data(x), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    if sharding.is_fully_addressable:
-        return jax.device_put(x, sharding)
-    # `device_put` onto one device of each of several processes makes arrays that cannot be saved.
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 
 
 def on_this_host(values: list[Any]) -> list[Any]:
