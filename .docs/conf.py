@@ -108,10 +108,11 @@ def process_include(app, path, page, content):
 
 
 def process_source(app, page, content):
-    """Makes the relative links of a notebook right where its copy is."""
+    """Makes the relative links of a notebook right where its copy is, and those of a page to notebooks."""
+    original = DOCS / page
     if page.startswith("notebooks/"):
         original = sources.NOTEBOOKS / page.removeprefix("notebooks/")
-        content[0] = sources.with_links(content[0], original.parent, DOCS / page)
+    content[0] = sources.with_links(content[0], original.parent, DOCS / page)
 
 
 def setup(app):

@@ -142,6 +142,8 @@ from .rules.whitening import psgd_kron as psgd_kron
 from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 
 # </catalogue>
+from .training.carried import Carried as Carried
+from .training.carry import carry_state as carry_state
 from .training.checkpoint import Checkpoints as Checkpoints
 from .training.checkpoint import restore_checkpoint as restore_checkpoint
 from .training.checkpoint import save_checkpoint as save_checkpoint
@@ -152,6 +154,8 @@ from .training.estimators import hutchinson as hutchinson
 from .training.estimators import sam as sam
 from .training.loop import fit as fit
 from .training.loss_scale import LossScale as LossScale
+from .training.run_memory import RunMemory as RunMemory
+from .training.run_memory import run_memory as run_memory
 from .training.search.comparison import Comparison as Comparison
 from .training.search.comparison import Finalist as Finalist
 from .training.search.comparison import compare as compare

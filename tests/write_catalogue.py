@@ -1,8 +1,8 @@
 """Writes what is derived from the catalogue: `python tests/write_catalogue.py` in the top folder.
 
-That is the README's table, the exports, the page of departures, and the layouts of states, of which none
-that is recorded is ever written over: a change of it breaks saved runs. The tests say when the command has
-to be run again.
+That is the table of algorithms, the exports, the page of departures, and the layouts of states, of which
+none that is recorded is ever written over: a change of it breaks saved runs. The tests say when the
+command has to be run again.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def files() -> dict[Path, str]:
     recorded = json.loads(LAYOUTS.read_text()) if LAYOUTS.exists() else {}
     factories = {each.name: each.factory.__module__ for each in CATALOGUE.values()}
     between = {
-        ROOT / "README.md": table(),
+        ROOT / ".docs" / "algorithms.md": table(),
         ROOT / "adaptive_jax" / "__init__.py": exports(aj, factories),
         ROOT / "adaptive_jax" / "rules" / "__init__.py": exports(aj.rules, rules()),
     }

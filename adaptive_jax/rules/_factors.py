@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import sequential_vmap
 
 from ..maths import at_least, largest_squared, least_denominator, norm, product
 
@@ -35,6 +36,18 @@ def transposed(x: jax.Array | None) -> jax.Array | None:
     return None if x is None else x.mT
 
 
+def one_by_one(function: Callable[..., Any], *matrices: jax.Array) -> Any:
+    """A function of matrices that LAPACK computes, of each in a stack: on CPUs of one after the other.
+
+    There jaxlib gives a stack to the threads that run programs, and waits for them in one of them: two such
+    calls at once, of two shapes of matrices or of two programs, may wait for each other for ever.
+    """
+    in_turn: Callable[..., Any] = sequential_vmap(function)  # in a sweep too
+    for _ in range(matrices[0].ndim - 2):
+        in_turn = jax.vmap(in_turn)
+    return lax.platform_dependent(*matrices, cpu=in_turn, default=function)
+
+
 def raised(values: jax.Array, eps: jax.Array, relative: bool) -> jax.Array:
     """Eigenvalues, none of them negative, plus ε, or ε times the largest, but no less than rounding."""
     largest = jnp.max(values, -1, keepdims=True)
@@ -48,22 +61,30 @@ def raised(values: jax.Array, eps: jax.Array, relative: bool) -> jax.Array:
 
 def power(factor: jax.Array, exponent: Any, eps: jax.Array, relative: bool) -> jax.Array:
     """(A + εI)^exponent of a matrix that is symmetric and not negative."""
-    values, vectors = jnp.linalg.eigh(factor)
+    values, vectors = one_by_one(_eigh, factor)
     values = raised(values, eps, relative) ** exponent
     return product(vectors * values[..., None, :], vectors.mT)
 
 
 def eigenvectors(factor: jax.Array) -> jax.Array:
     """Those of a symmetric matrix, in columns, that of the largest eigenvalue first."""
-    return jnp.flip(jnp.linalg.eigh(factor)[1], -1)
+    return jnp.flip(one_by_one(_eigh, factor)[1], -1)
+
+
+def _eigh(factor: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return tuple(jnp.linalg.eigh(factor))
 
 
 def iterated(basis: jax.Array, factor: jax.Array) -> jax.Array:
     """A basis, each column one power iteration nearer to the eigenvector of a factor that it is for."""
     moved = product(factor, basis)
     order = jnp.argsort(-jnp.sum(basis * moved, -2), axis=-1)[..., None, :]
-    found = jnp.linalg.qr(jnp.take_along_axis(moved, order, -1))[0]
+    found = one_by_one(_qr, jnp.take_along_axis(moved, order, -1))
     return jnp.take_along_axis(found, jnp.argsort(order, axis=-1), -1)
+
+
+def _qr(x: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(x)[0]
 
 
 def whitened(

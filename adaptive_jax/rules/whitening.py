@@ -26,6 +26,7 @@ from ..maths import (
     random_normal,
 )
 from ._descent import optimizer
+from ._factors import one_by_one
 from ._factory import Paper, preconditioner
 
 DAMPING = 2.0**-11.5
@@ -204,6 +205,10 @@ def solved(factor: jax.Array, x: jax.Array) -> jax.Array:
     """Q⁻ᵀX."""
     if is_diagonal(factor):
         return x / factor
+    return one_by_one(_solved, factor, x)
+
+
+def _solved(factor: jax.Array, x: jax.Array) -> jax.Array:
     return lax.linalg.triangular_solve(factor, x, left_side=True, lower=False, transpose_a=True)
 
 

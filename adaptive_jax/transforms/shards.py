@@ -81,6 +81,29 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, axes: Axes) -
     return jax.tree.map(lambda leaf: places.get(id(leaf), everywhere), state)
 
 
+def placed_state(tx: optax.GradientTransformation, params: Any, axes: Axes | None) -> Any:
+    """The shapes of an optimizer's state, each with where it lies; those of parameters on a mesh.
+
+    axes: to split it over besides; None for where `tx.init` puts it.
+    """
+    tx, mesh = member(tx, "placed_state"), _mesh_of(pytrees.Arrays("params", params))
+    state = jax.eval_shape(tx.init, jax.tree.map(_shape_of, params))
+    if axes is None:
+        places = jax.tree.map(lambda x: on_mesh(mesh, _names(x)), state)
+    else:
+        places = state_shardings(tx, params, axes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+    )
+
+
+def _names(x: Any) -> list[Any]:
+    return [
+        each if len(each) > 1 else each[0] if each else None
+        for each in split_of(x.sharding, len(x.shape))
+    ]
+
+
 def kept_of_params(tx: Any, state: Any, params: Any) -> Iterator[tuple[str, Any]]:
     """All that a state keeps for each parameter, with the parameter's path: a slot, a mean, a correction.
 

@@ -20,7 +20,7 @@ mended; with PyTorch 2.13, Keras 3.15 and the authors' packages where these are 
 losses that it gave.
 
 "agrees" is said of the same options, and of float32 arrays. PyTorch's and Keras's other optimizers are in
-`aj.interop`, exact to them; "Porting from PyTorch and Keras" in the README has what differs from optax.
+`aj.interop`, exact to them; [Porting](porting.md) has what differs from optax.
 
 | algorithm | implementation | what it computes | shown in |
 |---|---|---|---|

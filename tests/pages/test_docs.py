@@ -193,10 +193,10 @@ def test_readme_changelog_and_table_of_algorithms_are_rendered(site):
     readme = (ROOT / "README.md").read_text()
     home = site["index.html"]
     blocks = re.findall(r"^```\w*\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 10
+    assert len(blocks) > 6
     for block in blocks:
         assert block.strip() in {text.strip() for text in home.preformatted}
-    assert home.tables == len(re.findall(r"^\|[-:| ]+\|$", readme, flags=re.MULTILINE)) > 3
+    assert home.tables == len(re.findall(r"^\|[-:| ]+\|$", readme, flags=re.MULTILINE)) >= 1
     assert site["algorithms.html"].tables >= 1
     assert "Kingma & Ba 2015" in site["algorithms.html"].text
     assert "0.1.0" in site["changelog.html"].text
@@ -252,7 +252,10 @@ def headings(markdown: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", *PAGES])
 def test_relative_links_lead_somewhere(name):
     assert dead_links(ROOT / name) == []
 

@@ -11,6 +11,7 @@ NAMES = (
     "adaptive_methods_from_the_papers",
     "from_pytorch",
     "less_to_tune",
+    "matrix_methods",
     "sweeps",
     "tour",
     "when_training_goes_wrong",

@@ -303,6 +303,23 @@ def conditionals(function, *args):
 
 
 @slow
+@pytest.mark.parametrize("name", ["soap", "shampoo", "psgd_kron"])
+def test_lapack_gets_one_matrix_at_a_time(name):
+    """Two stacks at once, or two programs with one, wait for each other for ever in jaxlib's threads."""
+    params = {"w": jnp.ones((3, 4, 5)), "v": jnp.ones((2, 6, 7))}
+
+    def step(rate):
+        tx = getattr(aj, name)(rate)
+        return tx.update(params, tx.init(params), params)
+
+    for function, rate in ((step, jnp.float32(0.1)), (jax.vmap(step), jnp.ones(2) / 10)):
+        program = jax.jit(function).lower(rate).compile().as_text()
+        shapes = re.findall(r"f32(\[[\d,]*\])\S*[^=]*custom-call\(.*lapack_", program)
+        assert shapes, name
+        assert not [shape for shape in shapes if shape.count(",") > 1], (name, shapes)
+
+
+@slow
 @pytest.mark.parametrize(("name", "each"), [("soap", 2), ("shampoo", 1)])
 def test_a_sweep_pays_for_its_refreshes_once_in_k_steps(name, each):
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((4, 3)), "v": jnp.ones(3)}

@@ -1,0 +1,33 @@
+"""The same with optax."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+from small_model import batches, init, loss
+
+names = ["layer_0", "layer_1", "head"]
+rates = {name: 1e-2 * 0.8**depth for depth, name in enumerate(reversed(names))}
+tx = optax.partition(
+    {name: optax.adamw(rate) for name, rate in rates.items()}, {name: name for name in names}
+)
+params = init(jax.random.key(0))
+state = tx.init(params)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def step(params, state, batch):
+    value, gradients = jax.value_and_grad(loss)(params, batch)
+    updates, state = tx.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, value
+
+
+values = []
+for batch in batches(200):
+    params, state, value = step(params, state, batch)
+    values.append(value)
+
+losses = np.array(values)
+print(rates)
+print(f"loss {losses[0]:.4f} before, {losses[-1]:.4f} after")
