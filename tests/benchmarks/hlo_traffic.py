@@ -121,7 +121,7 @@ def _collectives(
             is_scatter = "all-reduce-scatter" in name
             nbytes = sum(result.nbytes for result in results)
             channel = re.search(r"channel_id=(\d+)", each.attributes)
-            of_one = channel[1] if channel else (name, each.name)
+            of_one = channel[1] if channel else object()
             yield of_one, "reduce-scatter" if is_scatter else kind, nbytes, times
         elif each.operation == "while":
             yield from _collectives(computations, _called(each), times * _trips(each))
