@@ -156,13 +156,18 @@ def _on_explicit_mesh(
 
     like: how the results are divided; not at all if None.
     """
-    plan, gradient, *_ = arguments
-    sharding = explicit_sharding(gradient, gradient.shape)
-    if sharding is None or all(stage is None or stage.axes is None for stage in plan.stages):
+    plan, *arrays = arguments
+    if all(stage is None or stage.axes is None for stage in plan.stages):
         return function(*arguments)
-    out = sharding.update(spec=PartitionSpec())
+    # Any of them: the slots may be divided where neither gradients nor parameters are.
+    found = (explicit_sharding(x, jnp.shape(x)) for x in jax.tree.leaves(arrays))
+    sharding = next((each for each in found if each is not None), None)
+    if sharding is None:
+        return function(*arguments)
+    out = everywhere = sharding.update(spec=PartitionSpec())
     if like is not None:
-        out = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+        own = jax.tree.map(lambda x: jax.typeof(x).sharding, like)
+        out = jax.tree.map(lambda each: everywhere if each.mesh.empty else each, own)
     return jax.sharding.auto_axes(function, out_sharding=out)(*arguments)
 
 

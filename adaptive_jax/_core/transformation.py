@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 
 from . import closures, export
 from .extra import ARRAYS_BEFORE, FIRST_GRADIENT
+from .placement import beside
 from .rule import Rule
 
 
@@ -55,7 +56,7 @@ class Transformation(optax.GradientTransformationExtraArgs):
 
 
 def _init(data: Any, params: Any) -> Any:
-    return data.init(params)
+    return beside(params, data.init(params))
 
 
 def _update(

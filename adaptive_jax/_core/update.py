@@ -75,18 +75,22 @@ def update_tree(
         for at, (leaf, plan) in enumerate(planned):
             if plan is None:
                 continue
+            sees_matrices = any(
+                stage is not None and stage.axes is not None for stage in plan.stages
+            )
+            adds = is_last and not sees_matrices
             if at in shared:
-                leaf.direction, leaf.entries[stretch] = shared[at]
-                if is_last and leaf.adding is not None and leaf.param is not None:
-                    key = leaf.adding.key(leaf.param, leaf.index)
-                    leaf.direction = leaf.adding.added(leaf.param, leaf.direction, key)
-                continue
-            plan = dataclasses.replace(plan, adding=leaf.adding if is_last else None)
-            new = run(plan, *_of(leaf, stretch, rules, is_last))
-            if any(stage is not None and stage.axes is not None for stage in plan.stages):
+                new = shared[at]
+            else:
+                plan = dataclasses.replace(plan, adding=leaf.adding if adds else None)
+                new = run(plan, *_of(leaf, stretch, rules, adds))
+            if sees_matrices and at not in shared:
                 # Here, where each array is one: what is traced once for many would divide them all alike.
                 new = jax.tree.map(divided_as, (leaf.direction, leaf.entries[stretch]), tuple(new))
             leaf.direction, leaf.entries[stretch] = new
+            if is_last and not adds and leaf.adding is not None and leaf.param is not None:
+                key = leaf.adding.key(leaf.param, leaf.index)
+                leaf.direction = leaf.adding.added(leaf.param, leaf.direction, key)
     if tiling is not None:
         tiling.tell(lifted)
     new_states = [

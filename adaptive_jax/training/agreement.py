@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from .._core.placement import is_key
 from . import origin
-from .arrays import arrays_of, is_key
+from .arrays import arrays_of
 
 PREFIX = "adaptive_jax"
 SECONDS = 600

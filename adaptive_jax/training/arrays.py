@@ -16,11 +16,6 @@ def arrays_of(tree: Any) -> list[Any]:
     return [x for x in leaves if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
 
 
-def is_key(x: Any) -> bool:
-    """Whether it is a random key, or the shape of one; not one of the old, which are integers."""
-    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def buffers_of(x: Any) -> set[Any]:
     """Where an array is in the memory of each device: two arrays can be one there."""
     try:

@@ -38,8 +38,8 @@ def _check_not_used_up(state: TrainState) -> None:
 def check_repeated(state: TrainState, batch: Any) -> None:
     """Raises a ValueError, with both paths, for an array that a step would have to write over twice.
 
-    With several devices XLA does not refuse it, and ends the process. So a state is looked at, unless
-    it comes from a step: it then is marked.
+    With several devices XLA does not refuse it, and ends the process. So a state is looked at, unless it
+    comes from a step: it then is marked, and `check_read` will do.
     """
     if isinstance(state.step, Tracer):
         return
@@ -47,6 +47,21 @@ def check_repeated(state: TrainState, batch: Any) -> None:
     others = map(id, arrays_of((state.tx, state.rng, batch)))
     if len(set(arrays)) < len(arrays) or not set(arrays).isdisjoint(others):
         _refuse_repeated(state, batch, lambda x: {id(x)})
+
+
+def check_read(state: TrainState, batch: Any) -> None:
+    """The same for a state that comes from a step, which returns no array twice: for what else it reads.
+
+    In every step on several devices, and so it is quick.
+    """
+    if isinstance(state.step, Tracer):
+        return
+    read = jax.tree.leaves((state.tx, state.rng, batch))
+    written = jax.tree.leaves(
+        (state.params, state.opt_state, state.model_state, state.step, state.loss_scale)
+    )
+    if not {*map(id, read)}.isdisjoint(map(id, written)):
+        check_repeated(state, batch)
 
 
 def _written(state: TrainState) -> TrainState:

@@ -8,24 +8,11 @@ import signal
 from typing import Any
 
 import jax
-import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .arrays import is_key
+from .._core.placement import is_key
 from .interrupts import Interrupts
-
-
-def put(x: Any, sharding: Any) -> Any:
-    """An array of this process on the devices of a sharding, of which some may be those of others."""
-    if is_key(x):
-        data = put(jax.random.key_data(x), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    if sharding.is_fully_addressable:
-        return jax.device_put(x, sharding)
-    # `device_put` onto one device of each of several processes makes arrays that cannot be saved.
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
 
 
 def on_this_host(values: list[Any]) -> list[Any]:
@@ -55,6 +42,25 @@ def _is_divided(x: Any) -> bool:
 def _gather(shardings: tuple[Any, ...]) -> Any:
     whole = tuple(NamedSharding(sharding.mesh, PartitionSpec()) for sharding in shardings)
     return jax.jit(lambda *arrays: arrays, out_shardings=whole)
+
+
+def apart(tree: Any) -> Any:
+    """A tree whose arrays are on one device: for runs on single devices, which know of no mesh."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten(map(_on_one_device, on_this_host(leaves)))
+
+
+def _on_one_device(x: Any) -> Any:
+    is_array = isinstance(x, jax.Array) and not isinstance(x, Tracer)
+    if not is_array or not isinstance(x.sharding, NamedSharding):
+        return x
+    if is_key(x):
+        data = _on_one_device(jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    if not x.is_fully_replicated:
+        # Not onto the one device: on an explicit mesh the array's type would say still that it is divided.
+        x = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+    return x.addressable_data(0)
 
 
 _sync_points = itertools.count()

@@ -10,19 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from .._core import export, pytrees
 from .._core.lifted import Unquoted
+from .._core.placement import beside, is_key
 from .._core.transformation import member
 from .._core.wrapper import evaluating
 from ..transforms.behind import with_average
 from ..transforms.compensate import exact_params
 from ..transforms.evaluate import eval_params
 from ..transforms.shards import Axes, state_shardings
-from .arrays import is_key, own_copies
+from .arrays import own_copies
 from .loss_scale import LossScale, started
-from .processes import put
 
 
 @export.node
@@ -122,7 +121,7 @@ class TrainState:
             "loss_scale": None if loss_scale is None else started(loss_scale),
             "skipped": jnp.zeros((), jnp.int32),
         }
-        return cls(params=params, tx=tx, **_on_the_mesh_of(params, rest))
+        return cls(params=params, tx=tx, **beside(params, rest))
 
     def __repr__(self) -> str:
         """The optimizer, and the shapes of the arrays."""
@@ -190,21 +189,3 @@ def _check_no_shapes(**trees: Any) -> None:
                     f"{pytrees.describe(leaf)}: a state is made of arrays. For the shapes of a state: "
                     "jax.eval_shape(lambda params: TrainState.create(params, tx), params)."
                 )
-
-
-def _on_the_mesh_of(params: Any, rest: Any) -> Any:
-    """What is on one device, on all those that the parameters are on: a step would put it there."""
-    shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(params))
-    meshes = (x.mesh for x in shardings if isinstance(x, NamedSharding) and x.num_devices > 1)
-    mesh = next(meshes, None)
-    if mesh is None:
-        return rest
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(
-        lambda x: (
-            put(x, everywhere)
-            if isinstance(getattr(x, "sharding", None), SingleDeviceSharding)
-            else x
-        ),
-        rest,
-    )

@@ -14,7 +14,7 @@ from jax.core import Tracer
 
 from .._core.arguments import floating, one_of, whole
 from .arrays import is_spread
-from .donation import check_repeated, explain_failure
+from .donation import check_read, check_repeated, explain_failure
 from .estimator import check_estimator
 from .loss import Loss
 from .loss_scale import check_scale
@@ -258,8 +258,10 @@ class TrainStep:
         self, function: Callable[..., Any], arguments: Sequence[Any], state: TrainState, batch: Any
     ) -> tuple[TrainState, dict[str, Any]]:
         """The jitted or the compiled function's step."""
-        if "_has_each_once" not in state.__dict__ or is_spread(state.step):
+        if "_has_each_once" not in state.__dict__:
             check_repeated(state, batch)
+        elif is_spread(state.step):
+            check_read(state, batch)
         try:
             written, metrics = function(*arguments, batch)
         except Exception as error:

@@ -35,6 +35,10 @@ def state_shardings(tx: optax.GradientTransformation, params: Any, axes: Axes) -
     `TrainState.create(params, tx, shard="data")` is the same for `train_step`, which computes each
     update where its slots lie, and leaves parameters as they are.
 
+    Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054: ZeRO, its first stage, and in `train_step`
+    the second. Parameters that are split themselves, as in its third and FSDP, have a state that is split
+    like them, without this.
+
     Args:
       tx: the optimizer, of this library or another.
       params: the parameters on a mesh, as arrays, or as shapes with a sharding.

@@ -14,6 +14,10 @@ target, and writes the same figures as JSON where `--json` names a file.
 
 One step with donated parameters and state is compiled: `update` is `tx.update` and `apply_updates`,
 `train_step` is `aj.train_step` of a loss whose gradients are the batch, so that a model costs nothing.
+`data_parallel` is `aj.train_step` of a network whose batch is divided over all devices of the target, and
+`zero` the same with the optimizer's state divided too, `shard="x"`; with `_in_parts`, gradients are
+accumulated over four. The network has a part in their figures, and the JSON says in "wire" how many bytes
+each device sends per parameter.
 
 B/param      bytes that a step reads from and writes to the device's memory, per parameter: each kernel
              each operand and each result once (`hlo_traffic.py`)
@@ -48,7 +52,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +116,8 @@ HOST_CALL = (
     r'custom_call_target="[^"]*(?:callback|python|lapack|Host)|\b(?:infeed|outfeed|send|recv)\('
 )
 ROUND = 4
+PARTS = 4
+"""Into how many a batch is cut where gradients are accumulated."""
 
 
 def devices_of(target: str) -> list[Any]:
@@ -224,6 +230,52 @@ def placed(tree: Any, place: Callable[[Any], Any]) -> Any:
 STEPS = {"update": lowered_update, "train_step": lowered_train_step}
 
 
+def lowered_over_devices(
+    tx: Any, params: Any, devices: list[Any], shard: str | None = None, accumulate: int = 1
+) -> Any:
+    """`aj.train_step` of a network of one layer for each array, on parameters that each device has.
+
+    The rows of the batch are divided. shard: "x" to divide the state too.
+    """
+    mesh = Mesh(np.array(devices), ("x",))
+    everywhere, rows = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((), ("x",)))
+
+    def loss(params: Any, batch: Any) -> Any:
+        layers = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(params)]
+        return sum(jnp.mean(jnp.tanh(batch[:, : x.shape[0]] @ x)) for x in layers)
+
+    params = placed(params, lambda _: everywhere)
+    state = jax.eval_shape(
+        lambda params: aj.TrainState.create(params, tx, copy=False).replace(tx=optax.identity()),
+        params,
+    )
+    opt_state = state.opt_state
+    state = placed(state, lambda _: everywhere).replace(tx=tx)
+    if shard is not None:
+        places = iter(jax.tree.leaves(aj.state_shardings(tx, params, shard)))
+        state = state.replace(opt_state=placed(opt_state, lambda _: next(places)))
+    longest = max(x.shape[0] for x in jax.tree.leaves(params))
+    shape = (8 * len(devices) * PARTS, longest)
+    batch = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+    step = aj.train_step(loss, metrics=(), accumulate=accumulate)
+    return step.lower(state, batch).lowered
+
+
+OVER_DEVICES: dict[str, dict[str, Any]] = {
+    "data_parallel": {},
+    "data_parallel_in_parts": {"accumulate": PARTS},
+    "zero": {"shard": "x"},
+    "zero_in_parts": {"shard": "x", "accumulate": PARTS},
+}
+
+
+def on_the_wire(collectives: Mapping[str, tuple[int, float]], devices: int) -> float:
+    """The bytes that each device sends, by rings."""
+    passes = {"all-reduce": 2, "reduce-scatter": 1, "all-gather": 1, "all-to-all": 1}
+    share = (devices - 1) / devices
+    return sum(passes.get(kind, 1) * share * size for kind, (_, size) in collectives.items())
+
+
 def nbytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
@@ -244,7 +296,10 @@ def figures(
     place = split_over(devices) if split else lambda x: SingleDeviceSharding(devices[0])
     clock = time.process_time  # Whatever else the machine does.
     start = clock()
-    lowered = STEPS[step](tx, params, place)
+    if step in OVER_DEVICES:
+        lowered = lowered_over_devices(tx, params, devices, **OVER_DEVICES[step])
+    else:
+        lowered = STEPS[step](tx, params, place)
     traced = clock()
     compiled = lowered.compile()
     done = clock()
@@ -268,6 +323,7 @@ def figures(
         "kernels": found.kernels,
         "copies": found.copies,
         "scalars": found.scalars,
+        "wire": round(on_the_wire(found.collectives, len(devices)) / count, ROUND),
         "collectives": {kind: list(each) for kind, each in sorted(found.collectives.items())},
         "flop": round(operations(tx, params) / count / share, ROUND),
         "float64": len(re.findall(r"\bf64\[", text)),
@@ -322,7 +378,13 @@ def main() -> None:
     add("targets", nargs="+", metavar="target", help="such as tpu:v5e:2x2, cuda:h100 and cpu")
     add("--storages", nargs="+", default=list(STORAGES), help="how Adam's state is kept")
     add("--trees", nargs="+", choices=SHAPES, default=list(SHAPES)[:-1], help="the parameters")
-    add("--steps", nargs="+", choices=STEPS, default=["update"], help="what is compiled")
+    add(
+        "--steps",
+        nargs="+",
+        choices=[*STEPS, *OVER_DEVICES],
+        default=["update"],
+        help="what is compiled",
+    )
     add(
         "--optimizers",
         nargs="+",

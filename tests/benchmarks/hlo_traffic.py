@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _BITS = {"pred": 8, "u4": 4, "s4": 4, "bf16": 16, "token": 0}
 _COLLECTIVES = (
@@ -29,7 +29,8 @@ class Traffic:
     kernels: programs that are started, one after the other, copies among them.
     copies: those of them that only copy.
     scalars: those of them whose results are single numbers.
-    collectives: of each kind how many there are, and the bytes of their results on one device.
+    collectives: of each kind how many there are, and the bytes of their results on one device; of a
+      reduce-scatter those of what it adds up.
     """
 
     hbm: float = 0.0
@@ -61,7 +62,10 @@ def traffic(text: str) -> Traffic:
     found = Traffic()
     _count_kernels(computations, entry, 1, found)
     collectives: collections.defaultdict[str, list[float]] = collections.defaultdict(lambda: [0, 0])
-    for kind, nbytes, times in _collectives(computations, entry, 1):
+    every = _collectives(computations, entry, 1)
+    # Where others run meanwhile, its start, what it runs beside and its end each name it.
+    of_channels = {channel: each for channel, *each in reversed([*every])}
+    for kind, nbytes, times in of_channels.values():
         collectives[kind][0] += times
         collectives[kind][1] += times * nbytes
     found.collectives = {kind: (int(n), size) for kind, (n, size) in collectives.items()}
@@ -103,17 +107,22 @@ def _count_kernels(
 
 def _collectives(
     computations: dict[str, list[_Instruction]], name: str, times: int
-) -> Iterator[tuple[str, float, int]]:
-    """The kind of each collective, the bytes of its result and how often it runs."""
+) -> Iterator[tuple[Any, str, float, int]]:
+    """The channel of each collective, its kind, the bytes of its result and how often it runs."""
+    shapes = {each.name: each.shape for each in computations.get(name, ())}
     for each in computations.get(name, ()):
         kind = each.operation.removesuffix("-start")
         if kind in _COLLECTIVES:
             results = _arrays(each.shape)
             if each.operation == "all-gather-start":  # Its operands are among its results.
                 results = results[len(results) // 2 :]
+            if kind == "reduce-scatter":
+                results = [x for operand in each.operands for x in _arrays(shapes.get(operand, ""))]
             is_scatter = "all-reduce-scatter" in name
             nbytes = sum(result.nbytes for result in results)
-            yield "reduce-scatter" if is_scatter else kind, nbytes, times
+            channel = re.search(r"channel_id=(\d+)", each.attributes)
+            of_one = channel[1] if channel else object()
+            yield of_one, "reduce-scatter" if is_scatter else kind, nbytes, times
         elif each.operation == "while":
             yield from _collectives(computations, _called(each), times * _trips(each))
         elif each.operation in ("fusion", "call", "async-start"):

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
-from adaptive_jax.training.donation import check_repeated
+from adaptive_jax.training.donation import check_read
 
 
 def loss(params, batch):
@@ -46,7 +46,7 @@ def main():
     first = least(lambda: step._places_of(fresh), given.repeat)
     state, _ = step(fresh, batch)
     later = least(lambda: step._places_of(state), given.repeat)
-    checks = least(lambda: check_repeated(state, batch), given.repeat)
+    checks = least(lambda: check_read(state, batch), given.repeat)
     print(f"first {first:8.1f} µs\nlater {later:8.1f} µs\nchecks {checks:7.1f} µs")
 
 

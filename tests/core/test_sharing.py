@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
+from adaptive_jax._core.tiles.backends import Interpreted
 
 COLLECTIVES = r" (all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(?:-start)?\("
 
@@ -164,3 +165,52 @@ def test_derivatives_go_through_the_exchange():
     here = slope(0.9, params)
     for x, y in zip(jax.tree.leaves(there), jax.tree.leaves(here), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [8, slow(2)], ids=["shared out", "left to the compiler"])
+def test_with_tiles_matrices_are_updated_as_a_whole(count, make_mesh):
+    """Bit for bit, and added to parameters in low precision with what is kept of their rounding."""
+    mesh = make_mesh(8)
+    tx = aj.compensate(aj.chain(aj.scale_by_muon(ns_steps=1), aj.scale_by_learning_rate(0.1)))
+    found = []
+    for tiles in (Interpreted(), False):
+        params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), matrices(count, (16, 256)))
+        state = aj.TrainState.create(placed(params, mesh), tx, shard="x")
+        step = aj.train_step(in_float32, metrics=(), tiles=tiles)
+        for seed in (1, 2):
+            state, _ = step(state, placed(matrices(count, (16, 256), seed), mesh))
+        found.append((state.params, state.opt_state))
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def in_float32(params, gradients):
+    return sum(
+        jnp.sum(x.astype(jnp.float32) * gradients[name]).astype(jnp.float32)
+        for name, x in params.items()
+    )
+
+
+@pytest.mark.filterwarnings("ignore:tiles=")
+def test_a_matrix_in_low_precision_on_one_device_with_tiles():
+    tx = aj.compensate(aj.transform(aj.rules.Muon(ns_steps=1), aj.LearningRate(0.1)))
+    found = []
+    for tiles in (Interpreted(), False):
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), matrices(1, (16, 256)))
+        state = aj.TrainState.create(params, tx)
+        step = aj.train_step(in_float32, metrics=(), tiles=tiles)
+        state, _ = step(state, matrices(1, (16, 256), 1))
+        found.append((state.params, state.opt_state))
+    for x, y in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_a_bare_loop_whose_state_is_divided_and_nothing_else(make_mesh):
+    """On an explicit mesh the product of matrices that are divided would be refused."""
+    mesh, tx, params = make_mesh(8), aj.scale_by_muon(ns_steps=1), matrices(5)
+    expected, _ = tx.update(params, tx.init(params))
+    there = placed(params, mesh)
+    state = jax.jit(tx.init, out_shardings=aj.state_shardings(tx, there, "x"))(there)
+    updates, _ = jax.jit(tx.update)(there, state)
+    for x, y in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)

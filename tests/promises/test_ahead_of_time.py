@@ -26,12 +26,18 @@ def run(*arguments):
 
 def compiled_for(target, path, *options):
     """The figures of each storage for a target."""
+    return {
+        (each["tree"], each["storage"]): each for each in all_compiled_for(target, path, *options)
+    }
+
+
+def all_compiled_for(target, path, *options):
+    """All figures for a target."""
     if importlib.util.find_spec(NEEDED[target.partition(":")[0]]) is None:
         pytest.skip(f"the compiler for {target} is not installed")
     done = run(target, *options, "--json", path)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(path.read_text())["figures"]
-    return {(each["tree"], each["storage"]): each for each in figures}
+    return json.loads(path.read_text())["figures"]
 
 
 def check(figures, most):
@@ -91,6 +97,36 @@ def test_a_sharded_step_exchanges_nothing(target, tmp_path):
     options = ["--trees", "wide", "--split", "--storages", *storages]
     figures = compiled_for(target, tmp_path / "split.json", *options)
     check(figures, dict.fromkeys(figures, (1.45, 0.15)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu:v5e:2x2", "cuda:h100:4"])
+def test_with_a_divided_state_devices_send_no_more(target, tmp_path):
+    """Sums of gradients to where the state is, and parameters from there: as much as all sums to all."""
+    steps = ["data_parallel", "data_parallel_in_parts", "zero", "zero_in_parts"]
+    options = ["--trees", "layer", "--storages", "float32", "--steps", *steps]
+    figures = all_compiled_for(target, tmp_path / "zero.json", *options)
+    found = {each["step"]: each for each in figures}
+    whole, whole_in_parts, zero, zero_in_parts = (found[step] for step in steps)
+    gradients = whole["collectives"]["all-reduce"][1]
+    assert whole["collectives"].keys() == {"all-reduce"}
+    for each in (zero, zero_in_parts):
+        # For vectors, which are few numbers, a compiler may take an all-reduce.
+        assert each["collectives"]["reduce-scatter"][1] >= 0.99 * gradients
+        assert each["collectives"]["all-gather"][1] <= gradients
+        assert each["wire"] <= 1.002 * whole["wire"]
+    assert whole_in_parts["wire"] <= whole["wire"]
+    assert zero_in_parts["wire"] <= zero["wire"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tpu:v5e:2x2", "cuda:h100:4"])
+def test_sums_over_all_arrays_are_exchanged_at_once(target, tmp_path):
+    options = ["--trees", "layer", "--split", "--storages", "float32", "--optimizers", "prodigy"]
+    (each,) = all_compiled_for(target, tmp_path / "sums.json", *options)
+    assert each["collectives"].keys() == {"all-reduce"}
+    count, size = each["collectives"]["all-reduce"]
+    assert (count, size <= 64) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,35 @@ def test_gradients_are_exchanged_once_and_parameters_once(on_mesh):
     accumulated, of_accumulated = exchanged(split, batch, accumulate=4)
     assert accumulated.total() <= kinds.total()
     assert of_accumulated.total() <= of_split.total()
+
+
+OF_ALL_ARRAYS = {
+    "prodigy": aj.prodigy(),
+    "dadapt_adamw": aj.dadapt_adamw(),
+    "dog": aj.dog(),
+    "momo_adam": aj.momo_adam(),
+    # The largest number first, so that no square overflows.
+    "clip_by_global_norm": aj.chain(aj.clip_by_global_norm(1.0), aj.sgd(0.1, 0.9)),
+}
+MOST = {"clip_by_global_norm": 2}
+SUMS = [
+    ("prodigy", None),
+    slow("prodigy", "x"),
+    *(slow(name, shard) for name in list(OF_ALL_ARRAYS)[1:] for shard in (None, "x")),
+]
+
+
+@pytest.mark.parametrize(("name", "shard"), SUMS)
+def test_sums_over_all_arrays_are_exchanged_at_once(name, shard, on_mesh):
+    """However many arrays there are: each device has sums of its part of every one of them."""
+    numbers = {f"w{i}": jnp.ones((16, 8 + 8 * (i % 3))) for i in range(7)}
+    there = on_mesh(numbers) if shard else on_mesh(numbers, "x")
+    state = aj.TrainState.create(there, OF_ALL_ARRAYS[name], shard=shard)
+
+    def linear(params, gradients):
+        return sum(jnp.sum(params[key] * gradients[key]) for key in params)
+
+    text = aj.train_step(linear, metrics=()).lower(state, there).compile().as_text()
+    kinds = collections.Counter(kind for _, kind in re.findall(EXCHANGES, text))
+    gathered = {"all-gather": len(numbers)} if shard else {}  # The parameters, at the end.
+    assert kinds == {"all-reduce": MOST.get(name, 1)} | gathered

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..arrays import is_key
+from ..._core.placement import is_key
 from .origins import same
 
 

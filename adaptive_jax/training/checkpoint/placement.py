@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from ..arrays import is_key
-from ..processes import put
+from ..._core.placement import is_key, put
 from .entries import is_number
 
 

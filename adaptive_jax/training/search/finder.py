@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..._core import arguments
 from ..arrays import is_used_up
+from ..processes import apart, on_this_host
 from ..rates import rate_setter
 from ..state import TrainState
 from . import runs
@@ -49,7 +51,8 @@ def find_learning_rate(
     Args:
       state: what to start from: a new `TrainState`, or one of a run. A schedule in its optimizer gives way
         to each rate, for all steps: what is found is the peak for it. Where arrays have different rates,
-        they keep their proportions, and the largest one is set.
+        they keep their proportions, and the largest one is set. It may be divided over devices, also of
+        several processes; each run is on one device, which must have room for the whole of it.
       step: what `train_step` returns.
       batches: one batch for each step: 20 to 100. The same one many times is a loss without noise.
       steps: how many of the batches to take; None for all.
@@ -89,7 +92,9 @@ def find_learning_rate(
             "steps, and two or more. A loss is measured before its step, so that of the first one is the "
             "same with every rate."
         )
-    tried = _checked_rates(rates)
+    leaves, treedef = jax.tree.flatten(every)
+    every = treedef.unflatten(on_this_host(leaves))
+    tried, state = _checked_rates(rates), apart(state)
     set_rate = rate_setter(state.tx, state.opt_state)
 
     def start(learning_rate: Any) -> TrainState:

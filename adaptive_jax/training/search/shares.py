@@ -18,8 +18,8 @@ import jax
 import numpy as np
 
 from ..._core import pytrees
+from ..._core.placement import is_key
 from ..agreement import PREFIX, SECONDS, exchange, service
-from ..arrays import is_key
 from .runs import Plan, Traced
 
 POLL = 0.02

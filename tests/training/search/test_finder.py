@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 from adaptive_jax.training.rates import rate_setter
@@ -39,6 +40,43 @@ def test_losses_are_those_of_the_closed_form_and_the_limit_is_two_over_the_curva
     assert found.suggestion == rates[rates <= found.limit / 2][-1]
     assert f"{found.suggestion:.3g} is the largest rate up to half of that" in found.reason
     assert repr(found).startswith(f"learning rate {found.suggestion:.3g}. ")
+
+
+@pytest.mark.parametrize(
+    ("spec", "shard"),
+    [((), "x"), pytest.param(("x",), None, marks=pytest.mark.slow)],
+    ids=["zero", "fsdp"],
+)
+def test_a_state_on_a_mesh_and_batches_there_come_to_the_same(spec, shard, make_mesh):
+    """And stay where they are, for a step on the mesh before and afterwards."""
+    mesh, rng = make_mesh(8), np.random.default_rng(0)
+
+    def place(x, *spec):
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def square(params, batch):
+        return jnp.mean((batch @ params["w"]) ** 2) + jnp.sum(params["b"] ** 2)
+
+    params = {
+        "w": rng.normal(size=(16, 8)).astype(np.float32),
+        "b": rng.normal(size=8).astype(np.float32),
+    }
+    batches = rng.normal(size=(4, 32, 16)).astype(np.float32)
+    step, rates = aj.train_step(square), [0.01, 0.1]
+    alone = aj.TrainState.create(params, aj.adam(1.0), rng=jax.random.key(0))
+    there = aj.TrainState.create(
+        place(params, *spec), aj.adam(1.0), rng=jax.random.key(0), shard=shard
+    )
+    rows = [place(batch, *(["x"] if shard else [])) for batch in batches]
+    there, _ = step(there, rows[0])
+    alone, _ = step(alone, batches[0])
+    shardings = [x.sharding for x in jax.tree.leaves((there.params, there.opt_state))]
+    expected = aj.find_learning_rate(alone, step, batches, rates=rates)
+    found = aj.find_learning_rate(there, step, rows, rates=rates)
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-5)
+    assert found.suggestion == expected.suggestion
+    there, _ = step(there, rows[1])
+    assert shardings == [x.sharding for x in jax.tree.leaves((there.params, there.opt_state))]
 
 
 @pytest.mark.parametrize(
