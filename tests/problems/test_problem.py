@@ -192,6 +192,15 @@ def test_what_is_no_function_is_refused():
         make_problem(loss=3)
 
 
+def test_what_is_reported_is_test_where_there_is_one():
+    problem = make_problem()
+    assert problem.reported is problem.evaluate
+    with_test = make_problem(test=jnp.sum)
+    assert with_test.reported is with_test.test is jnp.sum
+    with pytest.raises(TypeError, match=r"test='digits' of the problem 'own' is a str: it must be"):
+        make_problem(test="digits")
+
+
 def test_every_problem_is_tested_here():
     public = {
         value
