@@ -155,6 +155,7 @@ from .training.loss_scale import LossScale as LossScale
 from .training.search.comparison import Comparison as Comparison
 from .training.search.comparison import Finalist as Finalist
 from .training.search.comparison import compare as compare
+from .training.search.confirmation import Confirmed as Confirmed
 from .training.search.distributions import Choice as Choice
 from .training.search.distributions import Distribution as Distribution
 from .training.search.distributions import LogUniform as LogUniform

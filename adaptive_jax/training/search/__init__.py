@@ -3,6 +3,7 @@
 from .comparison import Comparison as Comparison
 from .comparison import Finalist as Finalist
 from .comparison import compare as compare
+from .confirmation import Confirmed as Confirmed
 from .distributions import Choice as Choice
 from .distributions import Distribution as Distribution
 from .distributions import LogUniform as LogUniform
