@@ -32,6 +32,14 @@ class Confirmed(dict[str, Any]):
     sweep: the `Sweep` of the fresh seeds, with `.outputs` and `.seeds`.
     """
 
+    selected: float
+    mean: float
+    interval: tuple[float, float]
+    median: float
+    median_interval: tuple[float, float]
+    objective: np.ndarray
+    sweep: Sweep
+
     def __init__(self, setting: dict[str, Any], selection: Sweep, index: int, sweep: Sweep) -> None:
         super().__init__(setting)
         self.sweep = sweep
