@@ -71,7 +71,7 @@ def policy_gradient(
       >>> problem = aj.problems.policy_gradient()
       >>> params = problem.init(jax.random.key(0))
       >>> print(problem.transitions.shape, f"{problem.best_return:.2f}")
-      (25, 4, 25) 0.47
+      (25, 4, 25) 0.51
     """
     side = arguments.whole("side", side, 2)
     hidden = arguments.whole("hidden", hidden, 1)

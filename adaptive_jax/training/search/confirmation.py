@@ -125,18 +125,17 @@ def spanned(low: float, high: float) -> str:
     """An interval, "0.28 to 0.42", rounded outwards; empty where there is none."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
-    if low == high:
-        return f"{shown(low)} to {shown(high)}"
-    digits = 1 - math.floor(math.log10(high - low))
-    down, up = (
-        function(end * 10.0**digits) / 10.0**digits
-        for function, end in ((math.floor, low), (math.ceil, high))
-    )
-    size = max(abs(down), abs(up))
-    if 1e-4 <= size < 1e6 and digits < 8:
-        return f"{down:.{max(digits, 0)}f} to {up:.{max(digits, 0)}f}"
-    places = max(1, digits + math.floor(math.log10(size)))
-    return f"{down:.{places}e} to {up:.{places}e}"
+    return f"{_rounded(low, high - low, math.floor)} to {_rounded(high, high - low, math.ceil)}"
+
+
+def _rounded(end: float, width: float, function: Any) -> str:
+    """An end of an interval, to two digits of its width or of itself, whichever are more."""
+    sizes = [math.floor(math.log10(each)) for each in (width, abs(end)) if each > 0]
+    digits = 1 - min(sizes, default=0)
+    rounded = function(end * 10.0**digits) / 10.0**digits
+    if rounded == 0 or (1e-4 <= abs(rounded) < 1e6 and digits < 9):
+        return f"{rounded:.{max(digits, 0) if rounded else 0}f}"
+    return f"{rounded:.{max(1, digits + math.floor(math.log10(abs(rounded))))}e}"
 
 
 def _ends(values: np.ndarray) -> tuple[str, str]:

@@ -125,9 +125,12 @@ def test_the_intervals_cover_what_they_claim():
 
 def test_an_interval_is_rounded_outwards():
     assert spanned(0.28437, 0.42111) == "0.28 to 0.43"
-    assert spanned(-0.0123, 0.0004) == "-0.013 to 0.001"
+    assert spanned(-0.0123, 0.0004) == "-0.013 to 0.00040"
     assert spanned(1.000024, 1.000026) == "1.0000240 to 1.0000260"
     assert spanned(123.4, 456.7) == "120 to 460"
+    assert spanned(0.00387, 1.5361) == "0.0038 to 1.6"
+    assert spanned(0.5, 0.5) == "0.50 to 0.50"
+    assert spanned(0.0, 3.0) == "0 to 3.0"
     assert spanned(math.nan, 1.0) == ""
     random = np.random.default_rng(0)
     for size in 10.0 ** np.arange(-12, 12):
