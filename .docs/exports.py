@@ -84,6 +84,7 @@ PAGES = {
         "Sweeps and comparisons",
         [
             "training.search.result",
+            "training.search.confirmation",
             "training.search.sweeps",
             "training.search.distributions",
             "training.search.comparison",
@@ -102,7 +103,9 @@ PAGES = {
             "problems.functions",
             "problems.quadratics",
             "problems.data",
+            "problems.images",
             "problems.language",
+            "problems.policies",
         ],
     ),
     "plotting": (

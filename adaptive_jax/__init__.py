@@ -164,6 +164,7 @@ from .training.run_memory import RunMemory as RunMemory
 from .training.run_memory import run_memory as run_memory
 from .training.search.compared import Comparison as Comparison
 from .training.search.comparison import compare as compare
+from .training.search.confirmation import Confirmed as Confirmed
 from .training.search.differences import Difference as Difference
 from .training.search.differences import Differences as Differences
 from .training.search.distributions import Choice as Choice

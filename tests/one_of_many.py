@@ -237,6 +237,7 @@ def found(inputs):
     train = functools.partial(run_on, inputs)
     swept = aj.sweep(train, table=SETTINGS, seeds=1, progress=True)
     results = {f"sweep/{name}": x.astype(np.float32) for name, x in swept.outputs.items()}
+    results["sweep/confirmed"] = swept.best(confirm=3).objective
     quadratic = aj.problems.quadratic(dimension=4, condition=100.0)
     optimizers = {"SGD": (aj.sgd, SPACE), "Adam": (aj.adam, SPACE)}
     compared = aj.compare(

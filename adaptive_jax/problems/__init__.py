@@ -12,7 +12,12 @@ from .functions import himmelblau as himmelblau
 from .functions import rastrigin as rastrigin
 from .functions import rosenbrock as rosenbrock
 from .functions import styblinski_tang as styblinski_tang
+from .images import autoencoder as autoencoder
+from .images import convolutional_network as convolutional_network
+from .images import residual_network as residual_network
 from .language import language_model as language_model
+from .policies import PolicyGradient as PolicyGradient
+from .policies import policy_gradient as policy_gradient
 from .problem import Problem as Problem
 from .quadratics import MatrixRegression as MatrixRegression
 from .quadratics import QuadraticDeep as QuadraticDeep

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from .._core import arguments
-from .data import HELD_OUT, normal
+from .data import HELD_OUT, normal, on_data
 from .problem import Problem
 
 _HEAD_WIDTH = 32
@@ -23,9 +23,10 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
         loss = mean cross-entropy of the next character, over a batch of pieces of text
 
     The text is what `help()` knows of the language, the standard library's `pydoc_data.topics`, nine
-    tenths of it to train with. The network is a causal transformer whose layers normalize their input,
-    attend with heads of width 32, and go through a feed-forward part four times as wide: Vaswani et al.
-    2017, https://arxiv.org/abs/1706.03762; Radford et al. 2019,
+    tenths of it to train with; half of the rest is to select by, and half to report. The network is a
+    causal transformer whose layers normalize their input, attend with heads of width 32, and go through a
+    feed-forward part four times as wide: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Radford et
+    al. 2019,
     https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf.
     The text differs a little between versions of Python, and so does the loss.
 
@@ -37,7 +38,8 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
 
     Returns:
       The problem. Its params are dicts of matrices. evaluate is the mean over 64 pieces of the text held
-      out, always the same, in nats per character. The target is for the sizes that are the defaults.
+      out, always the same, in nats per character, and test that over 64 pieces of its other half. The
+      target is for the sizes that are the defaults.
 
     Raises:
       ValueError: for sizes out of range.
@@ -57,13 +59,17 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
         raise ValueError(
             f"width={width!r} must be a multiple of {_HEAD_WIDTH}, the width of a head."
         )
-    vocabulary, training, held_out = _text()
-    if length >= len(held_out):
+    vocabulary, training, *held_out = _text()
+    if length >= len(held_out[0]):
         raise ValueError(
-            f"length={length!r} must be less than {len(held_out)}, the characters of the text held out."
+            f"length={length!r} must be less than {len(held_out[0])}, the characters of each text held out."
         )
-    starts = np.random.RandomState(0).randint(len(held_out) - length, size=64)
-    fixed = held_out[starts[:, None] + np.arange(length + 1)[None]]
+    random = np.random.RandomState(0)
+    starts = (random.randint(len(text) - length, size=64)[:, None] for text in held_out)
+    pieces = [
+        text[start + np.arange(length + 1)[None]]
+        for text, start in zip(held_out, starts, strict=True)
+    ]
 
     # What a layer adds is smaller the more of them there are: the sum does not grow with them.
     added = (2 * layers) ** -0.5
@@ -93,22 +99,30 @@ def language_model(layers: int = 2, width: int = 64, length: int = 64, batch: in
         places = starts[:, None] + jnp.arange(length + 1, dtype=starts.dtype)[None]
         return cross_entropy(params, jnp.asarray(training)[places])
 
-    def evaluate(params: Any) -> jax.Array:
-        return cross_entropy(params, jnp.asarray(fixed))
-
-    return Problem("language model", init, loss, evaluate, steps=500, target=2.05, measure=HELD_OUT)
+    validation, test = (on_data(cross_entropy, (each,)) for each in pieces)
+    return Problem(
+        "language model",
+        init,
+        loss,
+        validation,
+        steps=500,
+        target=2.05,
+        measure=HELD_OUT,
+        test=test,
+    )
 
 
 @functools.cache
-def _text() -> tuple[int, np.ndarray, np.ndarray]:
-    """How many characters there are, the text to train with and the one held out, as numbers of them."""
+def _text() -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+    """How many characters there are, and the texts to train with, select by and report, in numbers."""
     from pydoc_data.topics import topics
 
     # Topics quote each other. Every paragraph is kept once: what is held out must be unseen.
     paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
     characters, tokens = np.unique(list("\n\n".join(paragraphs)), return_inverse=True)
-    training, held_out = np.split(tokens.astype(np.int32), [len(tokens) * 9 // 10])
-    return len(characters), training, held_out
+    ends = [len(tokens) * 18 // 20, len(tokens) * 19 // 20]
+    training, validation, test = np.split(tokens.astype(np.int32), ends)
+    return len(characters), training, validation, test
 
 
 def _transformer(params: Any, tokens: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from .._core import arguments
 class Problem:
     """What to train, from where, and how to judge it.
 
-    All three functions are pure JAX: they work under `jit`, `vmap`, `scan` and `grad`.
+    All functions are pure JAX: they work under `jit`, `vmap`, `scan` and `grad`.
 
     Args:
       name: for tables and figures.
@@ -27,6 +27,9 @@ class Problem:
       steps: how many steps training takes, 1 or more.
       target: the value of evaluate that counts as reached, or None.
       measure: what evaluate is, with its unit, for the axes of figures.
+      test: test(params) is the same measure on data that neither trained nor selected, a scalar. Where
+        evaluate is the loss on held-out data, what is selected by it, settings or a step to stop at, is
+        flattered by it, and this is what to report. None where evaluate is no estimate from data.
 
     Raises:
       TypeError, ValueError: for functions that cannot be called, steps that are not 1 or more, and a
@@ -51,9 +54,15 @@ class Problem:
     steps: int
     target: float | None = None
     measure: str = "value"
+    test: Callable[[Any], jax.Array] | None = field(default=None, repr=False)
+
+    @property
+    def reported(self) -> Callable[[Any], jax.Array]:
+        """What to report of params that evaluate has selected: test, or evaluate where there is none."""
+        return self.evaluate if self.test is None else self.test
 
     def __post_init__(self) -> None:
-        for argument in ("init", "loss", "evaluate"):
+        for argument in ("init", "loss", "evaluate", *(["test"] if self.test is not None else [])):
             if not callable(value := getattr(self, argument)):
                 raise TypeError(
                     f"{argument}={value!r} of the problem {self.name!r} is a {type(value).__name__}: it "

@@ -19,6 +19,10 @@ MAKERS = {
     "noisy matrix regression": lambda: problems.matrix_regression(6, 4, noise=0.1),
     "logistic regression": problems.logistic_regression,
     "digits": problems.digits,
+    "convolutional network": lambda: problems.convolutional_network(channels=2, batch=8),
+    "residual network": lambda: problems.residual_network(channels=2, blocks=1, batch=8),
+    "autoencoder": problems.autoencoder,
+    "policy gradient": lambda: problems.policy_gradient(side=3),
     "language model": lambda: problems.language_model(**SMALL_TEXT),
 }
 

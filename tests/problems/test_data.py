@@ -23,7 +23,7 @@ def test_logistic_regression_against_scikit_learn():
     without = problems.logistic_regression(l2=0.0)
     data = sklearn.datasets.load_breast_cancer()
     order = np.random.RandomState(0).permutation(len(data.data))
-    training, held_out = order[: 569 * 3 // 4], order[569 * 3 // 4 :]
+    training, held_out, test = np.split(order, [569 * 3 // 4, 569 * 7 // 8])
     scaler = sklearn.preprocessing.StandardScaler().fit(data.data[training])
     params = {"w": jnp.linspace(-1.0, 1.0, 30), "b": jnp.array(0.5)}
 
@@ -32,9 +32,10 @@ def test_logistic_regression_against_scikit_learn():
         probabilities = 1 / (1 + np.exp(-logits))
         return sklearn.metrics.log_loss(data.target[rows], probabilities)
 
-    assert len(held_out) == 143
+    assert (len(held_out), len(test)) == (71, 72)
     for each in (problem, without):
         np.testing.assert_allclose(each.evaluate(params), log_loss(held_out), rtol=1e-4)
+        np.testing.assert_allclose(each.test(params), log_loss(test), rtol=1e-4)
     batches = losses_of_many_keys(without, params, 3000)
     np.testing.assert_allclose(batches.mean(), log_loss(training), rtol=0.02)
     penalty = 0.05 * np.sum(np.square(params["w"]))
@@ -50,7 +51,7 @@ def test_digits_against_numpy():
     first, second = jax.tree.map(np.asarray, params)
     pixels, labels = sklearn.datasets.load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(1797)
-    training, held_out = order[: 1797 * 3 // 4], order[1797 * 3 // 4 :]
+    training, held_out, test = np.split(order, [1797 * 3 // 4, 1797 * 7 // 8])
 
     def cross_entropy(rows):
         activations = np.maximum(pixels[rows] / 16 @ first["w"] + first["b"], 0)
@@ -59,9 +60,10 @@ def test_digits_against_numpy():
             scipy.special.log_softmax(logits, axis=1)[np.arange(len(rows)), labels[rows]]
         )
 
-    assert len(held_out) == 450
-    value = jax.jit(problem.evaluate)(params)
+    assert len(held_out) == len(test) == 225
+    value, tested = jax.jit(lambda params: (problem.evaluate(params), problem.test(params)))(params)
     np.testing.assert_allclose(value, cross_entropy(held_out), rtol=1e-4)
+    np.testing.assert_allclose(tested, cross_entropy(test), rtol=1e-4)
     batches = losses_of_many_keys(problem, params, 1000)
     np.testing.assert_allclose(batches.mean(), cross_entropy(training), rtol=0.01)
 

@@ -45,11 +45,25 @@ def test_the_language_model_looks_back_only():
     assert (difference[7:] > 1e-4).all()
 
 
-def test_the_text_held_out_is_unseen():
-    vocabulary, training, held_out = language._text()
-    assert training.max() < vocabulary > held_out.max()
-    assert len(held_out) > 10_000
-    seen = training.tobytes()
-    starts = np.random.RandomState(1).randint(len(held_out) - 64, size=100)
-    repeated = sum(held_out[start : start + 64].tobytes() in seen for start in starts)
-    assert repeated <= 10
+def test_the_texts_held_out_are_unseen():
+    vocabulary, training, validation, test = language._text()
+    assert max(each.max() for each in (training, validation, test)) < vocabulary
+    # What is reported is neither trained with nor selected by.
+    before = training
+    for held_out in (validation, test):
+        assert len(held_out) > 10_000
+        seen = before.tobytes()
+        starts = np.random.RandomState(1).randint(len(held_out) - 64, size=100)
+        repeated = sum(held_out[start : start + 64].tobytes() in seen for start in starts)
+        assert repeated <= 10
+        before = np.concatenate([before, held_out])
+
+
+def test_what_is_selected_by_and_what_is_reported_are_other_pieces():
+    problem = problems.language_model(**SMALL_TEXT)
+    params = jax.jit(problem.init)(KEY)
+    selected, reported = jax.jit(
+        lambda params: (problem.evaluate(params), problem.reported(params))
+    )(params)
+    assert selected != reported
+    np.testing.assert_allclose(reported, selected, rtol=0.05)

@@ -18,11 +18,12 @@ from adaptive_jax import problems
 
 NOISY = {
     "noisy quadratic", "quadratic_deep", "noisy matrix regression", "logistic regression", "digits",
-    "language model",
+    "convolutional network", "residual network", "autoencoder", "policy gradient", "language model",
 }  # fmt: skip
 RANDOM_START = {
     "quadratic", "diagonal", "noisy quadratic", "matrix regression", "noisy matrix regression",
-    "digits", "language model",
+    "digits", "convolutional network", "residual network", "autoencoder", "policy gradient",
+    "language model",
 }  # fmt: skip
 
 
@@ -117,25 +118,37 @@ GOOD_SETTINGS = {
     "matrix regression": aj.adam(0.1),
     "logistic regression": aj.adam(0.03),
     "digits": aj.adam(0.01),
+    "autoencoder": aj.adam(0.01),
+}
+FULL_SIZE = {
+    "policy gradient": (problems.policy_gradient, aj.adam(0.01)),
+    "convolutional network": (problems.convolutional_network, aj.adam(0.01)),
+    "residual network": (problems.residual_network, aj.adam(0.01)),
+    "language model": (problems.language_model, aj.adam(3e-3)),
 }
 
 
-def first_step_at_target(problem, tx):
+def first_step_at_target(problem, tx, every=1):
+    """Counted to a multiple of every: to evaluate takes longer than to train."""
+
     def step(run, key):
         params, state = run
         updates, state = tx.update(jax.grad(problem.loss)(params, key), state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, state), problem.evaluate(params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def stretch(run, keys):
+        run, _ = jax.lax.scan(step, run, keys)
+        return run, problem.evaluate(run[0])
 
     @jax.jit
     def train(key):
         params = problem.init(key)
         keys = jax.random.split(jax.random.fold_in(key, 1), problem.steps)
-        return jax.lax.scan(step, (params, tx.init(params)), keys)[1]
+        return jax.lax.scan(stretch, (params, tx.init(params)), keys.reshape(-1, every))[1]
 
     reached = np.asarray(train(KEY)) <= problem.target
     assert reached.any()
-    return int(np.argmax(reached)) + 1
+    return every * (int(np.argmax(reached)) + 1)
 
 
 @pytest.mark.parametrize("name", GOOD_SETTINGS)
@@ -146,10 +159,12 @@ def test_a_good_setting_reaches_the_target_about_halfway(name):
 
 
 @pytest.mark.slow
-def test_a_good_setting_reaches_the_target_of_the_language_model():
-    problem = problems.language_model()
-    step = first_step_at_target(problem, aj.adam(3e-3))
-    assert 0.4 * problem.steps < step < 0.8 * problem.steps
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_a_good_setting_reaches_the_target_of_what_takes_longer(name):
+    make, tx = FULL_SIZE[name]
+    problem = make()
+    step = first_step_at_target(problem, tx, every=10)
+    assert 0.3 * problem.steps < step < 0.8 * problem.steps
 
 
 @pytest.mark.parametrize(
@@ -167,6 +182,21 @@ def test_a_good_setting_reaches_the_target_of_the_language_model():
         ),
         (lambda: problems.logistic_regression(l2=-1), r"l2=-1 must be finite, and 0 or more"),
         (lambda: problems.digits(hidden=0), r"hidden=0 must be a whole number"),
+        (
+            lambda: problems.convolutional_network(0),
+            r"channels=0 must be a whole number, 1 or more",
+        ),
+        (lambda: problems.residual_network(1), r"channels=1 must be a whole number, 2 or more"),
+        (lambda: problems.residual_network(blocks=0), r"blocks=0 must be a whole number"),
+        (lambda: problems.autoencoder(()), r"widths=\(\) must be a tuple of at least one width"),
+        (lambda: problems.autoencoder(8), r"widths=8 must be a tuple of at least one width"),
+        (lambda: problems.autoencoder((8, 0)), r"widths=0 must be a whole number, 1 or more"),
+        (lambda: problems.policy_gradient(side=1), r"side=1 must be a whole number, 2 or more"),
+        (lambda: problems.policy_gradient(episodes=1), r"2 or more\. Each is judged by the others"),
+        (
+            lambda: problems.policy_gradient(slip=1.5),
+            r"slip=1.5 must be a probability, from 0 to 1",
+        ),
         (lambda: problems.language_model(layers=True), r"layers=True must be a whole number"),
         (lambda: problems.language_model(width=48), r"width=48 must be a multiple of 32"),
         (lambda: problems.language_model(length=10**6), r"length=1000000 must be less than"),
@@ -190,6 +220,15 @@ def test_what_is_no_function_is_refused():
     assert make_problem().target is None
     with pytest.raises(TypeError, match=r"loss=3 of the problem 'own' is a int: it must be"):
         make_problem(loss=3)
+
+
+def test_what_is_reported_is_test_where_there_is_one():
+    problem = make_problem()
+    assert problem.reported is problem.evaluate
+    with_test = make_problem(test=jnp.sum)
+    assert with_test.reported is with_test.test is jnp.sum
+    with pytest.raises(TypeError, match=r"test='digits' of the problem 'own' is a str: it must be"):
+        make_problem(test="digits")
 
 
 def test_every_problem_is_tested_here():

@@ -2,6 +2,7 @@
 
 from .compared import Comparison as Comparison
 from .comparison import compare as compare
+from .confirmation import Confirmed as Confirmed
 from .differences import Difference as Difference
 from .differences import Differences as Differences
 from .distributions import Choice as Choice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +12,20 @@ import numpy as np
 from jax.core import Tracer
 
 from ..._core import arguments, pytrees
+from . import runs
 from .distributions import Distribution
 from .result import is_numeric
 from .table import plain
 
 
 def checked_options(
-    batch_size: Any, memory: Any, maximize: Any, step: Any, batches: Any, evaluate: Any
+    batch_size: Any,
+    memory: Any,
+    maximize: Any,
+    step: Any,
+    batches: Any,
+    evaluate: Any,
+    keep_params: Any,
 ) -> int | None:
     """Raises for an option that is none. The batch size as an int, or None."""
     if batch_size is not None:
@@ -39,6 +46,13 @@ def checked_options(
     if evaluate is not None and step is None:
         raise ValueError(
             "evaluate is for a sweep with step and batches: without, train returns what it is judged by."
+        )
+    if not isinstance(keep_params, bool):
+        raise TypeError(f"keep_params={keep_params!r:.200} must be True or False.")
+    if keep_params and step is None:
+        raise ValueError(
+            "keep_params is for a sweep with step and batches: without, train returns what is kept, so "
+            "let it return its parameters too, {'loss': loss, 'params': params}."
         )
     return batch_size
 
@@ -81,16 +95,41 @@ def _check_range(name: str, values: np.ndarray, dtype: Any) -> None:
         )
 
 
-def stacked_batches(batches: Iterable[Any]) -> Any:
-    """All batches in one tree, with an axis for the steps."""
-    every = list(batches)
+def are_by_seed(batches: Any) -> bool:
+    """Whether batches are a function of the seed."""
+    return callable(batches) and not hasattr(batches, "__iter__")
+
+
+def stacked_batches(batches: Any, seeds: np.ndarray) -> Any:
+    """All batches in one tree, with an axis for the steps; of a function, a `runs.BatchesBySeed`."""
+    if not are_by_seed(batches):
+        return _stacked("batches", batches)
+    every = [_stacked(f"batches(seed={seed})", batches(seed)) for seed in seeds.tolist()]
+    described = [jax.tree.map(pytrees.describe, each) for each in every]
+    for seed, each in zip(seeds.tolist(), described, strict=True):
+        if each != described[0]:
+            raise ValueError(
+                f"batches(seed={seed}) comes to {each}, and batches(seed={seeds[0]}) to {described[0]}, "
+                "with an axis for the steps in front: each seed needs as many batches, of the same shapes."
+            )
+    return runs.BatchesBySeed(seeds, jax.tree.map(lambda *x: np.stack(x), *every))
+
+
+def _stacked(what: str, batches: Any) -> Any:
+    try:
+        every = list(batches)
+    except TypeError:
+        raise TypeError(
+            f"{what} is {batches!r:.200} of type {type(batches).__name__}: it must be the batches, a list "
+            "say, or a function from a seed to them."
+        ) from None
     if not every:
-        raise ValueError("batches has no batch in it.")
+        raise ValueError(f"{what} has no batch in it.")
     try:
         return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(every))
     except ValueError as error:
         raise ValueError(
-            f"batches must all have one structure and one shape, to be steps of one program: {error}"
+            f"{what} must all have one structure and one shape, to be steps of one program: {error}"
         ) from None
 
 
@@ -170,11 +209,16 @@ def _taken(column: Any, places: np.ndarray) -> Any:
 
 
 def check_arguments(
-    train: Callable[..., Any], columns: Mapping[str, Any], seeds: int, options: Collection[str]
+    train: Callable[..., Any],
+    columns: Mapping[str, Any],
+    seeds: int,
+    options: Collection[str],
+    by_seed: bool,
 ) -> bool:
     """Raises unless train takes these arguments, and gets all that it needs. Whether it takes a seed.
 
     options: the names of the arguments of `sweep` itself, which train may have too.
+    by_seed: whether the batches are a function of the seed.
     """
     if not callable(train):
         raise TypeError(f"train={train!r} must be a function from a setting to its result.")
@@ -208,7 +252,7 @@ def check_arguments(
             f"{missing[0]}=[…]. {_in_table(missing[0]) if missing[0] in options else ''}".rstrip()
         )
     takes_seed = "seed" in known or takes_all
-    if not takes_seed and seeds > 1:
+    if not takes_seed and not by_seed and seeds > 1:
         raise ValueError(
             f"{name} has no argument 'seed', so its {seeds} seeds would give the same run: add one, and "
             "draw from jax.random.key(seed)."

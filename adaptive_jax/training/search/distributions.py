@@ -12,7 +12,10 @@ from ..._core import arguments
 
 
 class Distribution:
-    """What `draw` draws one hyperparameter from."""
+    """What `draw` draws one hyperparameter from.
+
+    A grid that is even in it is its quantiles, `aj.LogUniform(1e-4, 1.0).at(np.linspace(0, 1, 5))`.
+    """
 
     def at(self, u: np.ndarray) -> Any:
         """The values of which a share u, from 0 to 1, lies below."""
@@ -52,6 +55,8 @@ class Uniform(Distribution):
 class LogUniform(Distribution):
     """Numbers between low and high, each order of magnitude as likely: for learning rates.
 
+    For decay rates near 1, such as b1 and b2, see `LogUniform.complement`.
+
     Example:
       >>> import adaptive_jax as aj, numpy as np
       >>> print(aj.LogUniform(1e-4, 1.0).at(np.array([0.0, 0.5])))
@@ -71,6 +76,66 @@ class LogUniform(Distribution):
     def at(self, u: np.ndarray) -> np.ndarray:
         """`low (high / low)^u`."""
         return self.low * (self.high / self.low) ** u
+
+    @staticmethod
+    def complement(low: float, high: float) -> LogUniformComplement:
+        """Numbers b between low and high, of which 1 - b is log-uniform: for decay rates near 1.
+
+            1 - b ~ LogUniform(1 - high, 1 - low)
+
+        What b1 and b2 do depends on 1 - b, which is one over the length of an average: from 0.9 to 0.99
+        is as far as from 0.99 to 0.999.
+
+        Args:
+          low: the smallest b, 0 or more.
+          high: the largest, above ½ and below 1.
+
+        Raises:
+          TypeError: for what is no number.
+          ValueError: for numbers out of range; for a high of ½ or less, which is no decay rate near 1, but
+            what 1 - b would be.
+
+        Example:
+          >>> import adaptive_jax as aj, numpy as np
+          >>> print(aj.LogUniform.complement(0.9, 0.999).at(np.array([0.0, 0.5, 1.0])))
+          [0.9   0.99  0.999]
+        """
+        return LogUniformComplement(low, high)
+
+
+@dataclass(frozen=True, repr=False)
+class LogUniformComplement(Distribution):
+    """What `LogUniform.complement` makes."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        if not 0 <= self.low <= self.high < 1:
+            raise ValueError(
+                f"{self}: low and high must be from 0 to below 1, and low no more than high: they are "
+                "of b itself, such as 0.9 and 0.9999."
+            )
+        if self.high <= 0.5:
+            # As many digits as tell that 1 - 1e-4 is meant.
+            low, high = (f"{1 - each:.12g}" for each in (self.high, self.low))
+            meant = (
+                f"for 1 - b between {self.low:g} and {self.high:g}, write "
+                f"LogUniform.complement({low}, {high}); "
+            )
+            raise ValueError(
+                f"{self}: low and high are of b itself, and none of these is near 1: "
+                f"{meant if self.low > 0 else ''}for b as small as this, "
+                f"Uniform({self.low!r}, {self.high!r})."
+            )
+
+    def __repr__(self) -> str:
+        return f"LogUniform.complement({self.low!r}, {self.high!r})"
+
+    def at(self, u: np.ndarray) -> np.ndarray:
+        """`1 - (1 - low) ((1 - high) / (1 - low))^u`."""
+        return 1 - (1 - self.low) * ((1 - self.high) / (1 - self.low)) ** u
 
 
 @dataclass(frozen=True, init=False)
@@ -115,7 +180,7 @@ def draw(
       method: "sobol" for points that fill the space evenly (Sobol's, scrambled by a random matrix and
         a shift: Matoušek 1998, https://doi.org/10.1006/jcom.1998.0489), or "random" for independent
         ones.
-      **distributions: a `Uniform`, `LogUniform` or `Choice` per hyperparameter.
+      **distributions: a `Uniform`, `LogUniform`, `LogUniform.complement` or `Choice` per hyperparameter.
 
     Returns:
       From each name to its column, of length count.
@@ -138,7 +203,7 @@ def draw(
         if not isinstance(each, Distribution):
             raise TypeError(
                 f"{name}={each!r} is no distribution: give aj.Uniform(low, high), aj.LogUniform(low, "
-                "high) or aj.Choice(value, …)."
+                "high), aj.LogUniform.complement(low, high) or aj.Choice(value, …)."
             )
     if method == "sobol":
         from scipy.stats import qmc  # jax needs scipy, so it is there.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
 
 import numpy as np
 
 from ..._core import arguments
+from . import sweep_file
+from .confirmation import Confirmed, half_width
 from .table import Table, counted, plain, shown, with_spread
 
 
@@ -23,6 +26,8 @@ class Sweep:
     outputs: what train returned, in NumPy arrays with two more axes in front, settings x seeds.
     maximize: whether more is better.
     name: what the objective is called.
+    again: `again(index, seeds)` runs a setting with other seeds; None for a sweep that was read from a
+      file, and for a train that takes no seed.
     """
 
     settings: dict[str, Any]
@@ -31,6 +36,7 @@ class Sweep:
     outputs: Any
     maximize: bool = False
     name: str = "objective"
+    again: Callable[[int, Sequence[int]], Sweep] | None = field(default=None, repr=False)
 
     @property
     def diverged(self) -> np.ndarray:
@@ -39,7 +45,10 @@ class Sweep:
 
     @property
     def mean(self) -> np.ndarray:
-        """The mean objective of each setting over its seeds; NaN if one of them diverged."""
+        """The mean objective of each setting over its seeds; NaN if one of them diverged.
+
+        The best of these means is better than what comes of that setting again: `best(confirm=10)`.
+        """
         finite = np.where(np.isfinite(self.objective), self.objective, np.nan)
         return np.mean(finite.astype(np.float64), axis=1)
 
@@ -60,11 +69,40 @@ class Sweep:
         """The setting of this number, as arguments: `aj.adam(**result.setting(3))`."""
         return {name: plain(column[index]) for name, column in self.settings.items()}
 
-    def best(self) -> dict[str, Any]:
+    @overload
+    def best(self, confirm: None = None) -> dict[str, Any]: ...
+
+    @overload
+    def best(self, confirm: int) -> Confirmed: ...
+
+    def best(self, confirm: int | None = None) -> dict[str, Any]:
         """The setting with the best mean objective, as arguments: `aj.adam(**result.best())`.
 
+        Its mean is the best of many, and chance has helped it: by one to two standard deviations of a
+        mean, with some ten settings and more. With `confirm` the setting is run again, and what comes of
+        it can be reported. Held-out data that a setting was selected by are as biased: report another
+        part of the data.
+
+        Args:
+          confirm: how many seeds to run it with again, 2 or more, none of which it was selected by; None
+            for none. With several processes all of them call it.
+
+        Returns:
+          The setting; with confirm a `Confirmed`, which is the setting too, and prints what was selected
+          beside what is confirmed.
+
         Raises:
-          ValueError: if every setting has a seed that diverged.
+          ValueError: if every setting has a seed that diverged; with confirm, for a sweep that was read
+            from a file, and for a train that takes no seed.
+
+        Example:
+          >>> import adaptive_jax as aj, jax
+          >>> def train(rate, seed):
+          ...     return (rate - 0.3) ** 2 + jax.random.normal(jax.random.key(seed))
+          >>> result = aj.sweep(train, rate=[0.1, 0.2, 0.3, 0.4], seeds=4)
+          >>> best = result.best(confirm=10)
+          >>> best == result.best(), best.interval[0] < best.mean < best.interval[1]
+          (True, True)
         """
         first = int(self.ranking()[0])
         if self.diverged[first]:
@@ -73,10 +111,41 @@ class Sweep:
                 f"{self.diverged.min()} of {len(self.seeds)}): there is no best one. Look at "
                 "result.table(), and try smaller learning rates."
             )
-        return self.setting(first)
+        setting = self.setting(first)
+        if confirm is None:
+            return setting
+        confirm = arguments.whole("confirm", confirm, 2, hint=" A single run has no interval.")
+        used = set(self.seeds.tolist())
+        fresh = [seed for seed in range(confirm + len(used)) if seed not in used][:confirm]
+        if self.again is None:
+            raise ValueError(
+                f"confirm={confirm} runs train again, and this sweep has none that another seed makes a "
+                "difference to: it was read from a file, or its train takes no seed. Call aj.sweep(train, "
+                f"…) with seeds={fresh if confirm < 4 else f'[{fresh[0]}, {fresh[1]}, …]'} and the setting "
+                "alone, a list of one value for each argument."
+            )
+        return Confirmed(setting, self, first, self.again(first, fresh))
+
+    def ties(self) -> np.ndarray:
+        """The settings, by their number, that cannot be told from the best, which is not among them.
+
+        Those whose difference from the best, paired by seed, has a 95 % confidence interval (Student's t)
+        with 0 in it: intervals of the settings themselves may overlap where this one excludes 0. With a
+        single seed nothing is known of chance, and there are none; nor where each setting has diverged.
+        """
+        order = self.ranking()
+        if len(self.seeds) < 2 or self.diverged[order[0]]:
+            return np.empty(0, int)
+        others = order[1:][self.diverged[order[1:]] == 0]
+        differences = self.objective[others].astype(float) - self.objective[order[0]][np.newaxis]
+        deviation = np.std(differences, axis=1, ddof=1)
+        half = half_width(deviation, len(self.seeds))
+        return others[np.abs(np.mean(differences, axis=1)) <= half]
 
     def table(self, rows: int | None = 10) -> Table:
         """The settings, best first, with the mean ± standard deviation over the seeds.
+
+        The caption says which cannot be told from the best, and what is best at the end of what was tried.
 
         rows: how many to show; None for all.
         """
@@ -97,7 +166,34 @@ class Sweep:
             caption += f"; {failed} with a seed that diverged"
         if len(order) < len(self.objective):
             caption += f"; the best {len(order)} are shown"
-        return Table((*self.settings, heading), tuple(cells), caption + ".")
+        return Table((*self.settings, heading), tuple(cells), caption + "." + self._notes())
+
+    def _notes(self) -> str:
+        """What to know of the setting that is best, for the caption of the table."""
+        best = self.ranking()[0]
+        if len(self.objective) < 2 or self.diverged[best]:
+            return ""
+        notes = ""
+        if len(self.seeds) > 1:
+            how = ": best(confirm=10) runs it with fresh seeds" if self.again is not None else ""
+            notes += (
+                " The first is selected by its mean, which, as the best of so many, is on average better "
+                f"than what comes of it again{how}."
+            )
+            ties = len(self.ties())
+            notes += (
+                f" {counted(ties, 'other')} cannot be told from it"
+                if ties
+                else " Each other one differs from it by more than chance"
+            )
+            notes += " (95 %, differences paired by seed)."
+        for name, column in self.settings.items():
+            if not is_numeric(column) or _distinct(column) < 3:
+                continue
+            for end, which in ((column.min(), "smallest"), (column.max(), "largest")):
+                if column[best] == end:
+                    notes += f" Its {name}, {shown(end)}, is the {which} that was tried."
+        return notes
 
     def __repr__(self) -> str:
         return repr(self.table())
@@ -154,6 +250,44 @@ class Sweep:
             )
         ax.set_ylabel(self.name)
         return ax
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the sweep to one file, which `Sweep.load` reads: NumPy's arrays, and nothing pickled.
+
+        Args:
+          path: the file, "sweep.npz" say, to the letter. One that is there is replaced, as a whole.
+
+        Raises:
+          ValueError: for what no file can hold, by its name, such as settings that are functions; for a
+            folder that is not there.
+
+        Example:
+          >>> import adaptive_jax as aj, os, tempfile
+          >>> result = aj.sweep(lambda rate: (rate - 0.3) ** 2, rate=[0.1, 0.2, 0.3])
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     path = os.path.join(folder, "sweep.npz")
+          ...     result.save(path)
+          ...     print(aj.Sweep.load(path).best())
+          {'rate': 0.3}
+        """
+        results = {"seeds": self.seeds, "objective": self.objective, "outputs": self.outputs}
+        facts = {"maximize": self.maximize, "name": self.name}
+        sweep_file.write(path, self.settings, results, facts)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Sweep:
+        """Reads what `save` wrote: equal to the bit, except that it cannot be run again.
+
+        Raises:
+          ValueError: for another file, and one of another format.
+          FileNotFoundError: for none.
+        """
+        settings, results, facts = sweep_file.read(path)
+        return cls(settings, **results, **facts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the function of the user's that it came from, which seldom pickles."""
+        return self.__dict__ | {"again": None}
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with one row per run: its setting, its seed, its numbers."""

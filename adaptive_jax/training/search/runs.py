@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,24 @@ from .table import counted, plain, shown
 
 EVALUATION = "evaluation"
 """What the result of `evaluate` is called among the metrics."""
+PARAMS = "params"
+"""What the parameters that are kept are called there."""
+
+
+class BatchesBySeed(NamedTuple):
+    """Batches that a seed chooses.
+
+    seeds: of shape (seeds,). batches: a tree of arrays, seeds x steps x ….
+    """
+
+    seeds: Any
+    batches: Any
+
+    def taken_by(self, seed: Any) -> tuple[jax.Array, Callable[[Any], Any]]:
+        """The numbers of the steps, and a function from one to the batch that the seed has there."""
+        own = jnp.argmax(self.seeds == seed)
+        steps = jnp.arange(jax.tree.leaves(self.batches)[0].shape[1])
+        return steps, lambda step: jax.tree.map(lambda x: x[own, step], self.batches)
 
 
 class Choices:
@@ -69,11 +87,13 @@ class Run:
     """One training run, a function of its numbers, and what it is judged by.
 
     evaluate: a function of the parameters at the end, with step.
+    keep_params: whether these are part of the result.
     """
 
     train: Callable[..., Any]
     step: Callable[..., Any] | None
     evaluate: Callable[[Any], Any] | None
+    keep_params: bool
     objective: str | Callable[[Any], Any] | None
     choices: Choices
     takes_seed: bool
@@ -90,26 +110,42 @@ class Run:
                     f"with step, train makes a TrainState, and returned {type(result).__name__}: "
                     "return aj.TrainState.create(params, tx)."
                 )
-            result = self._metrics(result, batches)
+            result = self._metrics(result, batches, seed)
         outputs = jax.tree.map(jnp.asarray, result)
         return self._judged(outputs), outputs
 
-    def _metrics(self, state: TrainState, batches: Any) -> Any:
+    def _metrics(self, state: TrainState, batches: Any, seed: Any) -> Any:
         """One step per batch, and what they come to.
 
         The optimizer does not change, and keeps numbers of Python such.
         """
         assert self.step is not None
         step, tx = self.step, state.tx
+        # Of those by seed a run takes one at a time: all of its own would be in memory once more.
+        taken, look_up = (
+            batches.taken_by(seed) if isinstance(batches, BatchesBySeed) else (batches, None)
+        )
 
         def body(state: TrainState, batch: Any) -> Any:
+            batch = batch if look_up is None else look_up(batch)
             state, metrics = step(state.replace(tx=tx), batch)
             return dataclasses.replace(state, tx=None), metrics
 
-        last, metrics = jax.lax.scan(body, dataclasses.replace(state, tx=None), batches)
-        if self.evaluate is None:
+        last, metrics = jax.lax.scan(body, dataclasses.replace(state, tx=None), taken)
+        if self.evaluate is None and not self.keep_params:
             return metrics
-        return {**metrics, EVALUATION: self.evaluate(last.replace(tx=tx).eval_params())}
+        params, added = last.replace(tx=tx).eval_params(), {}
+        if self.evaluate is not None:
+            added[EVALUATION] = self.evaluate(params)
+        if self.keep_params:
+            added[PARAMS] = params
+        if not isinstance(metrics, Mapping) or metrics.keys() & added:
+            found = list(metrics) if isinstance(metrics, Mapping) else _what(metrics)
+            raise ValueError(
+                f"evaluate and keep_params add {list(added)} to the metrics of step, and these are "
+                f"{found}: let step return a dict without these names."
+            )
+        return {**metrics, **added}
 
     def _judged(self, outputs: Any) -> jax.Array:
         value = outputs

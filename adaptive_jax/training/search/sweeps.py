@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,15 @@ import numpy as np
 from ..agreement import check_alike, together
 from ..progress import progress_bar
 from . import runs, shares
-from .columns import check_arguments, checked_options, checked_seeds, columns_of, stacked_batches
-from .result import Sweep
+from .columns import (
+    are_by_seed,
+    check_arguments,
+    checked_options,
+    checked_seeds,
+    columns_of,
+    stacked_batches,
+)
+from .result import Sweep, is_numeric
 
 
 def sweep(
@@ -26,8 +34,9 @@ def sweep(
     objective: str | Callable[[Any], Any] | None = None,
     maximize: bool = False,
     step: Callable[[Any, Any], tuple[Any, Any]] | None = None,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Any] | Callable[[int], Iterable[Any]] | None = None,
     evaluate: Callable[[Any], Any] | None = None,
+    keep_params: bool = False,
     batch_size: int | None = None,
     memory: float | None = None,
     progress: bool | None = None,
@@ -59,10 +68,17 @@ def sweep(
         for the one array that there is. Of a curve, the last value.
       maximize: True where more is better.
       step: what `train_step` returns: then the run is one step per batch, and its result the metrics.
-      batches: the batches for `step`, the same for every run.
+      batches: the batches for `step`, the same for every run; or a function from a seed, a Python int, to
+        the batches of its runs, for an order of the data that differs as well:
+        `lambda seed: data[np.random.default_rng(seed).permutation(len(data)).reshape(-1, 32)]`. Those of
+        all seeds are in memory at once; where that is too much, give the places in the data as batches,
+        and let the loss look them up.
       evaluate: a function of the parameters, such as the loss of held-out data, with `step`: the metric
         "evaluation" is what it gives after the last step, at the parameters to evaluate with,
-        `TrainState.eval_params()`. The loss of a step is that of the parameters that are trained.
+        `TrainState.eval_params()`. The loss of a step is that of the parameters that are trained. Data that
+        settings are selected by are not those to report: keep a third part.
+      keep_params: True to keep these parameters, with `step`: `outputs["params"]`, with settings and seeds
+        in front of each array.
       batch_size: how many runs at a time; None for as many as `memory` holds. On a CPU each core takes
         its share of them; it is no quicker with more than 64, and a tenth of the runs is enough for it,
         so that the progress bar moves.
@@ -74,8 +90,8 @@ def sweep(
         single value is the same for all runs.
 
     Returns:
-      A `Sweep`: `.best()`, `.table()`, `.plot()`, `.objective`, `.outputs`. A run that diverges is
-      kept as such.
+      A `Sweep`: `.best()`, and `.best(confirm=10)` with fresh seeds, `.table()`, `.plot()`, `.save(path)`,
+      `.objective`, `.outputs`. A run that diverges is kept as such.
 
     Raises:
       ValueError, TypeError: before anything is run, for an argument that train does not have or does
@@ -99,6 +115,8 @@ def sweep(
       {'learning_rate': 1.0}
     """
     with together("sweep"):
+        if batches is not None and not are_by_seed(batches) and np.iterable(batches):
+            batches = [*batches]  # They may be needed again.
         prepared = prepare(
             train,
             axes,
@@ -110,12 +128,34 @@ def sweep(
             step=step,
             batches=batches,
             evaluate=evaluate,
+            keep_params=keep_params,
             batch_size=batch_size,
             memory=memory,
         )
         facts = prepared.facts() if jax.process_count() > 1 else {}
     check_alike("The sweep", facts)
-    return prepared.run(progress)
+
+    columns = prepared.columns
+
+    def again(index: int, seeds: Sequence[int]) -> Sweep:
+        return sweep(
+            train,
+            seeds=seeds,
+            table={name: column[index : index + 1] for name, column in columns.items()},
+            static=[name for name, column in columns.items() if not is_numeric(column)],
+            objective=objective,
+            maximize=maximize,
+            step=step,
+            batches=batches,
+            evaluate=evaluate,
+            keep_params=keep_params,
+            batch_size=batch_size,
+            memory=memory,
+            progress=progress,
+        )
+
+    result = prepared.run(progress)
+    return dataclasses.replace(result, again=again) if prepared.depends_on_seed else result
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +163,7 @@ class Prepared:
     """A sweep whose arguments are checked, and whose runs are traced: nothing is compiled.
 
     batches: stacked.
+    depends_on_seed: whether another seed may be another result.
     """
 
     columns: dict[str, Any]
@@ -134,6 +175,7 @@ class Prepared:
     memory: float | None
     plans: list[runs.Plan]
     traced: list[runs.Traced]
+    depends_on_seed: bool
 
     def facts(self) -> dict[str, str]:
         """What it is, to be compared between processes."""
@@ -194,29 +236,40 @@ def prepare(
     objective: str | Callable[[Any], Any] | None = None,
     maximize: bool = False,
     step: Callable[[Any, Any], tuple[Any, Any]] | None = None,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[Any] | Callable[[int], Iterable[Any]] | None = None,
     evaluate: Callable[[Any], Any] | None = None,
+    keep_params: bool = False,
     batch_size: int | None = None,
     memory: float | None = None,
 ) -> Prepared:
     """Raises what `sweep` raises before it compiles. The arguments are those of it."""
-    batch_size = checked_options(batch_size, memory, maximize, step, batches, evaluate)
+    batch_size = checked_options(batch_size, memory, maximize, step, batches, evaluate, keep_params)
+    by_seed = are_by_seed(batches)
     objective = runs.EVALUATION if objective is None and evaluate is not None else objective
     seed_values = checked_seeds(seeds)
     columns, is_static = columns_of(table, axes, static)
-    takes_seed = check_arguments(train, columns, len(seed_values), _OPTIONS)
+    takes_seed = check_arguments(train, columns, len(seed_values), _OPTIONS, by_seed)
     # Runs have a mesh of their own: that of `with jax.set_mesh(mesh):` is not theirs.
     with jax.set_mesh(_NO_MESH):
-        stacked = None if batches is None else stacked_batches(batches)
-        plans = list(
-            _plans(train, step, evaluate, objective, takes_seed, columns, is_static, seed_values)
-        )
+        stacked = None if batches is None else stacked_batches(batches, seed_values)
+        # What chooses code is not known yet.
+        run = runs.Run(train, step, evaluate, keep_params, objective, runs.Choices({}), takes_seed)
+        plans = list(_plans(run, columns, is_static, seed_values))
         traced = [runs.trace(plan, stacked) for plan in plans]
     outlines = [each.outline for each in traced]
     runs.check_outlines(outlines, plans)
     runs.check_results(jax.tree.leaves(outlines[0]), sum(len(plan.seeds) for plan in plans))
     return Prepared(
-        columns, seed_values, objective, maximize, stacked, batch_size, memory, plans, traced
+        columns,
+        seed_values,
+        objective,
+        maximize,
+        stacked,
+        batch_size,
+        memory,
+        plans,
+        traced,
+        takes_seed or by_seed,
     )
 
 
@@ -252,11 +305,7 @@ def _numbered(column: Sequence[Any]) -> list[int]:
 
 
 def _plans(
-    train: Callable[..., Any],
-    step: Callable[..., Any] | None,
-    evaluate: Callable[..., Any] | None,
-    objective: str | Callable[[Any], Any] | None,
-    takes_seed: bool,
+    run: runs.Run,
     columns: Mapping[str, Any],
     is_static: Mapping[str, bool],
     seeds: np.ndarray,
@@ -274,5 +323,5 @@ def _plans(
             for name, column in columns.items()
             if not is_static[name]
         }
-        run = runs.Run(train, step, evaluate, objective, choices, takes_seed)
-        yield runs.Plan(rows, run, varied, np.tile(seeds, len(rows)))
+        chosen = dataclasses.replace(run, choices=choices)
+        yield runs.Plan(rows, chosen, varied, np.tile(seeds, len(rows)))

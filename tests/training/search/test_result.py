@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from scipy import stats
 from swept_run import diverging
 
 import adaptive_jax as aj
@@ -76,3 +78,37 @@ def test_a_pandas_frame_has_a_row_per_run():
     assert frame["kind"].tolist() == ["a", "a", "b", "b"] * 2
     np.testing.assert_allclose(frame["objective"], [0.5, 1, 0.5, 1, 1, 2, 1, 2])
     assert frame["other"].tolist() == [0, 1] * 4
+
+
+def test_what_cannot_be_told_from_the_best_is_said():
+    """By the differences of equal seeds: the intervals of all four overlap widely."""
+
+    def run(rate, seed):
+        luck = 10 * jax.random.normal(jax.random.key(seed))
+        own = 0.1 * jax.random.normal(jax.random.key(seed + 100 * rate.astype(int)))
+        return luck + own + jnp.where(rate > 2, 1.0, 0.0)
+
+    result = aj.sweep(run, rate=[1.0, 2.0, 3.0, 4.0], seeds=6)
+    best = int(result.ranking()[0])
+    assert {best, *result.ties().tolist()} == {0, 1}
+    for i in (2, 3):
+        test = stats.ttest_rel(result.objective[i], result.objective[best])
+        assert test.pvalue < 0.05
+    shown = str(result)
+    assert "1 other cannot be told from it (95 %, differences paired by seed)" in shown
+    assert "is on average better than what comes of it again: best(confirm=10) runs it" in shown
+    single = aj.sweep(run, rate=[1.0, 2.0, 3.0], seeds=1)
+    assert single.ties().size == 0
+    assert "told from it" not in str(single)
+    lost = aj.sweep(diverging, learning_rate=[0.25, 0.3, 2.0, 3.0], seeds=3)
+    assert lost.ties().size == 0
+    assert "Each other one differs from it by more than chance" in str(lost)
+    assert aj.sweep(diverging, learning_rate=[2.0, 3.0], seeds=3).ties().size == 0
+
+
+def test_a_best_one_at_the_end_of_what_was_tried_is_said():
+    result = aj.sweep(lambda rate, b1: rate + b1, rate=[0.1, 0.2, 0.3], b1=[0.5, 0.9])
+    assert "Its rate, 0.1, is the smallest that was tried." in str(result)
+    assert "b1," not in str(result)  # Of two values the best is always at an end.
+    inside = aj.sweep(lambda rate: (rate - 0.2) ** 2, rate=[0.1, 0.2, 0.3])
+    assert "that was tried" not in str(inside)

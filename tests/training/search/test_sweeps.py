@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from swept_run import RATES, start, train
 
@@ -172,3 +173,108 @@ def test_a_sweep_is_judged_by_an_evaluation_of_the_last_parameters():
         TypeError, match=r"evaluate=3 must be a function of the parameters\. \(Values"
     ):
         aj.sweep(make, step=step, batches=batches, evaluate=3, learning_rate=RATES)
+
+
+def squares(w, batch):
+    return jnp.mean((batch @ w - 1) ** 2)
+
+
+DATA = np.asarray(np.random.default_rng(0).normal(size=(24, 3)), np.float32)
+
+
+def in_order(seed):
+    """Six batches of the data, in an order of the seed's."""
+    return DATA[np.random.default_rng(seed).permutation(24).reshape(6, 4)]
+
+
+@pytest.mark.usefixtures("devices")
+def test_batches_by_seed_and_the_parameters_at_the_end():
+    step = aj.train_step(squares)
+
+    def make(learning_rate, seed):
+        return aj.TrainState.create(start(seed), aj.adam(learning_rate))
+
+    settings = {"learning_rate": RATES[:3], "seeds": [4, 0]}
+    result = aj.sweep(
+        make, step=step, batches=in_order, evaluate=jnp.sum, keep_params=True, **settings
+    )
+    assert result.outputs["params"].shape == (3, 2, 3)
+    for i, rate in enumerate(RATES[:3]):
+        for j, seed in enumerate([4, 0]):
+            state, history = aj.fit(make(rate, seed), step, in_order(seed))
+            np.testing.assert_allclose(result.outputs["loss"][i, j], history["loss"], rtol=2e-5)
+            np.testing.assert_allclose(result.outputs["params"][i, j], state.params, rtol=2e-5)
+    # Fresh seeds have orders of their own, and the outputs come with them.
+    best = result.best(confirm=2)
+    state, _ = aj.fit(make(best["learning_rate"], 1), step, in_order(1))
+    np.testing.assert_allclose(best.sweep.outputs["params"][0, 0], state.params, rtol=2e-5)
+    # A train without a seed: the order alone differs.
+    fixed = aj.sweep(
+        lambda learning_rate: make(learning_rate, 0), step=step, batches=in_order, **settings
+    )
+    state, history = aj.fit(make(RATES[1], 0), step, in_order(4))
+    np.testing.assert_allclose(fixed.outputs["loss"][1, 0], history["loss"], rtol=2e-5)
+    assert len(fixed.best(confirm=2).objective) == 2
+
+
+def test_batches_that_a_generator_gives_once_are_there_for_the_confirmation():
+    def make(learning_rate, seed):
+        return aj.TrainState.create(start(seed), aj.adam(learning_rate))
+
+    step = aj.train_step(squares)
+    result = aj.sweep(make, step=step, batches=iter(in_order(0)), learning_rate=RATES, seeds=2)
+    best = result.best(confirm=3)
+    _, history = aj.fit(make(best["learning_rate"], 2), step, in_order(0))
+    np.testing.assert_allclose(best.objective[0], history["loss"][-1], rtol=2e-5)
+
+
+def test_optimizers_of_optax_are_swept_and_their_rates_looked_up():
+    for make in (optax.sgd, optax.inject_hyperparams(optax.sgd)):
+        metrics = ("loss",) if make is optax.sgd else ("loss", "learning_rate")
+        result = aj.sweep(
+            lambda rate, seed, make=make: aj.TrainState.create(start(seed), make(learning_rate=rate)),
+            step=aj.train_step(squares, metrics=metrics),
+            batches=in_order(0), rate=RATES[:2], seeds=2, keep_params=True,
+        )  # fmt: skip
+        own = aj.sweep(
+            lambda rate, seed: aj.TrainState.create(start(seed), aj.sgd(rate)),
+            step=aj.train_step(squares), batches=in_order(0), rate=RATES[:2], seeds=2, keep_params=True,
+        )  # fmt: skip
+        np.testing.assert_allclose(result.outputs["params"], own.outputs["params"], rtol=1e-5)
+        for name in metrics:
+            np.testing.assert_allclose(result.outputs[name], own.outputs[name], rtol=1e-5)
+
+
+def test_what_is_wrong_with_batches_and_with_what_is_kept_is_named():
+    def make(learning_rate, seed):
+        return aj.TrainState.create(start(seed), aj.adam(learning_rate))
+
+    def named(state, batch):
+        return state, {"params": jnp.zeros(()), "loss": jnp.zeros(())}
+
+    def swept(**options):
+        options = {"step": aj.train_step(squares), "batches": in_order, "seeds": 2} | options
+        return aj.sweep(make, learning_rate=RATES, **options)
+
+    with pytest.raises(
+        ValueError, match=r"batches\(seed=1\) comes to float32\[5, 4, 3\], and batches\(seed=0\)"
+    ):
+        swept(batches=lambda seed: in_order(seed)[seed:])
+    with pytest.raises(ValueError, match=r"batches\(seed=0\) has no batch in it"):
+        swept(batches=lambda seed: [])
+    with pytest.raises(
+        TypeError, match=r"batches\(seed=0\) is None of type NoneType: it must be the"
+    ):
+        swept(batches=lambda seed: None)
+    with pytest.raises(TypeError, match="batches is 3 of type int: it must be the batches, a list"):
+        swept(batches=3)
+    with pytest.raises(TypeError, match="keep_params='params' must be True or False"):
+        swept(keep_params="params")
+    with pytest.raises(
+        ValueError, match=r"evaluate and keep_params add \['params'\] to the metrics of step"
+    ):
+        swept(step=named, keep_params=True)
+    with pytest.raises(
+        ValueError, match="train returns what is kept, so let it return its parameters"
+    ):
+        aj.sweep(train, learning_rate=RATES, keep_params=True)

@@ -1,0 +1,140 @@
+"""The best setting run again with fresh seeds: what is selected is biased, what is confirmed is not."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from swept_run import diverging
+
+import adaptive_jax as aj
+from adaptive_jax.training.search.confirmation import mean_interval, median_interval, spanned
+
+
+def noise(seed):
+    return jax.random.normal(jax.random.key(seed))
+
+
+def test_what_is_selected_is_biased_and_what_is_confirmed_is_not():
+    """Of settings that are all alike: the truth is 0, and the best mean of 16 is 1.8 deviations off."""
+
+    def alike(study, setting, seed):
+        return noise(seed + 100 * setting + 10_000 * study)
+
+    selected, confirmed, covered = [], [], 0
+    for study in range(40):
+        result = aj.sweep(alike, study=study, setting=np.arange(16), seeds=3, progress=False)
+        best = result.best(confirm=10)
+        assert best == result.best()
+        np.testing.assert_array_equal(best.sweep.seeds, np.arange(3, 13))
+        selected.append(best.selected * 3**0.5)
+        confirmed.append(best.mean * 10**0.5)
+        covered += best.interval[0] < 0 < best.interval[1]
+    assert -2.1 < np.mean(selected) < -1.4
+    assert abs(np.mean(confirmed)) < 3 / 40**0.5
+    assert covered >= 33  # of 40, at 95 %: fewer in one of a thousand
+
+
+def test_it_is_the_setting_and_what_came_of_it():
+    def train(learning_rate, kind, seed):
+        return jnp.square(learning_rate - 0.3) + float(kind == "b") + 0.1 * noise(seed)
+
+    result = aj.sweep(train, learning_rate=[0.1, 0.3, 3.0], kind=["a", "b"], seeds=[5, 0])
+    best = result.best(confirm=8)
+    assert dict(best) == {"learning_rate": 0.3, "kind": "a"}
+    assert aj.sgd(best["learning_rate"])
+    np.testing.assert_array_equal(best.sweep.seeds, [1, 2, 3, 4, 6, 7, 8, 9])
+    expected = [train(0.3, "a", seed) for seed in best.sweep.seeds]
+    np.testing.assert_allclose(best.objective, expected, rtol=1e-5)
+    np.testing.assert_allclose(best.mean, np.mean(expected), rtol=1e-5)
+    np.testing.assert_allclose(best.median, np.median(expected), rtol=1e-5)
+    np.testing.assert_allclose(best.selected, result.mean.min(), rtol=1e-6)
+    shown = str(best)
+    assert "selected      2" in shown
+    assert "confirmed      8" in shown
+    assert "the best of 6 means, which is on average better" in shown
+    assert best._repr_html_().count("<tr>") == 3
+    again = pickle.loads(pickle.dumps(best))
+    assert again == best
+    assert again.interval == best.interval
+
+
+def test_fresh_seeds_that_diverge_are_counted_and_no_mean_is_made_up():
+    result = aj.sweep(
+        lambda rate, seed: jnp.where(seed > 3, jnp.inf, rate), rate=[1.0, 2.0], seeds=2
+    )
+    best = result.best(confirm=10)
+    assert math.isnan(best.mean)
+    assert math.isnan(best.interval[0])
+    assert best.median == math.inf
+    assert "8 of 10 diverged" in str(best)
+    most = aj.sweep(
+        lambda rate, seed: jnp.where(seed == 7, -jnp.inf, rate + 0.1 * seed.astype(float)),
+        rate=[1.0, 2.0], seeds=2, maximize=True,
+    ).best(confirm=11)  # fmt: skip
+    assert dict(most) == {"rate": 2.0}
+    ordered = np.sort(most.objective)
+    np.testing.assert_allclose(most.median, ordered[5])
+    np.testing.assert_allclose(most.median_interval, (ordered[1], ordered[9]))
+
+
+def test_what_cannot_be_confirmed_says_what_to_do(tmp_path):
+    result = aj.sweep(diverging, learning_rate=[0.25, 0.5], seeds=3)
+    for wrong in (1, 0, 2.5, True, "10"):
+        with pytest.raises(
+            ValueError, match=r"confirm=.* must be a whole number, 2 or more\. A single"
+        ):
+            result.best(confirm=wrong)
+    result.save(tmp_path / "sweep.npz")
+    read = aj.Sweep.load(tmp_path / "sweep.npz")
+    with pytest.raises(
+        ValueError, match=r"read from a file.* seeds=\[3, 4, …\] and the setting alone"
+    ):
+        read.best(confirm=10)
+    fresh = aj.sweep(diverging, **{name: [x] for name, x in read.best().items()}, seeds=[3, 4, 5])
+    np.testing.assert_array_equal(fresh.objective[0], result.best(confirm=3).objective)
+    without = aj.sweep(lambda rate: rate, rate=[1.0, 2.0])
+    with pytest.raises(ValueError, match="its train takes no seed"):
+        without.best(confirm=10)
+    none = aj.sweep(diverging, learning_rate=[2.0, 3.0], seeds=3)
+    with pytest.raises(ValueError, match="there is no best one"):
+        none.best(confirm=10)
+
+
+def test_the_intervals_cover_what_they_claim():
+    random = np.random.default_rng(0)
+    normal = random.normal(size=(2000, 10))
+    skewed = np.exp(1.5 * random.normal(size=(2000, 10)))
+    bimodal = np.where(random.random((2000, 10)) < 0.6, 0.0, 5.0) + 0.1 * random.normal(
+        size=(2000, 10)
+    )
+    low, high = np.array([mean_interval(each) for each in normal]).T
+    assert 0.93 < np.mean((low < 0) & (high > 0)) < 0.97
+    expected = stats.ttest_1samp(normal[0], 0).confidence_interval()
+    np.testing.assert_allclose((low[0], high[0]), expected, rtol=1e-12)
+    for values, median in ((normal, 0.0), (skewed, 1.0), (bimodal, np.median(bimodal))):
+        low, high = np.array([median_interval(each) for each in values]).T
+        assert 0.96 < np.mean((low <= median) & (high >= median)) < 0.99  # 97.9 % of ten
+    assert median_interval(normal[0, :5]) == (-math.inf, math.inf)
+
+
+def test_an_interval_is_rounded_outwards():
+    assert spanned(0.28437, 0.42111) == "0.28 to 0.43"
+    assert spanned(-0.0123, 0.0004) == "-0.013 to 0.00040"
+    assert spanned(1.000024, 1.000026) == "1.0000240 to 1.0000260"
+    assert spanned(123.4, 456.7) == "120 to 460"
+    assert spanned(0.00387, 1.5361) == "0.0038 to 1.6"
+    assert spanned(0.5, 0.5) == "0.50 to 0.50"
+    assert spanned(0.0, 3.0) == "0 to 3.0"
+    assert spanned(math.nan, 1.0) == ""
+    random = np.random.default_rng(0)
+    for size in 10.0 ** np.arange(-12, 12):
+        low, high = np.sort(random.normal(size=2)) * size
+        down, up = map(float, spanned(low, high).split(" to "))
+        assert low - 0.1 * (high - low) <= down <= low
+        assert high <= up <= high + 0.1 * (high - low)
