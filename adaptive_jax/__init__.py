@@ -140,9 +140,6 @@ from .rules.sign import sign_sgd as sign_sgd
 from .rules.sign import signum as signum
 from .rules.whitening import psgd_kron as psgd_kron
 from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
-from .training.callbacks import Callback as Callback
-from .training.callbacks import EarlyStopping as EarlyStopping
-from .training.callbacks import KeepBest as KeepBest
 
 # </catalogue>
 from .training.carried import Carried as Carried

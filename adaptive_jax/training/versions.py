@@ -24,10 +24,10 @@ from jax.tree_util import keystr
 from .. import rules
 from .._core import states
 from .._core.lifted import Lifted
+from .._core.placement import put
 from .._core.rule import Rule, fields, replace
 from .._core.wrapper import rebuilt
 from ..transforms.skip import SkipNonfiniteState
-from .processes import put
 
 LAYOUT = 2
 """The layout of what this version saves."""
