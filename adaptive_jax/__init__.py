@@ -142,6 +142,9 @@ from .rules.whitening import psgd_kron as psgd_kron
 from .rules.whitening import scale_by_psgd_kron as scale_by_psgd_kron
 
 # </catalogue>
+from .training.callbacks import Callback as Callback
+from .training.callbacks import EarlyStopping as EarlyStopping
+from .training.callbacks import KeepBest as KeepBest
 from .training.carried import Carried as Carried
 from .training.carry import carry_state as carry_state
 from .training.check_training import TrainingCheck as TrainingCheck
