@@ -25,7 +25,7 @@ METRICS = (
     "update_norm",
     "parameter_norm",
     "update_ratio",
-    "eval_loss",
+    "loss_at_eval_params",
     "measured",
 )
 """What `train_step` can measure."""
@@ -51,7 +51,7 @@ def measured_metrics(
         "update_norm": update_norm,
         "parameter_norm": parameter_norm,
         "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()).astype(jnp.float32),
-        "eval_loss": lambda: value_fn(eval_params(old.tx, old.params, old.opt_state)),
+        "loss_at_eval_params": lambda: value_fn(eval_params(old.tx, old.params, old.opt_state)),
         "measured": lambda: _measured(updated),
     }
     values = {}

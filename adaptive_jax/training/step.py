@@ -79,10 +79,10 @@ def train_step(
         ones; of an `aj.partition` "learning_rate/<label>" comes with it), "skipped" (so many steps so far),
         "gradient_norm", "update_norm", "parameter_norm" (before the step), "update_ratio", the
         quotient of the last two, 0 where the parameters are, "measured", what an `aj.diagnose` in the
-        optimizer measured, by measure and group, and "eval_loss", the loss of this batch at
-        `state.eval_params()` of before the step, beside "loss" at those that are trained. Norms read every
-        array once more, and "eval_loss" runs the model once more. None for the first three, without a
-        learning rate that cannot be known, as in most optimizers of optax.
+        optimizer measured, by measure and group, and "loss_at_eval_params", the loss of
+        this batch at `state.eval_params()` of before the step, beside "loss" at those that are trained.
+        Norms read every array once more, and "loss_at_eval_params" runs the model once more. None for
+        the first three, without a learning rate that cannot be known, as in most optimizers of optax.
       gradient: an estimator, a function that makes the gradients of the step out of those of the loss,
         and what else the optimizer is to know, such as the diagonal of the Hessian: `gradient(
         value_and_grad, params, batch, step, key)` returns `(first, gradients, extra_args)`.

@@ -55,14 +55,18 @@ def newer(layout: int, like: Any, tree: Any) -> Any:
     """The reverse of `older`: what was restored in that layout, with the structure of `like`."""
 
     def change(node: Any, old: Any) -> Any:
+        if isinstance(node, SkipNonfiniteState):
+            return old._replace(inner_state=changed(node.inner_state, old.inner_state))
         if _is_run(node):
             tx, state = rebuilt(_newer, node.tx, old.tx, old.opt_state)
             return dataclasses.replace(old, tx=tx, opt_state=state)
         return _newer_state(node, old) if _is_state(node) else old
 
-    if layout != LAYOUT:
-        tree = jax.tree.map(change, like, tree, is_leaf=_is_node)
-    return with_new_entries(like, tree)
+    def changed(node: Any, old: Any) -> Any:
+        is_leaf = lambda x: _is_node(x) or isinstance(x, SkipNonfiniteState)  # noqa: E731
+        return jax.tree.map(change, node, old, is_leaf=is_leaf)
+
+    return with_new_entries(like, tree if layout == LAYOUT else changed(like, tree))
 
 
 def with_new_entries(like: Any, tree: Any) -> Any:

@@ -35,7 +35,7 @@ def test_the_readme_runs():
     for params in (names["params"], names["state"].params, names["averaged"]):
         np.testing.assert_allclose(params["w"], [1.0, 2.0, 3.0], atol=0.05)
     assert names["step"]._cache_size() == 1
-    assert names["history"]["loss"].shape == (100,)
+    assert names["history"]["eval_loss"].shape == (10,)
     params, tx = {"w": jnp.ones(3)}, names["signum"]
     updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     np.testing.assert_allclose(updates["w"], -1e-4 * (1 + 0.01), rtol=1e-5)
@@ -57,7 +57,7 @@ def test_the_page_on_memory_runs():
 
 
 def test_the_page_on_training_runs():
-    names = run_page("training", blocks=2)
+    names = run_page("training", blocks=3)
     np.testing.assert_allclose(names["state"].params["w"], [1.0, 2.0, 3.0], atol=0.01)
 
 

@@ -37,7 +37,7 @@ def test_metrics():
             "update_norm": rate * norm,
             "parameter_norm": size,
             "update_ratio": rate * norm / size,
-            "eval_loss": loss,
+            "loss_at_eval_params": loss,
             "measured": {"update_norm": {"all": rate * norm}},
         }
         assert_close(metrics, expected, 1e-5)
@@ -46,7 +46,7 @@ def test_metrics():
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_loss_at_both_parameters(accumulate):
     """Of one batch: where it is trained, and where it is evaluated."""
-    names = ("loss", "eval_loss")
+    names = ("loss", "loss_at_eval_params")
     for make in (
         lambda: aj.schedule_free_sgd(0.1),
         lambda: aj.compensate(aj.chain(aj.sgd(0.1), aj.average(0.5))),
@@ -71,7 +71,7 @@ def test_the_loss_of_evaluation_costs_nothing_where_it_is_not_asked_for():
         lowered = aj.train_step(mean_squared_error, metrics=("loss", *names)).lower(state, BATCH)
         return lowered.compile().cost_analysis()["flops"]
 
-    assert flops() < flops("eval_loss")
+    assert flops() < flops("loss_at_eval_params")
 
 
 def test_what_is_diagnosed_is_in_the_history():
