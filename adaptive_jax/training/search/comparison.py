@@ -75,7 +75,8 @@ def compare(
       hold: at how many evaluations in a row a run has to be at its target, to have reached it at the
         first of them. More than 1 where the value is noisy. Who is lost later has not reached it.
       evaluations: how often to evaluate, evenly: steps to the target are counted to one of these. What
-        is evaluated are the parameters of `aj.eval_params`.
+        is evaluated are the parameters of `aj.eval_params`: by `problem.evaluate` to tune, and by
+        `problem.reported` in the runs that are judged, on data that chose nothing where it has some.
       seed: other seeds draw other settings, and run with others; the same one does the same again.
       progress: True for a progress bar, False for none; None for one where tqdm is installed and the
         output is a terminal.
@@ -181,9 +182,13 @@ class _Plan:
         self.seeds = np.stack([each[tuning_seeds:] for each in every[:studies]])
         self.spaces: dict[str, Space] = {}
         self.runs: dict[str, Callable[..., Any]] = {}
+        self.finals: dict[str, Callable[..., Any]] = {}
         for name, (factory, space) in optimizers.items():
             self.spaces[name] = space_of(name, factory, space, budget, seed, problem.name, numbers)
-            self.runs[name] = functools.partial(train, factory, problem, self.marks)
+            run = functools.partial(train, factory, problem, self.marks)
+            self.runs[name] = functools.partial(run, False)
+            # Where both are the same, so is the program.
+            self.finals[name] = functools.partial(run, problem.test is not None)
 
     def run(self, done: Callable[[], Any]) -> dict[str, Finalist]:
         """Every optimizer tuned, the target where it is to be made, and the best settings run on."""
@@ -204,7 +209,7 @@ class _Plan:
     def _finalist(self, name: str, tunings: list[Sweep], done: Callable[[], Any]) -> Finalist:
         goal, marks, hold = self.target.value, self.marks, self.hold
         chosen = tuple(best(each, self.tune_for, goal, marks, hold) for each in tunings)
-        curves = run_on(self.runs[name], tunings, chosen, self.seeds)
+        curves = run_on(self.finals[name], tunings, chosen, self.seeds)
         done()
         return Finalist(
             tuple(each.setting(row) for each, row in zip(tunings, chosen, strict=True)),

@@ -75,6 +75,8 @@ def _check_functions(problem: Problem) -> None:
         results = {asked: jax.eval_shape(problem.loss, params, key)}
         asked = "evaluate(params)"
         results[asked] = jax.eval_shape(problem.evaluate, params)
+        asked = "evaluate(params)" if problem.test is None else "test(params)"
+        results[asked] = jax.eval_shape(problem.reported, params)
     except Exception as error:
         raise ValueError(
             f"{asked} of the problem {problem.name!r} fails: {type(error).__name__}: {error}"

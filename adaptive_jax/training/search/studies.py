@@ -41,9 +41,18 @@ def seeds_of(seed: int, study: int, count: int) -> np.ndarray:
 
 
 def train(
-    factory: Callable[..., Any], problem: Problem, marks: np.ndarray, /, **given: Any
+    factory: Callable[..., Any],
+    problem: Problem,
+    marks: np.ndarray,
+    is_reported: bool,
+    /,
+    **given: Any,
 ) -> jax.Array:
-    """The curve of a run: what the problem is judged by, at the steps in marks."""
+    """The curve of a run: what the problem is judged by, at the steps in marks.
+
+    is_reported: whether it is to be reported, and not to choose a setting by.
+    """
+    evaluate = problem.reported if is_reported else problem.evaluate
     setting = {name: value for name, value in given.items() if name not in (RUN, "seed")}
     first_key, key = jax.random.split(jax.random.key(given[RUN]))
     tx = optax.with_extra_args_support(factory(**setting))
@@ -64,12 +73,12 @@ def train(
 
     def stretch(carry: Any, ends: Any) -> Any:
         carry = jax.lax.fori_loop(ends[0], ends[1], step, carry)
-        return carry, problem.evaluate(eval_params(tx, *carry))
+        return carry, evaluate(eval_params(tx, *carry))
 
     ends = jnp.stack([jnp.asarray(marks[:-1]), jnp.asarray(marks[1:])], axis=1)
     first = params, tx.init(params)
     _, curve = jax.lax.scan(stretch, first, ends)
-    return jnp.concatenate([problem.evaluate(eval_params(tx, *first))[None], curve])
+    return jnp.concatenate([evaluate(eval_params(tx, *first))[None], curve])
 
 
 @dataclasses.dataclass(frozen=True)

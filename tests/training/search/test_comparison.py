@@ -87,6 +87,17 @@ def test_finalists_are_the_best_settings_of_each_study_on_other_seeds():
     assert len(np.unique(np.concatenate(drawn))) == 32
 
 
+def test_what_is_reported_is_of_data_that_chose_nothing():
+    def test(w):
+        return 100 + jnp.sum(w**2)
+
+    options = {"studies": 1, "seeds": 2, "tuning_seeds": 1, "evaluations": 2}
+    found = aj.compare({"SGD": (aj.sgd, RATES)}, make(test=test, target=1.0), 4, **options)
+    finalist = found.finalists["bowl"]["SGD"]
+    assert finalist.tunings[0].objective.max() < 100 < finalist.curves.min()
+    assert np.isinf(finalist.steps_to_target).all()
+
+
 def test_the_seed_is_all_that_it_hangs_on(compiled):
     """Neither the order of the optimizers nor that of their axes, nor how many studies follow.
 
