@@ -151,7 +151,7 @@ class KeepBest(_Watching):
         self.whole_state = bool(whole_state)
         self._kept: Any = None
         self._count = 0
-        self._optimizers: list[tuple[int, Any]] = []
+        self._optimizers: list[tuple[int, Any, Any]] = []  # From which evaluation on, and a copy.
 
     def after_evaluation(self, state: Any, values: dict[str, Any]) -> None:
         """Keeps the parameters if they are better."""
@@ -160,14 +160,13 @@ class KeepBest(_Watching):
         if is_run:
             new |= {"model_state": state.model_state, "step": state.step}
             if self.whole_state:
-                # Its numbers are no arrays, and usually the same all the time.
+                # Its numbers are usually no arrays, and the same all the time.
                 new["state"] = dataclasses.replace(state, tx=None)
                 if not self._optimizers or self._optimizers[-1][1] is not state.tx:
-                    self._optimizers.append((self._count, state.tx))
+                    self._optimizers.append((self._count, state.tx, _copied(state.tx)))
         value = self._value(values)
         if self._kept is None:
-            copies = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, new)
-            self._kept = copies, np.float32(np.inf), np.int32(-1)
+            self._kept = _copied(new), np.float32(np.inf), np.int32(-1)
         self._kept = _better(*self._kept, new, value, np.int32(self._count), self.maximize)
         self._count += 1
 
@@ -190,12 +189,12 @@ class KeepBest(_Watching):
 
     @property
     def state(self) -> Any:
-        """The whole state, if it is kept."""
+        """The whole state, if it is kept: a copy, which a step may write over."""
         state = self._of("state")
         if state is None:
             return None
-        used = [tx for first, tx in self._optimizers if first <= self._number()]
-        return dataclasses.replace(state, tx=used[-1])
+        used = [copy for first, _, copy in self._optimizers if first <= self._number()]
+        return _copied(dataclasses.replace(state, tx=used[-1]))
 
     @property
     def step(self) -> int | None:
@@ -210,6 +209,10 @@ class KeepBest(_Watching):
             return None
         value = float(self._kept[1])
         return -value if self.maximize else value
+
+
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="maximize")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 
 import jax
@@ -296,12 +297,32 @@ def test_the_best_parameters_are_kept(sign):
     assert (best.step, best.value) == (7, pytest.approx(sign * 1.8))
     assert float(best.params) == params_at[7] != params_at[10]
     assert (whole.state.step, float(whole.state.params)) == (7, params_at[7])
-    again, _ = STEP(whole.state, ONE)  # A state to go on from.
-    assert float(again.params) == params_at[8]
-    assert repr(again.tx) == repr(state.tx)
+    for _ in range(2):
+        again, _ = STEP(whole.state, ONE)  # A state to go on from, as often as one likes.
+        assert float(again.params) == params_at[8]
+        assert repr(again.tx) == repr(state.tx)
     only_bad = aj.KeepBest()
     aj.fit(state, STEP, [ONE], evaluate=lambda params: jnp.nan, callback=only_bad)
     assert only_bad.params is None
+
+
+def test_the_best_state_of_a_step_of_ones_own_has_its_numbers():
+    """`jax.jit` returns the optimizer's numbers as arrays, which the next step writes over."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        gradient = jax.grad(lambda params: jnp.mean(jnp.square(params - batch)))(state.params)
+        updates, opt_state = state.tx.update(gradient, state.opt_state, state.params)
+        params = state.params + updates
+        return state.replace(params=params, opt_state=opt_state, step=state.step + 1), {}
+
+    best = aj.KeepBest(whole_state=True)
+    options = {"evaluate": lambda params: jnp.abs(params - 0.3), "evaluate_every": 1}
+    aj.fit(create(aj.adam(0.1)), step, [ONE] * 6, callback=best, **options)
+    assert best.step == 3
+    assert "learning_rate=0.1," in repr(best.state.tx)
+    aj.fit(best.state, step, [ONE] * 2, callback=best, **options)  # On from the best.
+    assert best.step == 3
 
 
 @pytest.mark.parametrize(
