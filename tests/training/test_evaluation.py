@@ -99,6 +99,12 @@ class OnlyOnce:
         ({"evaluate": 3}, TypeError, r"evaluate=3 must be a function.*aj.Evaluation\("),
         ({"evaluate": loss}, TypeError, r"needs the arguments params, batch.*aj.Evaluation\("),
         ({"evaluate": STEP}, TypeError, "must be a function of the parameters"),
+        (
+            {"evaluate": lambda: 1.0},
+            TypeError,
+            "cannot be called with the parameters alone: too many",
+        ),
+        ({"evaluate": lambda p, *, data: 1.0}, TypeError, "parameters alone: missing a.*'data'"),
         ({"callback": aj.EarlyStopping()}, ValueError, "there are none: give evaluate="),
         ({"callback": aj.KeepBest}, TypeError, r"is a class: give one of it, KeepBest\("),
         ({"callback": [3]}, TypeError, "callback=3 must be a function"),
@@ -114,7 +120,7 @@ class OnlyOnce:
         ),
         ({"callback": [distance, distance]}, ValueError, "is there twice"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_what_is_refused_before_the_first_step(options, error, message):
     state = create()
@@ -306,6 +312,21 @@ def test_the_best_parameters_are_kept(sign):
     assert only_bad.params is None
 
 
+def test_the_best_of_float64_is_told_apart():
+    with jax.enable_x64(True):
+        values = iter(np.float64(1) - np.array([0, 1e-12, 3e-12, 2e-12]))
+        best = aj.KeepBest()
+        options = {"evaluate": lambda params: jnp.asarray(next(values)), "evaluate_every": 1}
+        count = lambda state, batch: (state + 1, {})  # noqa: E731
+        aj.fit(jnp.zeros(()), count, [ONE] * 4, callback=best, **options)
+        assert (best.params, best.value) == (3, 1 - 3e-12)
+
+
+def test_a_batch_without_rows_counts_for_nothing():
+    batches = [jnp.ones(3), jnp.zeros(0), jnp.zeros(1)]
+    assert aj.Evaluation(lambda params, x: jnp.mean(x), batches)(None)["loss"] == 0.75
+
+
 def test_the_best_state_of_a_step_of_ones_own_has_its_numbers():
     """`jax.jit` returns the optimizer's numbers as arrays, which the next step writes over."""
 
@@ -391,12 +412,14 @@ def test_any_of_several_callbacks_stops_and_all_are_called():
         (lambda: aj.EarlyStopping("loss"), "looks at evaluations, and 'loss' is none: eval_loss"),
         (lambda: aj.KeepBest(3), "3 is none"),
         (lambda: aj.EarlyStopping(patience=0), "patience=0 must be a whole number"),
+        (lambda: aj.KeepBest(maximize="no"), "maximize='no' must be True or False"),
+        (lambda: aj.KeepBest(whole_state=None), "whole_state=None must be True or False"),
         (lambda: aj.EarlyStopping(minimum_change=-1), "minimum_change=-1 must be"),
     ],
-    ids=range(4),
+    ids=range(6),
 )
 def test_callbacks_that_cannot_be(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 
