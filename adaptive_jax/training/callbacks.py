@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.arguments import number, whole
+from ..maths import compute_dtype
 from .evaluation import PREFIX
 from .returned import outlined
 from .state import TrainState
@@ -45,7 +46,7 @@ class _Watching(Callback):
                 f"{kind} looks at evaluations, and {name!r} is none: {PREFIX}loss for the number that "
                 f"evaluate returns, {PREFIX}accuracy for what it returns as 'accuracy' in a dict."
             )
-        self.name, self.maximize = name, bool(maximize)
+        self.name, self.maximize = name, _true_or_false("maximize", maximize)
 
     def _value(self, values: dict[str, Any]) -> Any:
         if self.name not in values:
@@ -57,6 +58,12 @@ class _Watching(Callback):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}{', maximize=True' if self.maximize else ''})"
+
+
+def _true_or_false(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}={value!r:.80} must be True or False.")
+    return bool(value)
 
 
 class EarlyStopping(_Watching):
@@ -75,6 +82,7 @@ class EarlyStopping(_Watching):
 
     Raises:
       ValueError: for a name that is none of an evaluation, a patience below 1, and a negative change.
+      TypeError: for a maximize that is neither True nor False.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -133,6 +141,7 @@ class KeepBest(_Watching):
 
     Raises:
       ValueError: for a name that is none of an evaluation.
+      TypeError: for what is neither True nor False.
 
     Example:
       >>> import adaptive_jax as aj, jax.numpy as jnp
@@ -148,10 +157,10 @@ class KeepBest(_Watching):
         self, name: str = "eval_loss", *, maximize: bool = False, whole_state: bool = False
     ) -> None:
         super().__init__(name, maximize)
-        self.whole_state = bool(whole_state)
+        self.whole_state = _true_or_false("whole_state", whole_state)
         self._kept: Any = None
         self._count = 0
-        self._optimizers: list[tuple[int, Any]] = []
+        self._optimizers: list[tuple[int, Any, Any]] = []  # From which evaluation on, and a copy.
 
     def after_evaluation(self, state: Any, values: dict[str, Any]) -> None:
         """Keeps the parameters if they are better."""
@@ -160,14 +169,14 @@ class KeepBest(_Watching):
         if is_run:
             new |= {"model_state": state.model_state, "step": state.step}
             if self.whole_state:
-                # Its numbers are no arrays, and usually the same all the time.
+                # Its numbers are usually no arrays, and the same all the time.
                 new["state"] = dataclasses.replace(state, tx=None)
                 if not self._optimizers or self._optimizers[-1][1] is not state.tx:
-                    self._optimizers.append((self._count, state.tx))
+                    self._optimizers.append((self._count, state.tx, _copied(state.tx)))
         value = self._value(values)
         if self._kept is None:
-            copies = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, new)
-            self._kept = copies, np.float32(np.inf), np.int32(-1)
+            dtype = compute_dtype(jnp.result_type(value))
+            self._kept = _copied(new), np.full((), np.inf, dtype), np.int32(-1)
         self._kept = _better(*self._kept, new, value, np.int32(self._count), self.maximize)
         self._count += 1
 
@@ -190,12 +199,12 @@ class KeepBest(_Watching):
 
     @property
     def state(self) -> Any:
-        """The whole state, if it is kept."""
+        """The whole state, if it is kept: a copy, which a step may write over."""
         state = self._of("state")
         if state is None:
             return None
-        used = [tx for first, tx in self._optimizers if first <= self._number()]
-        return dataclasses.replace(state, tx=used[-1])
+        used = [copy for first, _, copy in self._optimizers if first <= self._number()]
+        return _copied(dataclasses.replace(state, tx=used[-1]))
 
     @property
     def step(self) -> int | None:
@@ -212,11 +221,15 @@ class KeepBest(_Watching):
         return -value if self.maximize else value
 
 
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
+
+
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="maximize")
 def _better(
     old: Any, best: Any, best_number: Any, new: Any, value: Any, number: Any, maximize: bool
 ) -> Any:
-    value = jnp.asarray(value, jnp.float32)
+    value = jnp.asarray(value, best.dtype)
     value = -value if maximize else value
     is_better = value < best
     return (

@@ -280,6 +280,8 @@ def _of_arrays(state: TrainState, run: _Run) -> Iterator[str]:
     if run.seen.nonfinite.kinds.any() or run.skipped > steps / 2:
         return
     frozen = {row.path for row in describe(state.tx, state.params).rows if row.rule is None}
+    # Nor is there anything to move in an array without elements.
+    frozen |= {keystr(path) for path, x in tree_leaves_with_path(state.params) if not jnp.size(x)}
     seen = list(zip(names, run.seen.has_gradient, run.seen.has_update, strict=True))
     dead = [name for name, gradient, _ in seen if not gradient and name not in frozen]
     if dead:
@@ -436,10 +438,15 @@ def _scales_by_rates(tx: Any) -> bool:
 
 
 def _floats(tree: Any) -> list[tuple[Any, Any]]:
+    """The floating and complex numbers, with their paths. A batch may have names in it, say."""
     return [
         (path, x)
         for path, x in tree_leaves_with_path(tree)
-        if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        if isinstance(x, (float, complex))
+        or (
+            isinstance(x, (jax.Array, np.ndarray, np.generic))
+            and jnp.issubdtype(x.dtype, jnp.inexact)
+        )
     ]
 
 

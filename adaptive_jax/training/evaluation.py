@@ -90,8 +90,12 @@ class Evaluation:
         more = {"model_state": model_state} if self._takes_model_state else {}
         values = named(self._function(params, batch, **more), repr(self))
         shapes = [np.shape(x) for x in jax.tree.leaves(batch)]
-        count = jnp.float32(shapes[0][0] if shapes and shapes[0] else 1)
-        values = {name: count * jnp.asarray(x, jnp.float32) for name, x in values.items()}
+        rows = shapes[0][0] if shapes and shapes[0] else 1
+        count = jnp.float32(rows)
+        # The mean of no rows is NaN, and counts for nothing.
+        values = {
+            name: count * jnp.asarray(x if rows else 0, jnp.float32) for name, x in values.items()
+        }
         if sums is None:
             return values, count
         return {name: sums[0][name] + x for name, x in values.items()}, sums[1] + count
@@ -118,6 +122,8 @@ class Evaluations:
                 f"evaluate needs the arguments {', '.join(needed)}, and is called with the parameters "
                 "alone: aj.Evaluation(function, batches) calls it with batches too."
             )
+        if trouble := _refused(function):
+            raise TypeError(f"evaluate cannot be called with the parameters alone: {trouble}.")
         self.every = every
         self._function: Any = function
         self._are_together = are_together
@@ -227,6 +233,23 @@ def _needed(function: Any) -> list[str]:
         for each in inspect.signature(function).parameters.values()
         if each.default is each.empty and each.kind in positional and each.name != "model_state"
     ]
+
+
+def _refused(function: Any) -> str:
+    """Why a function does not take what it is called with; empty where it does, or nothing is known."""
+    names = _arguments(function)
+    if function is None:
+        return ""
+    by_name = {"model_state": None} if "model_state" in names[1:] else {}
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(None, **by_name)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def _arguments(function: Any) -> list[str]:

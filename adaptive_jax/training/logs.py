@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -75,10 +76,10 @@ class Log:
         for number, numbers, is_evaluation in ready:
             if is_used_up(numbers):  # Of the state; the history says so.
                 continue
-            row: Row = {
-                "step": number,
-                **{name: np.asarray(x).item() for name, x in numbers.items()},
-            }
+            # A metric of the name counts before the step, say.
+            others = {name: x for name, x in numbers.items() if name != "step"}
+            row: Row = {"step": number}
+            row |= {name: np.asarray(x).item() for name, x in others.items()}
             if speed is not None and not is_evaluation:
                 row["steps_per_second"] = speed
             self.print(_line(row))
@@ -93,6 +94,14 @@ class Log:
             if self._writer is not None:
                 self._writer.close()
                 self._writer = None
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        # What ends the loop has its state: no second error, as of a disk that is full, takes its place.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(Exception):
+            self.close()
 
     def _speed(self, number: int) -> float | None:
         now = time.perf_counter()

@@ -175,7 +175,7 @@ def fit(
         log.write()
         return callbacks.after_evaluation(state, values)
 
-    with peers, contextlib.closing(log):
+    with peers, log:
         try:
             stopped_by = ""
             with progress_bar(progress, steps) as bar, interrupts:
@@ -227,6 +227,7 @@ def fit(
                 history = record.history()
                 evaluations.add_to(history)
                 log.write(wait=True)
+                log.close()  # What it cannot write is an error of this loop still.
         except BaseException as error:
             of_others = peers.fail(error)
             _bring_along(

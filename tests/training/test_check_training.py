@@ -178,6 +178,16 @@ def test_dead_arrays():
     assert check(aj.multi_steps(aj.adam(0.03), 50), steps=60).findings == ()
 
 
+def test_what_has_nothing_to_move_is_not_found():
+    """Arrays without elements, and what is no number in a batch."""
+    params = {"w": jnp.ones(3), "empty": jnp.zeros((0, 3)), "none": None}
+    step = aj.train_step(lambda params, x: jnp.sum((params["w"] - x) ** 2) + params["empty"].sum())
+    state = aj.TrainState.create(params, aj.adam(0.1))
+    batch = {"x": 3.0, "names": np.array(["a"]), "source": "b"}
+    found = aj.check_training(state, lambda state, batch: step(state, batch["x"]), [batch])
+    assert found.findings == ()
+
+
 def test_a_schedule_that_is_zero():
     ended = SCHEDULES.linear_schedule(0.1, 0.0, 5)
     state = aj.TrainState.create(PARAMS, aj.adam(ended))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 
 import jax
@@ -98,6 +99,12 @@ class OnlyOnce:
         ({"evaluate": 3}, TypeError, r"evaluate=3 must be a function.*aj.Evaluation\("),
         ({"evaluate": loss}, TypeError, r"needs the arguments params, batch.*aj.Evaluation\("),
         ({"evaluate": STEP}, TypeError, "must be a function of the parameters"),
+        (
+            {"evaluate": lambda: 1.0},
+            TypeError,
+            "cannot be called with the parameters alone: too many",
+        ),
+        ({"evaluate": lambda p, *, data: 1.0}, TypeError, "parameters alone: missing a.*'data'"),
         ({"callback": aj.EarlyStopping()}, ValueError, "there are none: give evaluate="),
         ({"callback": aj.KeepBest}, TypeError, r"is a class: give one of it, KeepBest\("),
         ({"callback": [3]}, TypeError, "callback=3 must be a function"),
@@ -113,7 +120,7 @@ class OnlyOnce:
         ),
         ({"callback": [distance, distance]}, ValueError, "is there twice"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_what_is_refused_before_the_first_step(options, error, message):
     state = create()
@@ -296,12 +303,47 @@ def test_the_best_parameters_are_kept(sign):
     assert (best.step, best.value) == (7, pytest.approx(sign * 1.8))
     assert float(best.params) == params_at[7] != params_at[10]
     assert (whole.state.step, float(whole.state.params)) == (7, params_at[7])
-    again, _ = STEP(whole.state, ONE)  # A state to go on from.
-    assert float(again.params) == params_at[8]
-    assert repr(again.tx) == repr(state.tx)
+    for _ in range(2):
+        again, _ = STEP(whole.state, ONE)  # A state to go on from, as often as one likes.
+        assert float(again.params) == params_at[8]
+        assert repr(again.tx) == repr(state.tx)
     only_bad = aj.KeepBest()
     aj.fit(state, STEP, [ONE], evaluate=lambda params: jnp.nan, callback=only_bad)
     assert only_bad.params is None
+
+
+def test_the_best_of_float64_is_told_apart():
+    with jax.enable_x64(True):
+        values = iter(np.float64(1) - np.array([0, 1e-12, 3e-12, 2e-12]))
+        best = aj.KeepBest()
+        options = {"evaluate": lambda params: jnp.asarray(next(values)), "evaluate_every": 1}
+        count = lambda state, batch: (state + 1, {})  # noqa: E731
+        aj.fit(jnp.zeros(()), count, [ONE] * 4, callback=best, **options)
+        assert (best.params, best.value) == (3, 1 - 3e-12)
+
+
+def test_a_batch_without_rows_counts_for_nothing():
+    batches = [jnp.ones(3), jnp.zeros(0), jnp.zeros(1)]
+    assert aj.Evaluation(lambda params, x: jnp.mean(x), batches)(None)["loss"] == 0.75
+
+
+def test_the_best_state_of_a_step_of_ones_own_has_its_numbers():
+    """`jax.jit` returns the optimizer's numbers as arrays, which the next step writes over."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, batch):
+        gradient = jax.grad(lambda params: jnp.mean(jnp.square(params - batch)))(state.params)
+        updates, opt_state = state.tx.update(gradient, state.opt_state, state.params)
+        params = state.params + updates
+        return state.replace(params=params, opt_state=opt_state, step=state.step + 1), {}
+
+    best = aj.KeepBest(whole_state=True)
+    options = {"evaluate": lambda params: jnp.abs(params - 0.3), "evaluate_every": 1}
+    aj.fit(create(aj.adam(0.1)), step, [ONE] * 6, callback=best, **options)
+    assert best.step == 3
+    assert "learning_rate=0.1," in repr(best.state.tx)
+    aj.fit(best.state, step, [ONE] * 2, callback=best, **options)  # On from the best.
+    assert best.step == 3
 
 
 @pytest.mark.parametrize(
@@ -370,12 +412,14 @@ def test_any_of_several_callbacks_stops_and_all_are_called():
         (lambda: aj.EarlyStopping("loss"), "looks at evaluations, and 'loss' is none: eval_loss"),
         (lambda: aj.KeepBest(3), "3 is none"),
         (lambda: aj.EarlyStopping(patience=0), "patience=0 must be a whole number"),
+        (lambda: aj.KeepBest(maximize="no"), "maximize='no' must be True or False"),
+        (lambda: aj.KeepBest(whole_state=None), "whole_state=None must be True or False"),
         (lambda: aj.EarlyStopping(minimum_change=-1), "minimum_change=-1 must be"),
     ],
-    ids=range(4),
+    ids=range(6),
 )
 def test_callbacks_that_cannot_be(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make()
 
 

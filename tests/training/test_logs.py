@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -202,3 +203,36 @@ def test_with_a_log_a_loop_fetches_as_often_as_without(monkeypatch, tmp_path):
         aj.fit(create(), STEP, [ONE] * 100, **options)
         counts.append(len(fetched))
     assert counts == [4, 4]
+
+
+def test_a_log_that_cannot_be_written_leaves_the_state(monkeypatch, tmp_path):
+    """A disk that is full fails in the line at hand, and once more where the file is closed."""
+
+    class Full:
+        def __init__(self, path):
+            pass
+
+        def add_scalar(self, name, value, step):
+            if step == 3:
+                self.close()
+
+        def close(self):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Full))
+    for steps in (6, 2):  # In the loop, and at its end.
+        with pytest.raises(OSError, match="No space left") as caught:
+            aj.fit(create(), STEP, [ONE] * steps, log_every=1, log_to=tmp_path / "board")
+        assert int(caught.value.state.step) >= 2
+        assert len(caught.value.history["loss"]) == int(caught.value.state.step)
+
+
+def test_the_step_of_a_line_is_that_of_the_loop(tmp_path):
+    def step(state, batch):
+        new, metrics = STEP(state, batch)
+        return new, metrics | {"step": jnp.int32(0)}  # Of an epoch, say.
+
+    path = tmp_path / "log.csv"
+    aj.fit(create(), step, [ONE] * 4, log_every=2, log_to=path)
+    with path.open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["2", "4"]

@@ -193,7 +193,7 @@ def _axis(name: str, values: Any, static: Sequence[str]) -> Any:
     try:
         array = np.asarray(values if hasattr(values, "dtype") else list(values))
     except ValueError:  # Lists of different lengths, say.
-        return list(values)
+        return [plain(value) for value in values]
     if array.dtype.kind not in "iuf" or name in static:
         return [plain(value) for value in values]
     if array.ndim != 1:

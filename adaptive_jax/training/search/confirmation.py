@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .intervals import mean_interval, median_interval, outward
 from .table import Table, counted, shown
 
 if TYPE_CHECKING:
     from .result import Sweep
-
-CONFIDENCE = 0.95
 
 
 class Confirmed(dict[str, Any]):
@@ -65,11 +64,11 @@ class Confirmed(dict[str, Any]):
                 "confirmed",
                 str(len(self.objective)),
                 mean,
-                spanned(*self.interval),
+                _between(self.interval),
                 *_ends(self.objective),
             ),
         )
-        of_median = spanned(*self.median_interval)
+        of_median = _between(self.median_interval)
         setting = ", ".join(f"{name}={shown(value)}" for name, value in self.items())
         caption = (
             f"{self.sweep.name} of {setting or 'the only setting'}. Median of the fresh seeds: "
@@ -90,52 +89,9 @@ class Confirmed(dict[str, Any]):
         return self.table()._repr_html_()
 
 
-def half_width(deviation: Any, count: int) -> Any:
-    """Half the width of the confidence interval of a mean by Student's t, of so many values."""
-    from scipy import stats  # jax needs scipy, so it is there.
-
-    return stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
-
-
-def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The confidence interval of a mean by Student's t; NaN where a value is not finite."""
-    if not np.isfinite(values).all() or len(values) < 2:
-        return math.nan, math.nan
-    half = float(half_width(np.std(values, ddof=1), len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
-
-
-def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """The narrowest order statistics that hold the median surely enough, of any distribution."""
-    from scipy import stats
-
-    # The median lies below the one after `low` if no more than `low` values, of even odds, are below it.
-    sure = [
-        low
-        for low in range(len(values) // 2)
-        if 2 * stats.binom.cdf(low, len(values), 0.5) <= 1 - CONFIDENCE
-    ]
-    if not sure:
-        return -math.inf, math.inf
-    ordered = np.sort(values)
-    return float(ordered[max(sure)]), float(ordered[-1 - max(sure)])
-
-
-def spanned(low: float, high: float) -> str:
-    """An interval, "0.28 to 0.42", rounded outwards; empty where there is none."""
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return ""
-    return f"{_rounded(low, high - low, math.floor)} to {_rounded(high, high - low, math.ceil)}"
-
-
-def _rounded(end: float, width: float, function: Any) -> str:
-    """An end of an interval, to two digits of its width or of itself, whichever are more."""
-    sizes = [math.floor(math.log10(each)) for each in (width, abs(end)) if each > 0]
-    digits = 1 - min(sizes, default=0)
-    rounded = function(end * 10.0**digits) / 10.0**digits
-    if rounded == 0 or (1e-4 <= abs(rounded) < 1e6 and digits < 9):
-        return f"{rounded:.{max(digits, 0) if rounded else 0}f}"
-    return f"{rounded:.{max(1, digits + math.floor(math.log10(abs(rounded))))}e}"
+def _between(ends: tuple[float, float]) -> str:
+    """An interval as text; empty where there is none."""
+    return outward(*ends) if all(map(math.isfinite, ends)) else ""
 
 
 def _ends(values: np.ndarray) -> tuple[str, str]:

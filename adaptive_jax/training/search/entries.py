@@ -105,6 +105,11 @@ def space_of(
     """
     drawn = {key: space[key] for key in sorted(space) if isinstance(space[key], Distribution)}
     fixed = {key: space[key] for key in space if key not in drawn}
+    if "seed" in space:
+        raise ValueError(
+            f"'seed' in the search space of {name!r} is what the runs of a comparison are told apart by: "
+            "give the function one under another name, lambda learning_rate, noise: …."
+        )
     for key, value in fixed.items():
         if isinstance(value, (list, np.ndarray)):
             raise ValueError(
@@ -115,8 +120,11 @@ def space_of(
     for study in studies:
         table: dict[str, Any] = {}
         if drawn:
-            found = draw(budget, seed=number(seed, study, problem, f"{name}"), **drawn)
-            table = {key: found[key] for key in space if key in drawn}
+            # By places: names may be those of arguments of `draw`.
+            every = {f"{place}": each for place, each in enumerate(drawn.values())}
+            found = draw(budget, seed=number(seed, study, problem, f"{name}"), **every)
+            columns = dict(zip(drawn, found.values(), strict=True))
+            table = {key: columns[key] for key in space if key in drawn}
         for i in range(budget if table else 1):
             setting = {key: plain(column[i]) for key, column in table.items()} | fixed
             if table or not tables:

@@ -1,11 +1,13 @@
-"""What a few studies say: intervals that cover, paired differences, and p values of several at once."""
+"""What a few values say: intervals that cover, paired differences, and p values of several at once."""
 
 from __future__ import annotations
 
 import functools
 import math
+import sys
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from typing import Any
 
 import numpy as np
 
@@ -53,18 +55,16 @@ def over_studies(values: np.ndarray, *, logarithmic: bool, least: float = 0.0) -
     """
     values = np.asarray(values, np.float64)
     count, all_finite = len(values), bool(np.isfinite(values).all())
-    low = order_statistic(count)
     middle = median(values)
-    if low is not None:
-        ordered = np.sort(values)
-        return Interval(middle, float(ordered[low]), float(ordered[-1 - low]))
+    if order_statistic(count) is not None:
+        return Interval(middle, *median_interval(values))
     if count < 2 or not all_finite:
         return Interval(middle)
     if not logarithmic or values.min() <= 0:
         center, half = _center_and_half(values, least / math.sqrt(12))
         return Interval(center, center - half, center + half)
     center, half = _center_and_half(np.log(values), least / math.sqrt(12) / middle)
-    return Interval(math.exp(center), math.exp(center - half), math.exp(center + half))
+    return Interval(*map(_exp, (center, center - half, center + half)))
 
 
 def paired(differences: np.ndarray, *, is_ratio: bool, least: float = 0.0) -> Estimate:
@@ -76,7 +76,7 @@ def paired(differences: np.ndarray, *, is_ratio: bool, least: float = 0.0) -> Es
     from scipy import stats  # jax needs scipy, so it is there.
 
     differences = np.asarray(differences, np.float64)
-    back = math.exp if is_ratio else float
+    back = _exp if is_ratio else float
     count = len(differences)
     if count < 2:
         return Estimate(back(differences[0]), is_ratio=is_ratio)
@@ -89,11 +89,40 @@ def paired(differences: np.ndarray, *, is_ratio: bool, least: float = 0.0) -> Es
     return Estimate(back(center), back(center - half), back(center + half), p, is_ratio)
 
 
-def _center_and_half(values: np.ndarray, least: float) -> tuple[float, float]:
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The ends for a mean by Student's t; NaN where a value is not finite, or there is one alone."""
+    if not np.isfinite(values).all() or len(values) < 2:
+        return math.nan, math.nan
+    center, half = _center_and_half(values)
+    return center - half, center + half
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """The order statistics around a median, of any distribution; all numbers where none are sure enough."""
+    low = order_statistic(len(values))
+    if low is None:
+        return -math.inf, math.inf
+    ordered = np.sort(values)
+    return float(ordered[low]), float(ordered[-1 - low])
+
+
+def half_width(deviation: Any, count: int) -> Any:
+    """Half the width of the interval of a mean by Student's t, of so many values."""
+    return _quantile(count - 1) * deviation / math.sqrt(count)
+
+
+def _center_and_half(values: np.ndarray, least: float = 0.0) -> tuple[float, float]:
     """The mean, and half of its interval by Student's t."""
-    count = len(values)
     deviation = max(float(np.std(values, ddof=1)), least)
-    return float(np.mean(values)), _quantile(count - 1) * deviation / math.sqrt(count)
+    return float(np.mean(values)), half_width(deviation, len(values))
+
+
+def _exp(x: float) -> float:
+    """e to the x, where that is more than any float the largest one."""
+    return sys.float_info.max if x > _LARGEST else math.exp(x)
+
+
+_LARGEST = math.log(sys.float_info.max)
 
 
 @functools.cache
@@ -164,14 +193,14 @@ def outward(low: float, high: float) -> str:
 
 
 def _end(value: float, width: float | None, rounding: str) -> str:
-    """A number to two digits at least, and to a tenth of the width at least."""
+    """A number to two digits at least, and to a tenth of the width at least; to four where that is 0."""
     if not math.isfinite(value):
         return "never" if value > 0 else shown(value)
-    if width is None or value == 0 or not width > 0:
+    if width is None or value == 0 or (width == 0 and float(shown(value)) == value):
         return shown(value)
     exact = Decimal(repr(float(value)))
-    place = exact.adjusted() - 1
-    if math.isfinite(width):
+    place = exact.adjusted() - (1 if width > 0 else 3)
+    if math.isfinite(width) and width > 0:
         place = min(place, Decimal(repr(float(width))).adjusted() - 1)
     place = max(place, exact.adjusted() - 8)  # float32 has no more.
     found = exact.quantize(Decimal(1).scaleb(place), rounding=rounding)

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..._core import arguments
 from . import sweep_file
-from .confirmation import Confirmed, half_width
+from .confirmation import Confirmed
+from .intervals import half_width
 from .table import Table, counted, plain, shown, with_spread
 
 

@@ -94,14 +94,14 @@ class Space:
 
     def prepared(self, run: Callable[..., Any], seeds: np.ndarray) -> Prepared:
         """The runs of its tuning, traced."""
-        return prepare(run, self._axes(), table=self._table(seeds))
+        return prepare(run, {}, table=self._table(seeds))
 
     def tuned(self, run: Callable[..., Any], seeds: np.ndarray) -> list[Sweep]:
         """Every setting of every study with the seeds of it, in one call: a `Sweep` for each study.
 
         seeds: studies x seeds.
         """
-        found = sweep(run, table=self._table(seeds), progress=False, **self._axes())
+        found = sweep(run, table=self._table(seeds), progress=False)
         curves, names = found.outputs[:, 0], [name for name in found.settings if name != RUN]
         parts, first = [], 0
         for table, own in zip(self.tables, seeds, strict=True):
@@ -113,11 +113,8 @@ class Space:
             first += count
         return parts
 
-    def _axes(self) -> dict[str, Any]:
-        return {name: [value] for name, value in self.fixed.items()}
-
     def _table(self, seeds: np.ndarray) -> dict[str, Any]:
-        """A row for each run."""
+        """A row for each run. What is fixed is in it too, and may have the name of an option of `sweep`."""
         columns: dict[str, Any] = {}
         for name in self.tables[0]:
             parts = [
@@ -127,7 +124,8 @@ class Space:
             columns[name] = joined(parts)
         lengths = [_length(each) for each in self.tables]
         runs = [np.tile(own, count) for count, own in zip(lengths, seeds, strict=True)]
-        return columns | {RUN: np.concatenate(runs)}
+        rows = np.concatenate(runs)
+        return columns | {RUN: rows} | {key: [x] * len(rows) for key, x in self.fixed.items()}
 
 
 def run_on(

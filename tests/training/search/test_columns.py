@@ -20,6 +20,11 @@ def test_a_table_is_settings_side_by_side():
     np.testing.assert_allclose(result.outputs[5, 0], train(RATES[2], 0.9, nesterov=True), rtol=2e-5)
 
 
+def test_values_of_different_lengths_are_plain_as_others_are():
+    result = aj.sweep(lambda kind: 0.0, kind=[np.str_("a"), (1, 2)], progress=False)
+    assert [type(each) for each in result.settings["kind"]] == [str, tuple]
+
+
 def test_an_axis_that_chooses_a_shape_is_static():
     def wide(width, learning_rate):
         return learning_rate * jnp.sum(jnp.ones(width))

@@ -358,6 +358,20 @@ def test_complex_parameters_descend():
     assert np.all(result.finalists["bowl"]["SGD"].curves[..., -1] < 1e-10)
 
 
+def test_hyperparameters_may_be_called_like_options():
+    def factory(count, method, batch_size, memory, static):
+        return aj.sgd(count * method / (batch_size * memory) if static == "yes" else 0.0)
+
+    space = {"count": aj.LogUniform(1e-3, 0.4), "method": aj.Choice(1.0, 0.5)}
+    space |= {"batch_size": 2.0, "memory": 0.5, "static": "yes"}
+    result = aj.compare({"own": (factory, space)}, make(target=0.1), 4, studies=2, seeds=2)
+    setting = result.finalists["bowl"]["own"].settings[0]
+    assert list(setting) == ["count", "method", "batch_size", "memory", "static"]
+    assert (setting["batch_size"], setting["memory"], setting["static"]) == (2, 0.5, "yes")
+    with pytest.raises(ValueError, match="'seed' in the search space of 'own' is what the runs"):
+        aj.compare({"own": (lambda seed: aj.sgd(0.1), {"seed": aj.Choice(1, 2)})}, make(), 2)
+
+
 def test_settings_that_are_fixed_and_optimizers_of_optax():
     import optax
 

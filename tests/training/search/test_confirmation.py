@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 from swept_run import diverging
 
 import adaptive_jax as aj
-from adaptive_jax.training.search.confirmation import mean_interval, median_interval, spanned
 
 
 def noise(seed):
@@ -104,37 +102,3 @@ def test_what_cannot_be_confirmed_says_what_to_do(tmp_path):
     none = aj.sweep(diverging, learning_rate=[2.0, 3.0], seeds=3)
     with pytest.raises(ValueError, match="there is no best one"):
         none.best(confirm=10)
-
-
-def test_the_intervals_cover_what_they_claim():
-    random = np.random.default_rng(0)
-    normal = random.normal(size=(2000, 10))
-    skewed = np.exp(1.5 * random.normal(size=(2000, 10)))
-    bimodal = np.where(random.random((2000, 10)) < 0.6, 0.0, 5.0) + 0.1 * random.normal(
-        size=(2000, 10)
-    )
-    low, high = np.array([mean_interval(each) for each in normal]).T
-    assert 0.93 < np.mean((low < 0) & (high > 0)) < 0.97
-    expected = stats.ttest_1samp(normal[0], 0).confidence_interval()
-    np.testing.assert_allclose((low[0], high[0]), expected, rtol=1e-12)
-    for values, median in ((normal, 0.0), (skewed, 1.0), (bimodal, np.median(bimodal))):
-        low, high = np.array([median_interval(each) for each in values]).T
-        assert 0.96 < np.mean((low <= median) & (high >= median)) < 0.99  # 97.9 % of ten
-    assert median_interval(normal[0, :5]) == (-math.inf, math.inf)
-
-
-def test_an_interval_is_rounded_outwards():
-    assert spanned(0.28437, 0.42111) == "0.28 to 0.43"
-    assert spanned(-0.0123, 0.0004) == "-0.013 to 0.00040"
-    assert spanned(1.000024, 1.000026) == "1.0000240 to 1.0000260"
-    assert spanned(123.4, 456.7) == "120 to 460"
-    assert spanned(0.00387, 1.5361) == "0.0038 to 1.6"
-    assert spanned(0.5, 0.5) == "0.50 to 0.50"
-    assert spanned(0.0, 3.0) == "0 to 3.0"
-    assert spanned(math.nan, 1.0) == ""
-    random = np.random.default_rng(0)
-    for size in 10.0 ** np.arange(-12, 12):
-        low, high = np.sort(random.normal(size=2)) * size
-        down, up = map(float, spanned(low, high).split(" to "))
-        assert low - 0.1 * (high - low) <= down <= low
-        assert high <= up <= high + 0.1 * (high - low)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from benchmarks import false_claims
@@ -31,6 +33,32 @@ def test_few_studies_have_students_t():
     found = intervals.over_studies(values, logarithmic=True)
     np.testing.assert_allclose(np.log([found.low, found.high]), logarithms)
     assert found.middle == pytest.approx(stats.gmean(values))
+
+
+def test_intervals_of_a_few_values_cover_what_they_claim():
+    random = np.random.default_rng(0)
+    normal = random.normal(size=(2000, 10))
+    skewed = np.exp(1.5 * random.normal(size=(2000, 10)))
+    bimodal = np.where(random.random((2000, 10)) < 0.6, 0.0, 5.0) + 0.1 * random.normal(
+        size=(2000, 10)
+    )
+    low, high = np.array([intervals.mean_interval(each) for each in normal]).T
+    assert 0.93 < np.mean((low < 0) & (high > 0)) < 0.97
+    expected = stats.ttest_1samp(normal[0], 0).confidence_interval()
+    np.testing.assert_allclose((low[0], high[0]), expected, rtol=1e-12)
+    for values, median in ((normal, 0.0), (skewed, 1.0), (bimodal, np.median(bimodal))):
+        low, high = np.array([intervals.median_interval(each) for each in values]).T
+        assert 0.96 < np.mean((low <= median) & (high >= median)) < 0.99  # 97.9 % of ten
+    assert intervals.median_interval(normal[0, :5]) == (-math.inf, math.inf)
+
+
+def test_ends_beyond_all_floats():
+    """Two studies, one of which is all but lost: e to the 878 is none."""
+    found = intervals.over_studies(np.array([1e-30, 1e30]), logarithmic=True)
+    assert (found.low, found.high) == (0, np.finfo(float).max)
+    assert intervals.with_interval(found) == "1.0 (0 to 1.8e+308)"
+    found = intervals.paired(np.array([-150.0, 0.0]), is_ratio=True)
+    assert (found.middle, found.high) == (np.exp(-75), np.finfo(float).max)
 
 
 def test_what_is_not_known_is_not_said():
@@ -73,6 +101,9 @@ def test_holm():
         (123.4, np.inf, "120 to never"),
         (0.0, 0.012, "0 to 0.012"),
         (2.0, 2.0, "2 to 2"),
+        (-1.23456, -1.23456, "-1.235 to -1.234"),
+        (0.28437, 0.42111, "0.28 to 0.43"),
+        (-0.0123, 0.0004, "-0.013 to 0.00040"),
     ],
 )
 def test_ends_are_rounded_outward(low, high, said):
