@@ -109,9 +109,10 @@ def test_the_seed_is_all_that_it_hangs_on(compiled):
     again = {"SGD": (aj.sgd, RATES), "momentum": (aj.sgd, turned)}
     options = {"budget": 3, "seeds": 2, "tuning_seeds": 1, "evaluations": 2}
     one = aj.compare(entered, make(target=0.1), studies=2, seed=7, **options)
-    # Of each optimizer the tuning, and the runs of its finalists, for all studies together.
+    # Of each optimizer the tuning, and the runs of its finalists, for all studies together, but for what
+    # another test has compiled.
     count = compiled.count("jit(_all_runs)")
-    assert 2 <= count <= 4
+    assert 1 <= count <= 4, compiled
     other = aj.compare(entered, make(target=0.1), studies=2, seed=8, **options)
     assert compiled.count("jit(_all_runs)") == count
     two = aj.compare(again, make(target=0.1), studies=3, seed=7, **options)
