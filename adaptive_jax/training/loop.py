@@ -26,6 +26,7 @@ from .peers import PeerError, Peers
 from .processes import Stops
 from .progress import progress_bar
 from .state import TrainState
+from .stopped import Stopped
 
 
 def fit(
@@ -57,6 +58,9 @@ def fit(
     state that came in is used up.
     A failure within a step, as where memory is out, leaves no state: `state` is None, and a note says
     which checkpoint was the last one.
+
+    Where an `aj.skip_nonfinite(tx, max_consecutive=…)` in the optimizer has stopped, the loop ends at
+    most 64 steps later, with the FloatingPointError of `aj.raise_if_stopped`.
 
     Where several processes train together (an array of the state is on devices of several), Ctrl-C in
     one of them, or a cluster that takes a machine away, ends the loop of all after the same step. States
@@ -111,6 +115,7 @@ def fit(
       ValueError: for a number of steps that is none, or fewer batches than that; for both steps and epochs;
         for callbacks that disagree; for a folder with checkpoints of later steps; for processes whose
         states or evaluations are not the same.
+      FloatingPointError: where a `skip_nonfinite` has stopped: with the step and the arrays.
       OSError: for a log that cannot be written, before the first step.
       ImportError: for a folder for TensorBoard without tensorboardX.
 
@@ -165,7 +170,7 @@ def fit(
         log.close()
         raise
     interrupts = Interrupts()
-    stops = Stops(interrupts, are_together)
+    stops, stopped = Stops(interrupts, are_together), Stopped(state)
     peers = Peers(are_together)
 
     def evaluated() -> str:
@@ -208,6 +213,7 @@ def fit(
                     if has_news:
                         bar.set_postfix_str(record.loss(), refresh=False)
                     bar.update()
+                    stopped.after_step(done, state)
                     stopped_by = callbacks.after_step(state, metrics)
                     if evaluations.is_due(first + done):
                         stopped_by = "; ".join(filter(None, [stopped_by, evaluated()]))
@@ -220,6 +226,8 @@ def fit(
                     stopped_by = evaluated()
                 peers.end(done)
                 jax.block_until_ready(state)  # An error that comes late is one of this loop still.
+                if not stops.stopped:  # Who presses Ctrl-C has what was reached.
+                    stopped.after_last(state)
                 if checkpoints is not None:
                     if not checkpoints.has(_number_of_step(state)):
                         checkpoints.save(state)
