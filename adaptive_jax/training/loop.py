@@ -101,7 +101,7 @@ def fit(
         is opened before the first step, and what is there is kept: a run that goes on appends, and where
         steps are taken again their lines are there twice.
       checkpoints: where and how often to save, `aj.Checkpoints(directory, every=1000)`; None to save
-        nothing. The last state is saved as well, and is written when `fit` returns.
+        nothing. The last state is saved as well, and is written when `fit` returns, or raises.
 
     Returns:
       The last state; and the `History`, a dict of the metrics with a first axis for the steps, in NumPy
@@ -218,6 +218,7 @@ def fit(
                     if evaluations.is_due(first + done):
                         stopped_by = "; ".join(filter(None, [stopped_by, evaluated()]))
                     if checkpoints is not None and checkpoints.is_due(first + done):
+                        stopped.after_last(state)  # To save is to wait.
                         checkpoints.save(state)
                     if stopped_by:
                         break
@@ -246,6 +247,7 @@ def fit(
                 interrupts,
                 was_used_up,
                 checkpoints,
+                stopped,
             )
             if of_others is not None:
                 raise of_others from error
@@ -264,14 +266,14 @@ def _bring_along(
     interrupts: Interrupts,
     was_used_up: bool,
     checkpoints: Checkpoints | None,
+    stopped: Stopped,
 ) -> None:
     """Gives an error the state that was reached after so many steps, if it is not lost, and the history.
 
+    The state is saved, unless that may hang, or it could not go on.
+
     was_used_up: whether the state that came in was no state any more.
     """
-    if checkpoints is not None and isinstance(error, Exception) and jax.process_count() == 1:
-        with contextlib.suppress(Exception):  # What is being saved may be the last one.
-            checkpoints.close()
     # Who presses Ctrl-C twice does not wait for a device that hangs, nor for another process.
     may_hang = isinstance(error, (KeyboardInterrupt, PeerError))
     wait = not may_hang or has_arrived(record.metrics(), 1.0)
@@ -281,15 +283,32 @@ def _bring_along(
     # Not by assignment, which an exception that is a frozen dataclass refuses.
     vars(error).update(state=None if lost else state, history=history)
     history.interrupted = interrupts.count > 0
+    where = ""
+    is_alone = jax.process_count() == 1 and isinstance(error, (Exception, SystemExit))
+    if checkpoints is not None and is_alone:
+        is_good = done > 0 and not lost and not stopped.is_so(state)
+        where = _saved(checkpoints, state if is_good else None)
     note = (
         _lost_note(done)
         if lost
-        else f"The state that was reached, after {done} steps, is error.state; the metrics are in "
-        "error.history."
+        else f"The state that was reached, after {done} steps, is error.state{where}; the "
+        "metrics are in error.history."
     )
     if not (lost and was_used_up):
         with contextlib.suppress(AttributeError):
             error.add_note(note)
+
+
+def _saved(checkpoints: Checkpoints, state: Any) -> str:
+    """Writes what is on its way to the disk, and the state if there is one. Where that is, in words."""
+    # The error that is there already says more than one of the disk would.
+    with contextlib.suppress(Exception):
+        is_new = state is not None and not checkpoints.has(_number_of_step(state))
+        if is_new:
+            checkpoints.save(state)
+        checkpoints.close()
+        return f", and in {saved.last()}" if is_new else ""
+    return ""
 
 
 def _number_of_step(state: Any, is_needed: bool = True) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -38,10 +37,14 @@ class Stopped:
 
     def after_last(self, state: Any) -> None:
         """Raises a FloatingPointError if it has stopped by now, which is waited for."""
-        if self._is_there:
-            stopped = on_this_host([each.stopped for each in skips_in(_of(state))])
-            if _is_over(stopped):
-                raise_if_stopped(_of(state))
+        if self.is_so(state):
+            raise_if_stopped(_of(state))
+
+    def is_so(self, state: Any) -> bool:
+        """Whether it has stopped by now."""
+        if not self._is_there:
+            return False
+        return _is_over(on_this_host([each.stopped for each in skips_in(_of(state))]))
 
 
 def _is_over(stopped: list[Any]) -> bool:
