@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +40,7 @@ class Callback:
 class _Watching(Callback):
     """What judges by one number of the evaluations."""
 
-    def __init__(self, name: str, maximize: bool) -> None:
+    def __init__(self, name: str, maximize: bool | None) -> None:
         kind = type(self).__name__
         if not isinstance(name, str) or not name.startswith(PREFIX):
             raise ValueError(
@@ -46,6 +48,14 @@ class _Watching(Callback):
                 f"evaluate returns, {PREFIX}accuracy for what it returns as 'accuracy' in a dict."
             )
         self.name, self.maximize = name, bool(maximize)
+        self._advice = ""
+        if maximize is None and (good := _good_where_large(name)):
+            self._advice = f"; for {good} give maximize=True"
+            warnings.warn(
+                f"{kind}({name!r}) takes small for good: for {good} give maximize=True. Where small is "
+                "good, maximize=False says so, without this warning.",
+                stacklevel=3,
+            )
 
     def _value(self, values: dict[str, Any]) -> Any:
         if self.name not in values:
@@ -59,11 +69,30 @@ class _Watching(Callback):
         return f"{type(self).__name__}({self.name!r}{', maximize=True' if self.maximize else ''})"
 
 
+_GOOD_WHERE_LARGE = {
+    "acc": "an accuracy",
+    "accuracy": "an accuracy",
+    "f1": "an F1 score",
+    "auc": "an AUC",
+    "precision": "a precision",
+    "recall": "a recall",
+    "r2": "an R²",
+    "score": "a score",
+    "bleu": "a BLEU score",
+}
+
+
+def _good_where_large(name: str) -> str:
+    """What a name says that is good where it is large; nothing for others."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((_GOOD_WHERE_LARGE[word] for word in words if word in _GOOD_WHERE_LARGE), "")
+
+
 class EarlyStopping(_Watching):
     """Stops `aj.fit` where an evaluation gets no better.
 
     It waits for the value of each evaluation, and for no step. NaN is never better. In another `fit` it
-    goes on where it was; a new one starts anew.
+    goes on where it was; a new one starts anew, as in a script that goes on from a checkpoint.
 
     Prechelt 1998, https://doi.org/10.1007/3-540-49430-8_3.
 
@@ -71,7 +100,8 @@ class EarlyStopping(_Watching):
       name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
       patience: how many evaluations in a row may be no better than the best one: the last of them stops.
       minimum_change: by how much a value must be better than the best one to count as better, >= 0.
-      maximize: True where large is good.
+      maximize: True where large is good. None for False, with a UserWarning for a name that is that of an
+        accuracy or a score.
 
     Raises:
       ValueError: for a name that is none of an evaluation, a patience below 1, and a negative change.
@@ -84,7 +114,7 @@ class EarlyStopping(_Watching):
       >>> state, history = aj.fit(state, step, [None] * 100, evaluate=jnp.sum, evaluate_every=10,
       ...                         callback=stopping)
       >>> print(state.step, history["eval_loss"], history.stopped_by)
-      30 [0. 0. 0.] EarlyStopping('eval_loss'): no better than 0 for 2 evaluations
+      30 [0. 0. 0.] EarlyStopping('eval_loss'): no lower than 0 for 2 evaluations
     """
 
     def __init__(
@@ -93,7 +123,7 @@ class EarlyStopping(_Watching):
         *,
         patience: int = 5,
         minimum_change: float = 0.0,
-        maximize: bool = False,
+        maximize: bool | None = None,
     ) -> None:
         super().__init__(name, maximize)
         self.patience = whole("patience", patience, 1)
@@ -112,7 +142,9 @@ class EarlyStopping(_Watching):
         if self.waited < self.patience:
             return None
         best = -self.best if self.maximize else self.best
-        return f"no better than {best:.4g} for {self.waited} evaluations"
+        than = "higher" if self.maximize else "lower"
+        count = f"{self.waited} evaluation{'s' if self.waited > 1 else ''}"
+        return f"no {than} than {best:.4g} for {count}{self._advice}"
 
 
 class KeepBest(_Watching):
@@ -120,7 +152,8 @@ class KeepBest(_Watching):
 
     A copy, since a step writes over its state: it costs the memory of the parameters once more (and that
     of the model state), and with whole_state that of the whole state too. What is better is decided on the
-    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was.
+    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was; a new
+    one starts anew, as in a script that goes on from a checkpoint: the best of what it saw itself.
 
     After the loop it has `params`, the best parameters to evaluate with, None before the first evaluation
     that is finite; `model_state`, which belongs to them; `step`, after which they were, and `value`, what
@@ -128,7 +161,8 @@ class KeepBest(_Watching):
 
     Args:
       name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
-      maximize: True where large is good.
+      maximize: True where large is good. None for False, with a UserWarning for a name that is that of an
+        accuracy or a score.
       whole_state: True to keep the whole state, to train on from.
 
     Raises:
@@ -145,7 +179,11 @@ class KeepBest(_Watching):
     """
 
     def __init__(
-        self, name: str = "eval_loss", *, maximize: bool = False, whole_state: bool = False
+        self,
+        name: str = "eval_loss",
+        *,
+        maximize: bool | None = None,
+        whole_state: bool = False,
     ) -> None:
         super().__init__(name, maximize)
         self.whole_state = bool(whole_state)

@@ -255,13 +255,13 @@ VALUES = [3.0, 2.0, 2.5, float("nan"), 1.95, 1.8, 2.0, 2.0, 2.0]
 def test_early_stopping(sign, patience, minimum_change, steps):
     values = iter(VALUES)
     stopping = aj.EarlyStopping(
-        "eval_score", maximize=sign < 0, patience=patience, minimum_change=minimum_change
+        "eval_value", maximize=sign < 0, patience=patience, minimum_change=minimum_change
     )
     state, history = aj.fit(
         create(),
         STEP,
         [ONE] * 9,
-        evaluate=lambda params: {"score": sign * next(values)},
+        evaluate=lambda params: {"value": sign * next(values)},
         evaluate_every=1,
         callback=stopping,
     )
@@ -274,13 +274,13 @@ def test_early_stopping(sign, patience, minimum_change, steps):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_best_parameters_are_kept(sign):
     params_at, values = {}, iter([float("nan"), *VALUES])
-    best = aj.KeepBest("eval_score", maximize=sign < 0)
+    best = aj.KeepBest("eval_value", maximize=sign < 0)
     whole = aj.KeepBest("eval_other", maximize=sign < 0, whole_state=True)
     assert (best.params, best.step, best.value, whole.state) == (None,) * 4
 
     def evaluate(params):
         score = sign * next(values)
-        return {"score": score, "other": jnp.asarray(score)}
+        return {"value": score, "other": jnp.asarray(score)}
 
     def callback(state, metrics):
         params_at[int(state.step)] = float(state.params)
@@ -379,9 +379,52 @@ def test_callbacks_that_cannot_be(make, message):
         make()
 
 
+@pytest.mark.parametrize("make", [aj.EarlyStopping, aj.KeepBest])
+def test_a_name_that_is_good_where_it_is_large(make):
+    for name, what in (
+        ("eval_accuracy", "an accuracy"),
+        ("eval_top5_acc", "an accuracy"),
+        ("eval_F1", "an F1 score"),
+        ("eval_bleu", "a BLEU score"),
+    ):
+        with pytest.warns(
+            UserWarning, match=f"takes small for good: for {what} give maximize=True"
+        ):
+            make(name)
+        make(name, maximize=True)
+        make(name, maximize=False)
+    for name in ("eval_loss", "eval_accumulated", "eval_inaccuracy"):
+        make(name)
+
+
+@pytest.mark.parametrize(
+    ("maximize", "told"),
+    [
+        (None, "no lower than 0.5 for 2 evaluations; for an accuracy give maximize=True"),
+        (False, "no lower than 0.5 for 2 evaluations"),
+        (True, "no higher than 0.75 for 2 evaluations"),
+    ],
+    ids=["not said", "small is good", "large is good"],
+)
+@pytest.mark.filterwarnings("ignore:EarlyStopping")
+def test_why_it_was_stopped(maximize, told):
+    values = iter([0.5, 0.75, 0.625, 0.5, 0.5])
+    stopping = aj.EarlyStopping("eval_accuracy", patience=2, maximize=maximize)
+    _, history = aj.fit(
+        create(),
+        STEP,
+        [ONE] * 5,
+        evaluate=lambda params: {"accuracy": next(values)},
+        evaluate_every=1,
+        callback=stopping,
+    )
+    assert history.stopped_by == f"{stopping!r}: {told}"
+
+
 def test_a_name_that_is_not_evaluated():
+    best = aj.KeepBest("eval_accuracy", maximize=True)
     with pytest.raises(ValueError, match="looks at 'eval_accuracy', and there is eval_loss") as c:
-        aj.fit(create(), STEP, [ONE] * 3, evaluate=distance, callback=aj.KeepBest("eval_accuracy"))
+        aj.fit(create(), STEP, [ONE] * 3, evaluate=distance, callback=best)
     assert c.value.state.step == 3
 
 
