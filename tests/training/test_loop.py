@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,11 @@ def test_fit_shows_a_bar(capsys):
     assert "70step" in capsys.readouterr().err.replace(" ", "")
 
 
+class Rows(NamedTuple):
+    inputs: Any
+    targets: Any
+
+
 def by_name(params, batch):
     return jnp.sum(params["hidden"])
 
@@ -145,16 +151,33 @@ def by_name(params, batch):
             lambda s: aj.fit(s, FIT_STEP, BATCH),
             "batches is a dict, which is one batch: give a list",
         ),
+        (
+            lambda s: aj.fit(s, FIT_STEP, (BATCH["inputs"], BATCH["targets"])),
+            r"\(float32\[16, 5\], float32\[16, 1\]\), which looks like one batch of 16 rows: .*\[batch\]",
+        ),
+        (
+            lambda s: aj.fit(s, FIT_STEP, Rows(BATCH["inputs"], BATCH["inputs"])),
+            "looks like one batch",
+        ),
         (lambda s: aj.fit(s, FIT_STEP, "train.npz"), "batches is a str"),
         (lambda s: aj.fit(s, FIT_STEP, [BATCH], callback=3), "callback=3 must be a function"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_fit_cannot_take(call, message):
     state = create()
     with pytest.raises(TypeError, match=message):
         call(state)
     assert FIT_STEP(state, BATCH)[0].step == 1
+
+
+def test_a_tuple_of_batches():
+    """That are alike, or in a list, as an error about others says."""
+    step = aj.train_step(lambda params, batch: jnp.mean(params * batch))
+    rows, narrow = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+    for batches in ((rows, rows), [rows, narrow], (rows, narrow[:2])):
+        state, _ = aj.fit(aj.TrainState.create(jnp.ones(()), aj.sgd(0.1)), step, batches)
+        assert state.step == 2
 
 
 def test_an_error_of_a_step_is_not_taken_for_that_of_a_loss():
