@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -57,12 +57,16 @@ class _Watching(Callback):
                 stacklevel=3,
             )
 
-    def _value(self, values: dict[str, Any]) -> Any:
-        if self.name not in values:
+    def check_name(self, names: Iterable[str]) -> None:
+        """Raises a ValueError if there is no number of its name."""
+        if self.name not in (there := list(names)):
             raise ValueError(
-                f"{type(self).__name__} looks at {self.name!r}, and there is {', '.join(values)}: give it "
+                f"{type(self).__name__} looks at {self.name!r}, and there is {', '.join(there)}: give it "
                 "one of these names."
             )
+
+    def _value(self, values: dict[str, Any]) -> Any:
+        self.check_name(values)
         return values[self.name]
 
     def __repr__(self) -> str:
@@ -309,6 +313,12 @@ class Callbacks:
     def _before(self, callback: Any) -> Sequence[Any]:
         place = next(i for i, each in enumerate(self._every) if each is callback)
         return [each for each in self._every[:place] if isinstance(each, _Watching)]
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises a ValueError for one that looks at another number than there will be."""
+        for each in self._every:
+            if isinstance(each, _Watching):
+                each.check_name(names)
 
     def after_step(self, state: Any, metrics: Any) -> str:
         """Who stops the loop, or nothing."""

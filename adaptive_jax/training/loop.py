@@ -46,6 +46,9 @@ def fit(
 ) -> tuple[TrainState, History]:
     """The loop: one training step per batch, with evaluations, a log, checkpoints and a history.
 
+    Steps and epochs count from this call: to go on with a restored state up to so many steps in all, give
+    the rest, `steps=total - int(state.step)`, and the batches that have not been taken.
+
     The device is never waited for: metrics are fetched many steps at a time, some steps later, and lines
     of the log are written when their numbers have arrived.
 
@@ -73,16 +76,19 @@ def fit(
       state: the state to start from. Its arrays are written over.
       step: what `train_step` returns, or any function like it.
       batches: one batch per step, as long as they last; with `epochs`, also a function from the number of
-        the epoch, 0 for the first, to its batches, for a new order in each.
-      steps: after how many steps to stop; None for as many as there are batches. More than there are
-        batches is an error.
-      epochs: how often to go through the batches, instead of steps. What can be gone through once, a
-        generator, is refused for more than one. None for once.
+        the epoch, 0 for the first of this call, to its batches, for a new order in each.
+      steps: after how many steps of this call to stop; None for as many as there are batches. More than
+        there are batches is an error.
+      epochs: how often to go through the batches in this call, instead of steps: 4 more after a restored
+        checkpoint, where it is 4. `examples/a_day.py` goes on in the middle of an epoch. What can be gone
+        through once, a generator, is refused for more than one. None for once.
       evaluate: what to measure beside the steps: a function of the parameters to evaluate with,
         `state.eval_params()`, that returns a number, called "eval_loss" in the history, or a dict of
         numbers, each called "eval_" and its name. An argument `model_state` gets that of the state; a
         first argument `state` is the state itself, with these parameters in it. `aj.Evaluation(loss_fn,
-        batches)` is one, the means over held-out batches.
+        batches)` is one, the means over held-out batches. Such a one, and what `jax.jit` made, is
+        traced before the first step, and refused there if it is no number, or lacks one that a callback
+        looks at.
       evaluate_every: after how many steps, counted by the state's `step`, to evaluate; None for the end of
         each epoch. Either way the last state is evaluated, unless a callback or Ctrl-C ends the loop.
       callback: called after each step with the new state and the metrics, both on the device, to save, to
@@ -96,10 +102,10 @@ def fit(
       log_every: after how many steps, counted by the state's `step`, to print a line that a cluster's log
         can hold, with the step, its metrics and the steps per second; and one for each evaluation. None for
         no log.
-      log_to: a file that gets the same numbers: `.jsonl` for one JSON object a line, `.csv` for a table; a
-        name without an ending is a folder for TensorBoard (`pip install 'adaptive_jax[tensorboard]'`). It
-        is opened before the first step, and what is there is kept: a run that goes on appends, and where
-        steps are taken again their lines are there twice.
+      log_to: a file that gets the same numbers: `.jsonl` for one JSON object a line, with null for what is
+        not finite, `.csv` for a table; a name without an ending is a folder for TensorBoard (`pip install
+        'adaptive_jax[tensorboard]'`). It is opened before the first step, and what is there is kept: a run
+        that goes on appends, and where steps are taken again their lines are there twice.
       checkpoints: where and how often to save, `aj.Checkpoints(directory, every=1000)`; None to save
         nothing. The last state is saved as well, and is written when `fit` returns, or raises.
 
@@ -151,6 +157,8 @@ def fit(
     done, record, was_used_up = 0, Record(), is_used_up(state)
     are_together = spans_processes(state)
     evaluations = Evaluations(evaluate, evaluate_every, are_together)
+    if (names := evaluations.names(state)) is not None:
+        callbacks.check_names(names)
     is_first_process = not are_together or jax.process_index() == 0
     with together("fit") if are_together else contextlib.nullcontext():
         facts = (

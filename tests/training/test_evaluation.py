@@ -7,6 +7,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adaptive_jax as aj
@@ -112,8 +113,26 @@ class OnlyOnce:
             "KeepBest of 'eval_loss' twice",
         ),
         ({"callback": [distance, distance]}, ValueError, "is there twice"),
+        (
+            {"evaluate": aj.Evaluation(loss, [ONE]), "callback": aj.KeepBest("eval_los")},
+            ValueError,
+            "KeepBest looks at 'eval_los', and there is eval_loss",
+        ),
+        (
+            {"evaluate": jax.jit(lambda p: {"a": p, "b": p}), "callback": aj.EarlyStopping()},
+            ValueError,
+            "EarlyStopping looks at 'eval_loss', and there is eval_a, eval_b",
+        ),
+        (
+            {"evaluate": aj.Evaluation(lambda p, b: b, [ONE])},
+            TypeError,
+            r"returned float32\[2\]: it must return one real number",
+        ),
+        ({"evaluate": aj.Evaluation(lambda p, b: 1 / 0, [ONE])}, ZeroDivisionError, "division"),
+        ({"evaluate": aj.Evaluation(loss, lambda: iter([]))}, ValueError, "has no batches"),
+        ({"evaluate": jax.jit(lambda p: p + ONE)}, TypeError, r"evaluate returned float32\[2\]"),
     ],
-    ids=range(16),
+    ids=range(22),
 )
 def test_what_is_refused_before_the_first_step(options, error, message):
     state = create()
@@ -185,6 +204,39 @@ def test_what_evaluate_gets():
     assert (counted, history["eval_loss"].tolist()) == (3, [3])
 
 
+@pytest.mark.parametrize("tx", [aj.schedule_free_adamw(0.1), optax.sgd(0.1)], ids=["ours", "optax"])
+def test_what_is_known_of_an_evaluation_before_the_first_step(tx):
+    """It computes nothing, and calls no function that was not compiled."""
+    calls = []
+
+    def host(params):
+        calls.append(float(params))
+        return len(calls)
+
+    def counted(params, batch):
+        jax.debug.callback(lambda: calls.append("computed"))
+        return {"loss": loss(params, batch), "model": jnp.ones(())}
+
+    for evaluate, count in ((host, 1), (aj.Evaluation(counted, [ONE, ONE]), 2)):
+        best = aj.KeepBest()
+        _, history = aj.fit(create(tx), STEP, [ONE] * 2, evaluate=evaluate, callback=best)
+        jax.effects_barrier()
+        assert len(calls) == count
+        assert (best.value, best.step) == (history["eval_loss"][0], 2)
+        calls.clear()
+    model = create(tx, model_state=jnp.full((), 3.0), rng=jax.random.key(0))
+    step = aj.train_step(lambda p, b, model_state: (loss(p, b), model_state), metrics=("loss",))
+    evaluation = jax.jit(lambda params, model_state: {"loss": params, "model": model_state})
+    _, history = aj.fit(
+        model,
+        step,
+        [ONE],
+        evaluate=evaluation,
+        callback=aj.EarlyStopping("eval_model"),
+    )
+    assert history["eval_model"] == 3.0
+
+
 def test_a_step_with_a_metric_called_like_an_evaluation():
     def step(state, batch):
         state, metrics = STEP(state, batch)
@@ -219,8 +271,16 @@ def test_an_evaluation_is_the_mean_over_rows():
 
     state = create(model_state=jnp.full((), 3.0))
     step = aj.train_step(lambda p, b, model_state: (loss(p, b), model_state), metrics=("loss",))
-    _, history = aj.fit(state, step, [ONE], evaluate=aj.Evaluation(scaled, [ONE]))
-    assert history["eval_loss"] == 3.0
+    state, history = aj.fit(state, step, [ONE], evaluate=aj.Evaluation(scaled, [ONE]))
+    assert history["eval_loss"] == aj.Evaluation(scaled, [ONE])(state)["loss"] == 3.0
+    state = create(average=aj.average(0.5))
+    state, history = aj.fit(
+        state, STEP, [ONE] * 3, evaluate=(evaluation := aj.Evaluation(loss, [ONE]))
+    )
+    assert (
+        history["eval_loss"] == evaluation(state)["loss"] == evaluation(state.eval_params())["loss"]
+    )
+    assert history["eval_loss"] != evaluation(state.params)["loss"]
 
 
 @pytest.mark.parametrize(
