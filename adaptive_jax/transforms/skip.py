@@ -220,7 +220,8 @@ def raise_if_stopped(opt_state: Any) -> None:
             raise FloatingPointError(
                 f"{count} steps in a row were skipped because a gradient or an update was not finite, "
                 f"{total} in all. {_told(state, which)}The parameters are those before them. Lower the "
-                "learning rate, clip the gradients, or look at the data."
+                "learning rate, clip the gradients, or look at the data. It stays stopped: go on from a "
+                "checkpoint, or with tx.init(params) for the optimizer's state."
             )
 
 

@@ -255,6 +255,22 @@ def test_a_run_that_its_optimizer_has_stopped_ends(count):
     assert aj.fit(spoilt_state(), step, batches)[0].step == 2 + count
 
 
+def test_a_run_that_was_stopped_goes_on_as_the_error_says():
+    step = aj.train_step(spoilt)
+    with pytest.raises(FloatingPointError) as caught:
+        aj.fit(spoilt_state(1), step, [jnp.nan])
+    with pytest.raises(
+        FloatingPointError, match=r"It stays stopped: .* tx.init\(params\)"
+    ) as again:
+        aj.fit(caught.value.state, step, [1.0])
+    state = again.value.state
+    state = state.replace(opt_state=state.tx.init(state.params))
+    state, _ = aj.fit(state, step, [1.0, 1.0])
+    np.testing.assert_allclose(state.params["w"], 0.8, rtol=1e-6)
+    aj.raise_if_stopped(state)
+    aj.raise_if_stopped(create())  # Where there is none, nothing has stopped.
+
+
 def test_whether_it_has_stopped_is_not_waited_for(monkeypatch):
     """It is looked at when as many steps have been taken since as the metrics need to arrive."""
     from adaptive_jax.training import stopped
