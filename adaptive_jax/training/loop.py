@@ -32,7 +32,7 @@ from .stopped import Stopped
 def fit(
     state: TrainState,
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]],
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Callable[[int], Iterable[Any]],
     *,
     steps: int | None = None,
     epochs: int | None = None,
