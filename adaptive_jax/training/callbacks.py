@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -39,21 +41,34 @@ class Callback:
 class _Watching(Callback):
     """What judges by one number of the evaluations."""
 
-    def __init__(self, name: str, maximize: bool) -> None:
+    def __init__(self, name: str, maximize: bool | None) -> None:
         kind = type(self).__name__
         if not isinstance(name, str) or not name.startswith(PREFIX):
             raise ValueError(
                 f"{kind} looks at evaluations, and {name!r} is none: {PREFIX}loss for the number that "
                 f"evaluate returns, {PREFIX}accuracy for what it returns as 'accuracy' in a dict."
             )
-        self.name, self.maximize = name, _true_or_false("maximize", maximize)
+        self.name = name
+        self.maximize = maximize is not None and _true_or_false("maximize", maximize)
+        self._advice = ""
+        if maximize is None and (good := _good_where_large(name)):
+            self._advice = f"; for {good} give maximize=True"
+            warnings.warn(
+                f"{kind}({name!r}) takes small for good: for {good} give maximize=True. Where small is "
+                "good, maximize=False says so, without this warning.",
+                stacklevel=3,
+            )
 
-    def _value(self, values: dict[str, Any]) -> Any:
-        if self.name not in values:
+    def check_name(self, names: Iterable[str]) -> None:
+        """Raises a ValueError if there is no number of its name."""
+        if self.name not in (there := list(names)):
             raise ValueError(
-                f"{type(self).__name__} looks at {self.name!r}, and there is {', '.join(values)}: give it "
+                f"{type(self).__name__} looks at {self.name!r}, and there is {', '.join(there)}: give it "
                 "one of these names."
             )
+
+    def _value(self, values: dict[str, Any]) -> Any:
+        self.check_name(values)
         return values[self.name]
 
     def __repr__(self) -> str:
@@ -66,11 +81,30 @@ def _true_or_false(name: str, value: Any) -> bool:
     return bool(value)
 
 
+_GOOD_WHERE_LARGE = {
+    "acc": "an accuracy",
+    "accuracy": "an accuracy",
+    "f1": "an F1 score",
+    "auc": "an AUC",
+    "precision": "a precision",
+    "recall": "a recall",
+    "r2": "an R²",
+    "score": "a score",
+    "bleu": "a BLEU score",
+}
+
+
+def _good_where_large(name: str) -> str:
+    """What a name says that is good where it is large; nothing for others."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    return next((_GOOD_WHERE_LARGE[word] for word in words if word in _GOOD_WHERE_LARGE), "")
+
+
 class EarlyStopping(_Watching):
     """Stops `aj.fit` where an evaluation gets no better.
 
     It waits for the value of each evaluation, and for no step. NaN is never better. In another `fit` it
-    goes on where it was; a new one starts anew.
+    goes on where it was; a new one starts anew, as in a script that goes on from a checkpoint.
 
     Prechelt 1998, https://doi.org/10.1007/3-540-49430-8_3.
 
@@ -78,7 +112,8 @@ class EarlyStopping(_Watching):
       name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
       patience: how many evaluations in a row may be no better than the best one: the last of them stops.
       minimum_change: by how much a value must be better than the best one to count as better, >= 0.
-      maximize: True where large is good.
+      maximize: True where large is good. None for False, with a UserWarning for a name that is that of an
+        accuracy or a score.
 
     Raises:
       ValueError: for a name that is none of an evaluation, a patience below 1, and a negative change.
@@ -92,7 +127,7 @@ class EarlyStopping(_Watching):
       >>> state, history = aj.fit(state, step, [None] * 100, evaluate=jnp.sum, evaluate_every=10,
       ...                         callback=stopping)
       >>> print(state.step, history["eval_loss"], history.stopped_by)
-      30 [0. 0. 0.] EarlyStopping('eval_loss'): no better than 0 for 2 evaluations
+      30 [0. 0. 0.] EarlyStopping('eval_loss'): no lower than 0 for 2 evaluations
     """
 
     def __init__(
@@ -101,7 +136,7 @@ class EarlyStopping(_Watching):
         *,
         patience: int = 5,
         minimum_change: float = 0.0,
-        maximize: bool = False,
+        maximize: bool | None = None,
     ) -> None:
         super().__init__(name, maximize)
         self.patience = whole("patience", patience, 1)
@@ -120,7 +155,9 @@ class EarlyStopping(_Watching):
         if self.waited < self.patience:
             return None
         best = -self.best if self.maximize else self.best
-        return f"no better than {best:.4g} for {self.waited} evaluations"
+        than = "higher" if self.maximize else "lower"
+        count = f"{self.waited} evaluation{'s' if self.waited > 1 else ''}"
+        return f"no {than} than {best:.4g} for {count}{self._advice}"
 
 
 class KeepBest(_Watching):
@@ -128,7 +165,8 @@ class KeepBest(_Watching):
 
     A copy, since a step writes over its state: it costs the memory of the parameters once more (and that
     of the model state), and with whole_state that of the whole state too. What is better is decided on the
-    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was.
+    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was; a new
+    one starts anew, as in a script that goes on from a checkpoint: the best of what it saw itself.
 
     After the loop it has `params`, the best parameters to evaluate with, None before the first evaluation
     that is finite; `model_state`, which belongs to them; `step`, after which they were, and `value`, what
@@ -136,7 +174,8 @@ class KeepBest(_Watching):
 
     Args:
       name: which number of the evaluation, "eval_loss", or "eval_accuracy" of a dict with "accuracy".
-      maximize: True where large is good.
+      maximize: True where large is good. None for False, with a UserWarning for a name that is that of an
+        accuracy or a score.
       whole_state: True to keep the whole state, to train on from.
 
     Raises:
@@ -154,7 +193,11 @@ class KeepBest(_Watching):
     """
 
     def __init__(
-        self, name: str = "eval_loss", *, maximize: bool = False, whole_state: bool = False
+        self,
+        name: str = "eval_loss",
+        *,
+        maximize: bool | None = None,
+        whole_state: bool = False,
     ) -> None:
         super().__init__(name, maximize)
         self.whole_state = _true_or_false("whole_state", whole_state)
@@ -284,6 +327,12 @@ class Callbacks:
     def _before(self, callback: Any) -> Sequence[Any]:
         place = next(i for i, each in enumerate(self._every) if each is callback)
         return [each for each in self._every[:place] if isinstance(each, _Watching)]
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises a ValueError for one that looks at another number than there will be."""
+        for each in self._every:
+            if isinstance(each, _Watching):
+                each.check_name(names)
 
     def after_step(self, state: Any, metrics: Any) -> str:
         """Who stops the loop, or nothing."""

@@ -239,8 +239,8 @@ def _of_what_is_given(state: TrainState, batches: Sequence[Any]) -> Iterator[str
         bad = [f"batch{keystr(path)}" for path, x in _floats(batch) if not _is_finite(x)]
         if bad:
             yield (
-                f"{_listed(bad)} of batch {place} {'is' if len(bad) == 1 else 'are'} not finite: mend the "
-                "data, or leave these rows out."
+                f"{_listed(bad)} of step {place + 1} (batch {place}, counted from 0) "
+                f"{'is' if len(bad) == 1 else 'are'} not finite: mend the data, or leave these rows out."
             )
             return
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from .._core.arguments import whole
-from .returned import shown
+from .returned import outlined, shown
 
 
 class Epochs:
@@ -64,11 +67,27 @@ def _makes_batches(batches: Any) -> bool:
     return callable(batches) and not hasattr(batches, "__iter__")
 
 
+def _is_one_batch(batches: Any) -> bool:
+    """Whether it is a tuple of arrays with as many rows, which are not alike otherwise: (x, y)."""
+    if not isinstance(batches, tuple) or len(batches) < 2:
+        return False
+    if not all(isinstance(x, (np.ndarray, jax.Array)) and x.ndim for x in batches):
+        return False
+    is_named = hasattr(batches, "_fields")
+    kinds = {(x.shape[1:], x.dtype) for x in batches}
+    return len({len(x) for x in batches}) == 1 and (is_named or len(kinds) > 1)
+
+
 def iterator_of(batches: Any, has_epochs: bool = False) -> Iterator[Any]:
     """Goes once through the batches; a TypeError for what is one batch, or none."""
     if isinstance(batches, (Mapping, str)):
         raise TypeError(
             f"batches is {shown(batches)}, which is one batch: give a list of them, or a generator."
+        )
+    if _is_one_batch(batches):
+        raise TypeError(
+            f"batches is {outlined(batches)}, which looks like one batch of {len(batches[0])} rows: give a "
+            "list of batches, [batch], or a generator. Those that are in a tuple are list(batches)."
         )
     try:
         return iter(batches)

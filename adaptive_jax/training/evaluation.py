@@ -46,6 +46,8 @@ class Evaluation:
       >>> evaluation = aj.Evaluation(lambda w, x: jnp.mean((x - w) ** 2), [jnp.ones(3), jnp.zeros(1)])
       >>> print(evaluation(jnp.zeros(())))
       {'loss': Array(0.75, dtype=float32)}
+
+      `evaluation(state)` evaluates a `TrainState`, at its `eval_params()`.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Evaluation:
         self._jitted = jax.jit(self._added)
 
     def __call__(self, params: Any, model_state: Any = None) -> dict[str, Any]:
-        """The means, on the device."""
+        """The means, on the device; of a `TrainState`, at its `eval_params()`."""
+        if isinstance(params, TrainState):
+            params, model_state = params.eval_params(), params.model_state
         sums = None
         for batch in self._batches() if callable(self._batches) else self._batches:
             sums = self._jitted(sums, params, model_state, batch)
@@ -82,6 +86,12 @@ class Evaluation:
             raise ValueError(f"{self!r} has no batches.")
         values, rows = sums
         return {name: value / rows for name, value in values.items()}
+
+    def of_first_batch(self, params: Any, model_state: Any = None) -> dict[str, Any]:
+        """The numbers of the first batch alone, times its rows."""
+        for batch in self._batches() if callable(self._batches) else self._batches:
+            return self._jitted(None, params, model_state, batch)[0]
+        raise ValueError(f"{self!r} has no batches.")
 
     def __repr__(self) -> str:
         return f"Evaluation({getattr(self._function, '__name__', self._function)!s:.80})"
@@ -131,6 +141,19 @@ class Evaluations:
         self._steps: list[int] = []
         self._values: dict[str, list[Any]] = {}
 
+    def names(self, state: Any) -> list[str] | None:
+        """What the values will be called, before the first step; None where that cannot be known.
+
+        Only what is compiled is looked at: another function may do what is to be done once an evaluation.
+        """
+        function = self._function
+        if isinstance(function, Evaluation):
+            function = function.of_first_batch
+        elif not (hasattr(function, "trace") and hasattr(function, "lower")):
+            return None
+        found = jax.eval_shape(lambda state: named(self._of(function, state), "evaluate"), state)
+        return [f"{PREFIX}{name}" for name in found]
+
     def is_due(self, number: int) -> bool:
         """Whether to evaluate after the step with this number, by the count of steps."""
         return self.every is not None and number % self.every == 0
@@ -150,7 +173,7 @@ class Evaluations:
 
     def add(self, number: int, state: Any) -> dict[str, Any]:
         """Evaluates, after the step with this number. The values, by their names in the history."""
-        found = named(self._evaluated(state), "evaluate")
+        found = named(self._of(self._function, state), "evaluate")
         # Copies: the next step may write over what an evaluation hands on.
         values = {
             f"{PREFIX}{name}": jnp.copy(x) if isinstance(x, jax.Array) else np.asarray(x)
@@ -194,15 +217,16 @@ class Evaluations:
                 del column[-1:]
         self.add_to(history)
 
-    def _evaluated(self, state: Any) -> Any:
+    def _of(self, function: Any, state: Any) -> Any:
+        """What the function, or another one with its arguments, comes to."""
         if not isinstance(state, TrainState):
-            return self._function(state)
+            return function(state)
         params = state.eval_params()
         if self._arguments[:1] == ["state"]:
-            return self._function(state.replace(params=params))
+            return function(state.replace(params=params))
         if "model_state" in self._arguments:
-            return self._function(params, model_state=state.model_state)
-        return self._function(params)
+            return function(params, model_state=state.model_state)
+        return function(params)
 
 
 def named(values: Any, what: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -137,13 +138,15 @@ def _line(row: Row) -> str:
 
 
 class _Lines:
-    """A file with one JSON object a line."""
+    """A file with one JSON object a line, with null for what is not finite."""
 
     def __init__(self, path: Path) -> None:
         self._file = _appended(path)
 
     def write(self, row: Row) -> None:
-        self._file.write(f"{json.dumps(row)}\n")
+        # JSON has no word for NaN, nor for what is infinite.
+        known = {name: x if math.isfinite(x) else None for name, x in row.items()}
+        self._file.write(f"{json.dumps(known, allow_nan=False)}\n")
         self._file.flush()
 
     def close(self) -> None:

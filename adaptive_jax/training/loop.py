@@ -26,12 +26,13 @@ from .peers import PeerError, Peers
 from .processes import Stops
 from .progress import progress_bar
 from .state import TrainState
+from .stopped import Stopped
 
 
 def fit(
     state: TrainState,
     step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]],
-    batches: Iterable[Any],
+    batches: Iterable[Any] | Callable[[int], Iterable[Any]],
     *,
     steps: int | None = None,
     epochs: int | None = None,
@@ -44,6 +45,9 @@ def fit(
     checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainState, History]:
     """The loop: one training step per batch, with evaluations, a log, checkpoints and a history.
+
+    Steps and epochs count from this call: to go on with a restored state up to so many steps in all, give
+    the rest, `steps=total - int(state.step)`, and the batches that have not been taken.
 
     The device is never waited for: metrics are fetched many steps at a time, some steps later, and lines
     of the log are written when their numbers have arrived.
@@ -58,6 +62,9 @@ def fit(
     A failure within a step, as where memory is out, leaves no state: `state` is None, and a note says
     which checkpoint was the last one.
 
+    Where an `aj.skip_nonfinite(tx, max_consecutive=…)` in the optimizer has stopped, the loop ends at
+    most 64 steps later, with the FloatingPointError of `aj.raise_if_stopped`.
+
     Where several processes train together (an array of the state is on devices of several), Ctrl-C in
     one of them, or a cluster that takes a machine away, ends the loop of all after the same step. States
     that are not the same in all processes are refused before the first step. An error in one process, or
@@ -69,16 +76,19 @@ def fit(
       state: the state to start from. Its arrays are written over.
       step: what `train_step` returns, or any function like it.
       batches: one batch per step, as long as they last; with `epochs`, also a function from the number of
-        the epoch, 0 for the first, to its batches, for a new order in each.
-      steps: after how many steps to stop; None for as many as there are batches. More than there are
-        batches is an error.
-      epochs: how often to go through the batches, instead of steps. What can be gone through once, a
-        generator, is refused for more than one. None for once.
+        the epoch, 0 for the first of this call, to its batches, for a new order in each.
+      steps: after how many steps of this call to stop; None for as many as there are batches. More than
+        there are batches is an error.
+      epochs: how often to go through the batches in this call, instead of steps: 4 more after a restored
+        checkpoint, where it is 4. `examples/a_day.py` goes on in the middle of an epoch. What can be gone
+        through once, a generator, is refused for more than one. None for once.
       evaluate: what to measure beside the steps: a function of the parameters to evaluate with,
         `state.eval_params()`, that returns a number, called "eval_loss" in the history, or a dict of
         numbers, each called "eval_" and its name. An argument `model_state` gets that of the state; a
         first argument `state` is the state itself, with these parameters in it. `aj.Evaluation(loss_fn,
-        batches)` is one, the means over held-out batches.
+        batches)` is one, the means over held-out batches. Such a one, and what `jax.jit` made, is
+        traced before the first step, and refused there if it is no number, or lacks one that a callback
+        looks at.
       evaluate_every: after how many steps, counted by the state's `step`, to evaluate; None for the end of
         each epoch. Either way the last state is evaluated, unless a callback or Ctrl-C ends the loop.
       callback: called after each step with the new state and the metrics, both on the device, to save, to
@@ -92,12 +102,12 @@ def fit(
       log_every: after how many steps, counted by the state's `step`, to print a line that a cluster's log
         can hold, with the step, its metrics and the steps per second; and one for each evaluation. None for
         no log.
-      log_to: a file that gets the same numbers: `.jsonl` for one JSON object a line, `.csv` for a table; a
-        name without an ending is a folder for TensorBoard (`pip install 'adaptive_jax[tensorboard]'`). It
-        is opened before the first step, and what is there is kept: a run that goes on appends, and where
-        steps are taken again their lines are there twice.
+      log_to: a file that gets the same numbers: `.jsonl` for one JSON object a line, with null for what is
+        not finite, `.csv` for a table; a name without an ending is a folder for TensorBoard (`pip install
+        'adaptive_jax[tensorboard]'`). It is opened before the first step, and what is there is kept: a run
+        that goes on appends, and where steps are taken again their lines are there twice.
       checkpoints: where and how often to save, `aj.Checkpoints(directory, every=1000)`; None to save
-        nothing. The last state is saved as well, and is written when `fit` returns.
+        nothing. The last state is saved as well, and is written when `fit` returns, or raises.
 
     Returns:
       The last state; and the `History`, a dict of the metrics with a first axis for the steps, in NumPy
@@ -111,6 +121,7 @@ def fit(
       ValueError: for a number of steps that is none, or fewer batches than that; for both steps and epochs;
         for callbacks that disagree; for a folder with checkpoints of later steps; for processes whose
         states or evaluations are not the same.
+      FloatingPointError: where a `skip_nonfinite` has stopped: with the step and the arrays.
       OSError: for a log that cannot be written, before the first step.
       ImportError: for a folder for TensorBoard without tensorboardX.
 
@@ -146,6 +157,8 @@ def fit(
     done, record, was_used_up = 0, Record(), is_used_up(state)
     are_together = spans_processes(state)
     evaluations = Evaluations(evaluate, evaluate_every, are_together)
+    if (names := evaluations.names(state)) is not None:
+        callbacks.check_names(names)
     is_first_process = not are_together or jax.process_index() == 0
     with together("fit") if are_together else contextlib.nullcontext():
         facts = (
@@ -165,7 +178,7 @@ def fit(
         log.close()
         raise
     interrupts = Interrupts()
-    stops = Stops(interrupts, are_together)
+    stops, stopped = Stops(interrupts, are_together), Stopped(state)
     peers = Peers(are_together)
 
     def evaluated() -> str:
@@ -208,10 +221,12 @@ def fit(
                     if has_news:
                         bar.set_postfix_str(record.loss(), refresh=False)
                     bar.update()
+                    stopped.after_step(done, state)
                     stopped_by = callbacks.after_step(state, metrics)
                     if evaluations.is_due(first + done):
                         stopped_by = "; ".join(filter(None, [stopped_by, evaluated()]))
                     if checkpoints is not None and checkpoints.is_due(first + done):
+                        stopped.after_last(state)  # To save is to wait.
                         checkpoints.save(state)
                     if stopped_by:
                         break
@@ -220,6 +235,8 @@ def fit(
                     stopped_by = evaluated()
                 peers.end(done)
                 jax.block_until_ready(state)  # An error that comes late is one of this loop still.
+                if not stops.stopped:  # Who presses Ctrl-C has what was reached.
+                    stopped.after_last(state)
                 if checkpoints is not None:
                     if not checkpoints.has(_number_of_step(state)):
                         checkpoints.save(state)
@@ -239,6 +256,7 @@ def fit(
                 interrupts,
                 was_used_up,
                 checkpoints,
+                stopped,
             )
             if of_others is not None:
                 raise of_others from error
@@ -257,14 +275,14 @@ def _bring_along(
     interrupts: Interrupts,
     was_used_up: bool,
     checkpoints: Checkpoints | None,
+    stopped: Stopped,
 ) -> None:
     """Gives an error the state that was reached after so many steps, if it is not lost, and the history.
 
+    The state is saved, unless that may hang, or it could not go on.
+
     was_used_up: whether the state that came in was no state any more.
     """
-    if checkpoints is not None and isinstance(error, Exception) and jax.process_count() == 1:
-        with contextlib.suppress(Exception):  # What is being saved may be the last one.
-            checkpoints.close()
     # Who presses Ctrl-C twice does not wait for a device that hangs, nor for another process.
     may_hang = isinstance(error, (KeyboardInterrupt, PeerError))
     wait = not may_hang or has_arrived(record.metrics(), 1.0)
@@ -274,15 +292,32 @@ def _bring_along(
     # Not by assignment, which an exception that is a frozen dataclass refuses.
     vars(error).update(state=None if lost else state, history=history)
     history.interrupted = interrupts.count > 0
+    where = ""
+    is_alone = jax.process_count() == 1 and isinstance(error, (Exception, SystemExit))
+    if checkpoints is not None and is_alone:
+        is_good = done > 0 and not lost and not stopped.is_so(state)
+        where = _saved(checkpoints, state if is_good else None)
     note = (
         _lost_note(done)
         if lost
-        else f"The state that was reached, after {done} steps, is error.state; the metrics are in "
-        "error.history."
+        else f"The state that was reached, after {done} steps, is error.state{where}; the "
+        "metrics are in error.history."
     )
     if not (lost and was_used_up):
         with contextlib.suppress(AttributeError):
             error.add_note(note)
+
+
+def _saved(checkpoints: Checkpoints, state: Any) -> str:
+    """Writes what is on its way to the disk, and the state if there is one. Where that is, in words."""
+    # The error that is there already says more than one of the disk would.
+    with contextlib.suppress(Exception):
+        is_new = state is not None and not checkpoints.has(_number_of_step(state))
+        if is_new:
+            checkpoints.save(state)
+        checkpoints.close()
+        return f", and in {saved.last()}" if is_new else ""
+    return ""
 
 
 def _number_of_step(state: Any, is_needed: bool = True) -> int:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from .. import maths
 from ..transforms.diagnose import DiagnoseState
 from ..transforms.evaluate import eval_params
+from ..transforms.skip import skips_in
 from .rates import learning_rates
 from .settings import Settings
 from .state import TrainState
@@ -46,7 +47,7 @@ def measured_metrics(
     parameter_norm = functools.cache(lambda: maths.global_norm(old.params))
     measures: dict[str, Callable[[], Any]] = {
         "loss": lambda: loss,
-        "skipped": lambda: new.skipped,
+        "skipped": lambda: _skipped(new),
         "gradient_norm": lambda: maths.global_norm(gradients),
         "update_norm": update_norm,
         "parameter_norm": parameter_norm,
@@ -64,6 +65,14 @@ def measured_metrics(
         if unknown is not None:
             _leave_out(settings, name, unknown)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _skipped(state: TrainState) -> Any:
+    """How many steps were skipped, by the step itself and by what is in the optimizer."""
+    totals = [jnp.sum(each.total, dtype=jnp.int32) for each in skips_in(state.opt_state)]
+    if not totals:
+        return state.skipped
+    return sum(totals, jnp.int32(0) if state.skipped is None else state.skipped)
 
 
 def _measured(opt_state: Any) -> Any:

@@ -166,6 +166,8 @@ class TrainState:
 
 def _checked_average(average: Any) -> Any:
     """The average, if it has something to evaluate with."""
+    if isinstance(average, float) and 0 < average < 1:
+        raise TypeError(f"average={average!r} is a number: give aj.average({average!r}).")
     if not evaluating(average := member(average, "TrainState.create(average=…)")):
         raise TypeError(
             f"average={average!r} keeps no average of the parameters: give aj.average(0.999), "

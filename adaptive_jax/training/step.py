@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from .._core.arguments import floating, one_of, whole
+from ..transforms.skip import skips_in
 from .arrays import is_spread
 from .donation import check_read, check_repeated, explain_failure
 from .estimator import check_estimator
@@ -76,7 +77,8 @@ def train_step(
         `compensate`, with which either gives the same.
       metrics: the names of what to measure, in float32 and on the device: "loss", "learning_rate" (of
         this step, the product of all rates in the optimizer, and the largest where arrays have different
-        ones; of an `aj.partition` "learning_rate/<label>" comes with it), "skipped" (so many steps so far),
+        ones; of an `aj.partition` "learning_rate/<label>" comes with it), "skipped" (so many steps so far,
+        also by an `aj.skip_nonfinite` in the optimizer),
         "gradient_norm", "update_norm", "parameter_norm" (before the step), "update_ratio", the
         quotient of the last two, 0 where the parameters are, "measured", what an `aj.diagnose` in the
         optimizer measured, by measure and group, and "loss_at_eval_params", the loss of
@@ -183,6 +185,7 @@ class TrainStep:
         self._places: dict[Any, Places] = {}
         self._sent: tuple[Any, Any, Any, Any] = None, None, None, None
         self._outlines: dict[Any, Outline] = {}
+        self._skipping: set[Outline] = set()  # Those that count what they skip.
         self._skipped: tuple[Any, Any] = None, None
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
@@ -248,9 +251,10 @@ class TrainStep:
         is_array = isinstance(state.step, jax.Array)
         sharding = getattr(state.step, "sharding", None) if is_array else None
         if tx is not state.tx or sharding != mesh:
-            outline, numbers = self._send(state.tx, sharding)
+            outline, numbers = self._send(state, sharding)
         scale = state.loss_scale
-        skipped = state.skipped if self._skips or scale is not None else None
+        counts = self._skips or scale is not None or outline in self._skipping
+        skipped = state.skipped if counts else None
         written = state.step, state.params, state.opt_state, state.model_state, scale, skipped
         return outline, numbers, written, state.rng
 
@@ -295,13 +299,16 @@ class TrainStep:
             self._skipped = skipped, copy
         return copy
 
-    def _send(self, tx: Any, sharding: Any) -> tuple[Outline, Any]:
+    def _send(self, state: TrainState, sharding: Any) -> tuple[Outline, Any]:
         """The optimizer's numbers on the device: those of Python in one array, sent once."""
+        tx = state.tx
         leaves, treedef = jax.tree.flatten(tx)
         is_float = tuple([isinstance(leaf, float) for leaf in leaves])
         outline = self._outlines.get((treedef, is_float))
         if outline is None:
             outline = self._outlines[treedef, is_float] = Outline(treedef, is_float)
+            if self._measures_skipped and any(skips_in(state.opt_state)):
+                self._skipping.add(outline)
         with jax.transfer_guard_host_to_device("allow"):  # It is asked for.
             numbers = outline.numbers(leaves)
         if not any(isinstance(number, Tracer) for number in numbers):

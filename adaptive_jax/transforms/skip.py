@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -160,7 +161,7 @@ def skip_nonfinite(
     Args:
       inner: the transformation whose steps may be skipped, a whole chain usually.
       max_consecutive: after so many skipped steps in a row the run is stopped: every further step is
-        skipped too, and `raise_if_stopped` raises. None to go on for ever.
+        skipped too, `aj.fit` ends, and `raise_if_stopped` raises. None to go on for ever.
 
     Returns:
       The transformation. Its state is a `SkipNonfiniteState`.
@@ -181,13 +182,23 @@ def skip_nonfinite(
     return Transformation.of(SkipNonfinite(inner, max_consecutive))
 
 
+def skips_in(tree: Any) -> Iterator[SkipNonfiniteState]:
+    """The state of each `skip_nonfinite` in a tree, of those inside others too."""
+    is_skip = lambda x: isinstance(x, SkipNonfiniteState)  # noqa: E731
+    for state in filter(is_skip, jax.tree.leaves(tree, is_leaf=is_skip)):
+        yield state
+        yield from skips_in(state.inner_state)
+
+
 def raise_if_stopped(opt_state: Any) -> None:
     """Raises a FloatingPointError if a `skip_nonfinite` somewhere in the state has stopped the run.
 
-    It waits for the state to be computed: call it once in a while, outside of `jit`.
+    It waits for the state to be computed: call it once in a while, outside of `jit`. `aj.fit` does so
+    itself, without waiting.
 
     Args:
-      opt_state: the state of an optimizer, at any depth of which there may be a `skip_nonfinite`.
+      opt_state: the state of an optimizer, or a `TrainState`, at any depth of which there may be a
+        `skip_nonfinite`. Where there is none, nothing has stopped and nothing is raised.
 
     Raises:
       FloatingPointError: with the number of skipped steps, the step in which it began, counted by the
@@ -202,15 +213,15 @@ def raise_if_stopped(opt_state: Any) -> None:
       ...
       FloatingPointError: 1 steps in a row were skipped because a gradient or an update was not...
     """
-    is_skip = lambda x: isinstance(x, SkipNonfiniteState)  # noqa: E731
-    for state in filter(is_skip, jax.tree.leaves(opt_state, is_leaf=is_skip)):
+    for state in skips_in(opt_state):
         if np.any(state.stopped):
             which = int(np.argmax(state.stopped))  # Of many runs at once, the first.
             count, total = (np.ravel(x)[which] for x in (state.consecutive, state.total))
             raise FloatingPointError(
                 f"{count} steps in a row were skipped because a gradient or an update was not finite, "
                 f"{total} in all. {_told(state, which)}The parameters are those before them. Lower the "
-                "learning rate, clip the gradients, or look at the data."
+                "learning rate, clip the gradients, or look at the data. It stays stopped: go on from a "
+                "checkpoint, or with tx.init(params) for the optimizer's state."
             )
 
 

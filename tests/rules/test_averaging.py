@@ -121,6 +121,8 @@ def test_what_keeps_no_average_is_refused_by_name():
         TypeError, match=r"average=sgd\(.* keeps no average of the parameters: give aj.av"
     ):
         aj.TrainState.create(PARAMS, aj.adam(0.1), average=aj.sgd(0.1))
+    with pytest.raises(TypeError, match=r"average=0.99 is a number: give aj.average\(0.99\)\.$"):
+        aj.TrainState.create(PARAMS, aj.adam(0.1), average=0.99)
     with pytest.raises(
         ValueError, match=r"ScheduleFree\(.* and Average\(.* both evaluate with other"
     ):

@@ -40,6 +40,24 @@ for script in (a_day, a_day_in_optax):
         state, best, losses, evaluations = script.run(folder / name / kind, epochs=epochs)
         found |= {f"{name}/{kind}{epochs}/losses": losses, f"{name}/{kind}{epochs}/eval": evaluations}
     found |= {f"{name}/{kind}{epochs}/{i}": x for i, x in enumerate(jax.tree.leaves(best))}
+
+# An error in the middle of the second epoch; then it goes on to its end, and has no more to do.
+usual = a_day.batches
+def failing(epoch):
+    for place, batch in enumerate(usual(epoch)):
+        if epoch == 1 and place == 5:
+            raise OSError
+        yield batch
+a_day.batches = failing
+try:
+    a_day.run(folder / "broken", epochs=2)
+except OSError as error:
+    assert error.state.step == a_day.STEPS + 5
+a_day.batches = usual
+for kind in ("rest", "nothing"):
+    state, best, losses, evaluations = a_day.run(folder / "broken", epochs=2)
+    found |= {f"{kind}/losses": losses, f"{kind}/eval": evaluations}
+    found |= {f"{kind}/{i}": x for i, x in enumerate(jax.tree.leaves(best))}
 np.savez(folder / "found.npz", steps=a_day.STEPS, **found)
 """
 
@@ -64,6 +82,12 @@ def test_the_scripts_come_to_the_same_and_go_on(tmp_path):
     for index in range(6):  # The best parameters.
         ours, theirs = (found[f"{script}/whole4/{index}"] for script in ("a_day", "a_day_in_optax"))
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=2e-4)
+    whole = found["a_day/half2/losses"]
+    np.testing.assert_array_equal(found["rest/losses"], whole[found["steps"] + 5 :])
+    np.testing.assert_array_equal(found["rest/eval"], found["a_day/half2/eval"][1:])
+    assert found["nothing/losses"].size == 0
+    for index in range(6):
+        np.testing.assert_array_equal(found[f"nothing/{index}"], found[f"rest/{index}"])
     for script in ("a_day", "a_day_in_optax"):
         rows = [
             json.loads(line)

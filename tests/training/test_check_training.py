@@ -225,7 +225,9 @@ def test_numbers_that_are_not_finite():
 
     bad = {**BATCH, "inputs": BATCH["inputs"].at[3, 2].set(jnp.nan)}
     text = only(check(aj.adam(0.01), batches=[BATCH, BATCH, bad]))
-    assert text.startswith("batch['inputs'] of batch 2 is not finite: mend the data")
+    assert text.startswith(
+        "batch['inputs'] of step 3 (batch 2, counted from 0) is not finite: mend the data"
+    )
     lost = {**PARAMS, "output": PARAMS["output"].at[0].set(jnp.inf)}
     assert only(check(aj.adam(0.01), params=lost)).startswith("The array ['output'] is not finite")
 

@@ -8,6 +8,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adaptive_jax as aj
@@ -119,8 +120,26 @@ class OnlyOnce:
             "KeepBest of 'eval_loss' twice",
         ),
         ({"callback": [distance, distance]}, ValueError, "is there twice"),
+        (
+            {"evaluate": aj.Evaluation(loss, [ONE]), "callback": aj.KeepBest("eval_los")},
+            ValueError,
+            "KeepBest looks at 'eval_los', and there is eval_loss",
+        ),
+        (
+            {"evaluate": jax.jit(lambda p: {"a": p, "b": p}), "callback": aj.EarlyStopping()},
+            ValueError,
+            "EarlyStopping looks at 'eval_loss', and there is eval_a, eval_b",
+        ),
+        (
+            {"evaluate": aj.Evaluation(lambda p, b: b, [ONE])},
+            TypeError,
+            r"returned float32\[2\]: it must return one real number",
+        ),
+        ({"evaluate": aj.Evaluation(lambda p, b: 1 / 0, [ONE])}, ZeroDivisionError, "division"),
+        ({"evaluate": aj.Evaluation(loss, lambda: iter([]))}, ValueError, "has no batches"),
+        ({"evaluate": jax.jit(lambda p: p + ONE)}, TypeError, r"evaluate returned float32\[2\]"),
     ],
-    ids=range(18),
+    ids=range(24),
 )
 def test_what_is_refused_before_the_first_step(options, error, message):
     state = create()
@@ -192,6 +211,39 @@ def test_what_evaluate_gets():
     assert (counted, history["eval_loss"].tolist()) == (3, [3])
 
 
+@pytest.mark.parametrize("tx", [aj.schedule_free_adamw(0.1), optax.sgd(0.1)], ids=["ours", "optax"])
+def test_what_is_known_of_an_evaluation_before_the_first_step(tx):
+    """It computes nothing, and calls no function that was not compiled."""
+    calls = []
+
+    def host(params):
+        calls.append(float(params))
+        return len(calls)
+
+    def counted(params, batch):
+        jax.debug.callback(lambda: calls.append("computed"))
+        return {"loss": loss(params, batch), "model": jnp.ones(())}
+
+    for evaluate, count in ((host, 1), (aj.Evaluation(counted, [ONE, ONE]), 2)):
+        best = aj.KeepBest()
+        _, history = aj.fit(create(tx), STEP, [ONE] * 2, evaluate=evaluate, callback=best)
+        jax.effects_barrier()
+        assert len(calls) == count
+        assert (best.value, best.step) == (history["eval_loss"][0], 2)
+        calls.clear()
+    model = create(tx, model_state=jnp.full((), 3.0), rng=jax.random.key(0))
+    step = aj.train_step(lambda p, b, model_state: (loss(p, b), model_state), metrics=("loss",))
+    evaluation = jax.jit(lambda params, model_state: {"loss": params, "model": model_state})
+    _, history = aj.fit(
+        model,
+        step,
+        [ONE],
+        evaluate=evaluation,
+        callback=aj.EarlyStopping("eval_model"),
+    )
+    assert history["eval_model"] == 3.0
+
+
 def test_a_step_with_a_metric_called_like_an_evaluation():
     def step(state, batch):
         state, metrics = STEP(state, batch)
@@ -226,8 +278,16 @@ def test_an_evaluation_is_the_mean_over_rows():
 
     state = create(model_state=jnp.full((), 3.0))
     step = aj.train_step(lambda p, b, model_state: (loss(p, b), model_state), metrics=("loss",))
-    _, history = aj.fit(state, step, [ONE], evaluate=aj.Evaluation(scaled, [ONE]))
-    assert history["eval_loss"] == 3.0
+    state, history = aj.fit(state, step, [ONE], evaluate=aj.Evaluation(scaled, [ONE]))
+    assert history["eval_loss"] == aj.Evaluation(scaled, [ONE])(state)["loss"] == 3.0
+    state = create(average=aj.average(0.5))
+    state, history = aj.fit(
+        state, STEP, [ONE] * 3, evaluate=(evaluation := aj.Evaluation(loss, [ONE]))
+    )
+    assert (
+        history["eval_loss"] == evaluation(state)["loss"] == evaluation(state.eval_params())["loss"]
+    )
+    assert history["eval_loss"] != evaluation(state.params)["loss"]
 
 
 @pytest.mark.parametrize(
@@ -262,13 +322,13 @@ VALUES = [3.0, 2.0, 2.5, float("nan"), 1.95, 1.8, 2.0, 2.0, 2.0]
 def test_early_stopping(sign, patience, minimum_change, steps):
     values = iter(VALUES)
     stopping = aj.EarlyStopping(
-        "eval_score", maximize=sign < 0, patience=patience, minimum_change=minimum_change
+        "eval_value", maximize=sign < 0, patience=patience, minimum_change=minimum_change
     )
     state, history = aj.fit(
         create(),
         STEP,
         [ONE] * 9,
-        evaluate=lambda params: {"score": sign * next(values)},
+        evaluate=lambda params: {"value": sign * next(values)},
         evaluate_every=1,
         callback=stopping,
     )
@@ -281,13 +341,13 @@ def test_early_stopping(sign, patience, minimum_change, steps):
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_best_parameters_are_kept(sign):
     params_at, values = {}, iter([float("nan"), *VALUES])
-    best = aj.KeepBest("eval_score", maximize=sign < 0)
+    best = aj.KeepBest("eval_value", maximize=sign < 0)
     whole = aj.KeepBest("eval_other", maximize=sign < 0, whole_state=True)
     assert (best.params, best.step, best.value, whole.state) == (None,) * 4
 
     def evaluate(params):
         score = sign * next(values)
-        return {"score": score, "other": jnp.asarray(score)}
+        return {"value": score, "other": jnp.asarray(score)}
 
     def callback(state, metrics):
         params_at[int(state.step)] = float(state.params)
@@ -423,9 +483,52 @@ def test_callbacks_that_cannot_be(make, message):
         make()
 
 
+@pytest.mark.parametrize("make", [aj.EarlyStopping, aj.KeepBest])
+def test_a_name_that_is_good_where_it_is_large(make):
+    for name, what in (
+        ("eval_accuracy", "an accuracy"),
+        ("eval_top5_acc", "an accuracy"),
+        ("eval_F1", "an F1 score"),
+        ("eval_bleu", "a BLEU score"),
+    ):
+        with pytest.warns(
+            UserWarning, match=f"takes small for good: for {what} give maximize=True"
+        ):
+            make(name)
+        make(name, maximize=True)
+        make(name, maximize=False)
+    for name in ("eval_loss", "eval_accumulated", "eval_inaccuracy"):
+        make(name)
+
+
+@pytest.mark.parametrize(
+    ("maximize", "told"),
+    [
+        (None, "no lower than 0.5 for 2 evaluations; for an accuracy give maximize=True"),
+        (False, "no lower than 0.5 for 2 evaluations"),
+        (True, "no higher than 0.75 for 2 evaluations"),
+    ],
+    ids=["not said", "small is good", "large is good"],
+)
+@pytest.mark.filterwarnings("ignore:EarlyStopping")
+def test_why_it_was_stopped(maximize, told):
+    values = iter([0.5, 0.75, 0.625, 0.5, 0.5])
+    stopping = aj.EarlyStopping("eval_accuracy", patience=2, maximize=maximize)
+    _, history = aj.fit(
+        create(),
+        STEP,
+        [ONE] * 5,
+        evaluate=lambda params: {"accuracy": next(values)},
+        evaluate_every=1,
+        callback=stopping,
+    )
+    assert history.stopped_by == f"{stopping!r}: {told}"
+
+
 def test_a_name_that_is_not_evaluated():
+    best = aj.KeepBest("eval_accuracy", maximize=True)
     with pytest.raises(ValueError, match="looks at 'eval_accuracy', and there is eval_loss") as c:
-        aj.fit(create(), STEP, [ONE] * 3, evaluate=distance, callback=aj.KeepBest("eval_accuracy"))
+        aj.fit(create(), STEP, [ONE] * 3, evaluate=distance, callback=best)
     assert c.value.state.step == 3
 
 

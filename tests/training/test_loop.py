@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,11 @@ def test_fit_shows_a_bar(capsys):
     assert "70step" in capsys.readouterr().err.replace(" ", "")
 
 
+class Rows(NamedTuple):
+    inputs: Any
+    targets: Any
+
+
 def by_name(params, batch):
     return jnp.sum(params["hidden"])
 
@@ -145,16 +151,33 @@ def by_name(params, batch):
             lambda s: aj.fit(s, FIT_STEP, BATCH),
             "batches is a dict, which is one batch: give a list",
         ),
+        (
+            lambda s: aj.fit(s, FIT_STEP, (BATCH["inputs"], BATCH["targets"])),
+            r"\(float32\[16, 5\], float32\[16, 1\]\), which looks like one batch of 16 rows: .*\[batch\]",
+        ),
+        (
+            lambda s: aj.fit(s, FIT_STEP, Rows(BATCH["inputs"], BATCH["inputs"])),
+            "looks like one batch",
+        ),
         (lambda s: aj.fit(s, FIT_STEP, "train.npz"), "batches is a str"),
         (lambda s: aj.fit(s, FIT_STEP, [BATCH], callback=3), "callback=3 must be a function"),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_fit_cannot_take(call, message):
     state = create()
     with pytest.raises(TypeError, match=message):
         call(state)
     assert FIT_STEP(state, BATCH)[0].step == 1
+
+
+def test_a_tuple_of_batches():
+    """That are alike, or in a list, as an error about others says."""
+    step = aj.train_step(lambda params, batch: jnp.mean(params * batch))
+    rows, narrow = np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)
+    for batches in ((rows, rows), [rows, narrow], (rows, narrow[:2])):
+        state, _ = aj.fit(aj.TrainState.create(jnp.ones(()), aj.sgd(0.1)), step, batches)
+        assert state.step == 2
 
 
 def test_an_error_of_a_step_is_not_taken_for_that_of_a_loss():
@@ -186,3 +209,78 @@ def test_an_exception_that_takes_no_attributes_keeps_the_state():
         aj.fit(state, step, [None] * 3, callback=callback)
     assert caught.value.state.step == 1
     assert len(caught.value.history["loss"]) == 1
+
+
+def spoilt(params, batch):
+    return jnp.sum(params["w"] * batch)
+
+
+def spoilt_state(max_consecutive=None, **options):
+    tx = aj.chain(aj.skip_nonfinite(aj.sgd(0.1), max_consecutive))
+    return aj.TrainState.create({"w": jnp.ones(2)}, tx, **options)
+
+
+def test_skipped_counts_what_the_optimizer_skipped():
+    batches = [1.0, jnp.nan, 1.0, jnp.inf, jnp.nan]
+    for options in ({}, {"skip_nonfinite": True}):
+        step = aj.train_step(spoilt, metrics=("loss", "skipped"), **options)
+        state, history = aj.fit(spoilt_state(), step, batches)
+        assert history["skipped"].tolist() == [0, 1, 1, 2, 3]
+        assert history["skipped"].dtype == np.int32
+        # What the step skips itself, the optimizer does not see.
+        assert state.skipped == (3 if options else 0)
+    state = spoilt_state().replace(skipped=jnp.int32(7))
+    state, history = aj.fit(state, aj.train_step(spoilt, metrics=("skipped",)), batches)
+    assert (history["skipped"][-1], state.skipped) == (10, 7)
+    inner = aj.skip_nonfinite(aj.skip_nonfinite(aj.sgd(0.1)))
+    state = aj.TrainState.create({"w": jnp.ones(2)}, inner).replace(skipped=None)
+    _, history = aj.fit(state, aj.train_step(spoilt, metrics=("skipped",)), batches)
+    assert history["skipped"].tolist() == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("count", [7, 200])
+def test_a_run_that_its_optimizer_has_stopped_ends(count):
+    step = aj.train_step(spoilt, metrics=("loss", "skipped"))
+    batches = [1.0, 1.0, *[jnp.nan] * count]
+    message = "3 steps in a row .* began in step 3, where the gradient at .'w'. was not finite"
+    with pytest.raises(FloatingPointError, match=message) as caught:
+        aj.fit(spoilt_state(3), step, iter(batches))
+    done = min(2 + count, 64)
+    assert caught.value.state.step == done
+    assert len(caught.value.history["loss"]) == done
+    np.testing.assert_allclose(caught.value.state.params["w"], 0.8, rtol=1e-6)
+    with pytest.raises(FloatingPointError, match="began in step 3"):
+        aj.raise_if_stopped(caught.value.state)
+    # Without a limit it goes on, and so does a loop that Ctrl-C ends.
+    assert aj.fit(spoilt_state(), step, batches)[0].step == 2 + count
+
+
+def test_a_run_that_was_stopped_goes_on_as_the_error_says():
+    step = aj.train_step(spoilt)
+    with pytest.raises(FloatingPointError) as caught:
+        aj.fit(spoilt_state(1), step, [jnp.nan])
+    with pytest.raises(
+        FloatingPointError, match=r"It stays stopped: .* tx.init\(params\)"
+    ) as again:
+        aj.fit(caught.value.state, step, [1.0])
+    state = again.value.state
+    state = state.replace(opt_state=state.tx.init(state.params))
+    state, _ = aj.fit(state, step, [1.0, 1.0])
+    np.testing.assert_allclose(state.params["w"], 0.8, rtol=1e-6)
+    aj.raise_if_stopped(state)
+    aj.raise_if_stopped(create())  # Where there is none, nothing has stopped.
+
+
+def test_whether_it_has_stopped_is_not_waited_for(monkeypatch):
+    """It is looked at when as many steps have been taken since as the metrics need to arrive."""
+    from adaptive_jax.training import stopped
+
+    judged, usual = [], stopped._is_over
+    monkeypatch.setattr(stopped, "_is_over", lambda x: (judged.extend(x), usual(x))[1])
+    step, steps = aj.train_step(spoilt, metrics=()), []
+    aj.fit(spoilt_state(3), step, [1.0] * 100, callback=lambda state, _: steps.append(len(judged)))
+    assert [steps.index(number) + 1 for number in (1, 2)] == [64, 96]
+    judged.clear()
+    plain = aj.TrainState.create({"w": jnp.ones(2)}, aj.sgd(0.1))
+    aj.fit(plain, step, [1.0] * 100)
+    assert not judged

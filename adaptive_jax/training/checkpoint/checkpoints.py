@@ -21,7 +21,11 @@ class Checkpoints:
 
     Each checkpoint is whole or not at all, as `save_checkpoint` makes it, and is written in the background
     while the next steps are taken. `fit` saves at the end as well, also where Ctrl-C or a cluster that
-    takes a machine away ends it; `restore_checkpoint` goes on with the newest. Several processes save
+    takes a machine away ends it, and where an error does, in the batches, the callback or an evaluation,
+    or `sys.exit`: that state is whole, and the newest. Not saved are a state that is lost, as after a
+    step that failed while it ran; one that a `skip_nonfinite` has stopped, which could not go on; that of
+    a second Ctrl-C, which does not wait; and, of several processes, that of an error, which the others
+    may not have reached. `restore_checkpoint` goes on with the newest. Several processes save
     together, each its part, in a folder that all of them see.
 
     In a loop of one's own: `with aj.Checkpoints(directory) as checkpoints:`, and `checkpoints.save(state)`.

@@ -159,7 +159,7 @@ class Run:
                     f"objective={self.objective!r}, and train returns the entries {list(outputs)}: name "
                     "the one to judge by, or give a function of them."
                 )
-            value = outputs[name]
+            value = _only_entry(name, outputs[name])
         elif self.objective is not None:
             raise ValueError(
                 f"objective={self.objective!r} names an entry, and train returns no dict but "
@@ -182,6 +182,19 @@ class Run:
                 f"{remedy}."
             )
         return (value[-1] if value.ndim else value).astype(maths.compute_dtype(value.dtype))
+
+
+def _only_entry(name: str, value: Any) -> Any:
+    """The number of an entry that is a dict of one, as an `aj.Evaluation` returns it."""
+    if not isinstance(value, Mapping) or not value:
+        return value
+    if len(value) > 1:
+        raise ValueError(
+            f"a run is judged by one real number or a curve of them, and {name!r} is a dict of "
+            f"{', '.join(map(repr, value))}: choose one, objective=lambda result: "
+            f"result[{name!r}][{next(iter(value))!r}]."
+        )
+    return next(iter(value.values()))
 
 
 def _what(value: Any) -> str:

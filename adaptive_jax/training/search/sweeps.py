@@ -73,10 +73,10 @@ def sweep(
         `lambda seed: data[np.random.default_rng(seed).permutation(len(data)).reshape(-1, 32)]`. Those of
         all seeds are in memory at once; where that is too much, give the places in the data as batches,
         and let the loss look them up.
-      evaluate: a function of the parameters, such as the loss of held-out data, with `step`: the metric
-        "evaluation" is what it gives after the last step, at the parameters to evaluate with,
-        `TrainState.eval_params()`. The loss of a step is that of the parameters that are trained. Data that
-        settings are selected by are not those to report: keep a third part.
+      evaluate: a function of the parameters, such as the loss of held-out data or an `aj.Evaluation`, with
+        `step`: the metric "evaluation" is what it gives after the last step, at the parameters to evaluate
+        with, `TrainState.eval_params()`. The loss of a step is that of the parameters that are trained.
+        Data that settings are selected by are not those to report: keep a third part.
       keep_params: True to keep these parameters, with `step`: `outputs["params"]`, with settings and seeds
         in front of each array.
       batch_size: how many runs at a time; None for as many as `memory` holds. On a CPU each core takes

@@ -74,14 +74,44 @@ def test_after_ctrl_c(tmp_path):
     assert steps_in(tmp_path) == [int(state.step)]
 
 
-def test_what_was_saved_before_an_error_is_whole(tmp_path):
+@pytest.mark.parametrize("every", [4, 3])
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+def test_an_error_saves_what_was_reached(tmp_path, every, error):
+    """Once, if it was saved as it was reached."""
+
     def failing():
         yield from batches(count=4)
-        raise OSError("no more")
+        raise error("no more")
 
-    with pytest.raises(OSError, match="no more") as caught:
-        aj.fit(created(), STEP, failing(), checkpoints=aj.Checkpoints(tmp_path, every=4))
+    with pytest.raises(error, match="no more") as caught:
+        aj.fit(created(), STEP, failing(), checkpoints=aj.Checkpoints(tmp_path, every=every))
+    assert steps_in(tmp_path) == ([4] if every == 4 else [3, 4])
     assert bits(aj.restore_checkpoint(tmp_path, created())) == bits(caught.value.state)
+    is_told = f"and in {tmp_path / '4'}" in caught.value.__notes__[0]
+    assert is_told == (every == 3)
+
+
+def test_what_an_error_does_not_save(tmp_path):
+    """Nothing where no step was taken, and no state that could not go on."""
+
+    def callback(state, metrics):
+        if state.step == 5:
+            aj.raise_if_stopped(state)
+
+    tx = aj.skip_nonfinite(aj.sgd(0.1), max_consecutive=2)
+    given = [batches(count=1)[0]] * 3 + [np.full(100_000, np.nan, np.float32)] * 9
+    for options in ({}, {"callback": callback}):
+        folder = tmp_path / f"{len(options)}"
+        checkpoints = aj.Checkpoints(folder, every=3, keep=1)
+        state = aj.TrainState.create({"w": jnp.zeros(100_000)}, tx)
+        step = aj.train_step(lambda params, batch: jnp.mean((params["w"] - batch) ** 2))
+        with pytest.raises(FloatingPointError, match="began in step 4"):
+            aj.fit(state, step, given[:8], checkpoints=checkpoints, **options)
+        assert steps_in(folder) == [3]
+    folder = tmp_path / "none"
+    with pytest.raises(ZeroDivisionError):
+        aj.fit(created(), STEP, (1 / 0 for _ in range(3)), checkpoints=aj.Checkpoints(folder))
+    assert not folder.exists()
 
 
 def test_in_a_loop_of_ones_own(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +165,18 @@ def test_a_sweep_is_judged_by_an_evaluation_of_the_last_parameters():
             expected = held_out(state.eval_params())
             np.testing.assert_allclose(result.objective[i, seed], expected, rtol=1e-5)
     np.testing.assert_array_equal(result.outputs["evaluation"], result.objective)
+    # That of held-out batches, a dict of one number.
+    given = {"step": step, "batches": batches, "learning_rate": RATES[:2], "seeds": 2}
+    of_batches = aj.Evaluation(lambda w, batch: held_out(w), [batches[0]])
+    by_batches = aj.sweep(make, evaluate=of_batches, **given)
+    np.testing.assert_allclose(by_batches.objective, result.objective, rtol=1e-5)
+    two = lambda w: {"loss": held_out(w), "size": jnp.sum(w)}  # noqa: E731
+    advice = "'loss', 'size': choose one, objective=(lambda result: [^.]*)[.]"
+    with pytest.raises(ValueError, match=advice) as caught:
+        aj.sweep(make, evaluate=two, **given)
+    chosen = eval(re.search(advice, str(caught.value))[1])
+    by_choice = aj.sweep(make, evaluate=two, objective=chosen, **given)
+    np.testing.assert_allclose(by_choice.objective, result.objective, rtol=1e-5)
     by_loss = aj.sweep(
         make, step=step, batches=batches, evaluate=held_out, objective="loss", learning_rate=[0.1]
     )
