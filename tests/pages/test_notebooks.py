@@ -55,4 +55,8 @@ def test_it_runs(name):
     )
     client.execute()
     shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert not [output.text for output in shown if output.get("name") == "stderr"]
+    lines = [
+        x for output in shown if output.get("name") == "stderr" for x in output.text.split("\n")
+    ]
+    # What XLA's runtime says beside the error that the notebook shows, if the kernel still hears it.
+    assert not [line for line in lines if line and "Buffer has been deleted or donated" not in line]
