@@ -37,7 +37,8 @@ def split(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
     advice = _average_at_end(state, [layout.name for layout in expected]) or (
         "Make it with this optimizer's init(params), or, if the other one had the same rules with another "
         "storage, weight decay, mask or schedule, with aj.convert_storage, which takes states of version "
-        f"0.1.0 as well.{_order(state)}"
+        "0.1.0 as well; where other arrays are trained than before, such as a group that was None, with "
+        f"aj.carry_state, which keeps what fits.{_order(state)}"
     )
     raise ValueError(
         "the state was made by another optimizer, or is no state: expected "

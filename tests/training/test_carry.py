@@ -311,6 +311,18 @@ def test_a_new_optimizer_without_the_average_is_told_to_take_it(tx):
     assert float(state.eval_params()["head"][0]) != float(state.params["head"][0])
 
 
+def test_a_state_of_a_frozen_group_is_told_to_be_carried():
+    frozen = aj.partition({"body": None, "head": aj.adam(0.1)}, LABELS)
+    trained = aj.partition({"body": aj.adam(0.1), "head": aj.adam(0.1)}, LABELS)
+    others = aj.partition({"all": aj.adam(0.1)}, {"body": "all", "head": "all"})
+    state = frozen.init(PARAMS)
+    for tx in (trained, others):
+        with pytest.raises(ValueError, match=r"with aj\.carry_state, which keeps what fits"):
+            tx.update(PARAMS, state, PARAMS)
+    new, _ = aj.carry_state(state, trained, PARAMS, old_tx=frozen)
+    trained.update(PARAMS, new, PARAMS)
+
+
 def key_data(x):
     return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
