@@ -97,7 +97,11 @@ def carry_state(
             raise TypeError("old_tx is for the state of an optimizer: a TrainState has its own.")
         params = old_state.params if params is None else params
         if isinstance(average, str):
-            one_of("average", average, ("keep",))
+            if average != "keep":
+                raise ValueError(
+                    f'average={average!r} is not known: it must be "keep", None, or an average such as '
+                    "aj.average(0.999)."
+                )
             kept_average = None if evaluating(tx) else average_of(old_state.tx)
         else:
             kept_average = average

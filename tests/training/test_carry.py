@@ -279,6 +279,8 @@ def test_an_average_of_the_parameters_is_kept_unless_it_is_left_out(average, aro
     assert report.left_out
     other, _ = aj.carry_state(old, tx, mixed="keep", average=aj.tail_average(5))
     assert_same(other.eval_params(), seen)
+    with pytest.raises(ValueError, match="average='drop' is not known: it must be \"keep\", None"):
+        aj.carry_state(old, tx, average="drop")
     free, _ = aj.carry_state(old, aj.schedule_free(aj.sgd(0.1), 0.1), mixed="keep")
     assert_same(free.eval_params(), seen)
 
