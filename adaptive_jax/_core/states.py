@@ -23,8 +23,8 @@ def split(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
             getattr(entry, "inner_state", None) if layout.masked else entry
             for entry, layout in zip(entries, expected, strict=True)
         ]
-        # A rule without state takes whatever comes, as in optax.
-        if all(
+        # A rule without state takes whatever comes, as in optax, but for an average that would be lost.
+        if not _average_at_end(state, [layout.name for layout in expected]) and all(
             (not layout.fields and not (layout.masked and entry is None))
             or (
                 getattr(entry, "_fields", None) == layout.fields
@@ -34,32 +34,55 @@ def split(state: Any, expected: Sequence[Any]) -> tuple[Any, ...]:
         ):
             return tuple(entries)
     wanted = ", ".join(map(str, expected))
+    advice = _average_at_end(state, [layout.name for layout in expected]) or (
+        "Make it with this optimizer's init(params), or, if the other one had the same rules with another "
+        "storage, weight decay, mask or schedule, with aj.convert_storage, which takes states of version "
+        "0.1.0 as well; where other arrays are trained than before, such as a group that was None, with "
+        f"aj.carry_state, which keeps what fits.{_order(state)}"
+    )
     raise ValueError(
         "the state was made by another optimizer, or is no state: expected "
-        f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. Make it with this "
-        "optimizer's init(params), or, if the other one had the same rules with another storage, weight "
-        "decay, mask or schedule, with aj.convert_storage, which takes states of version 0.1.0 as well."
-        f"{_order(state)}"
+        f"{wanted if len(expected) == 1 else f'({wanted})'}, got {_outline(state)}. {advice}"
     )
 
 
 def check_chain(state: Any, length: int) -> None:
     """Raises a ValueError unless the state is a tuple of so many states."""
     if not isinstance(state, (tuple, list)) or len(state) != length:
+        is_one_more = isinstance(state, (tuple, list)) and len(state) == length + 1
+        advice = (is_one_more and _average_at_end(state)) or (
+            f"Make it with this chain's init(params).{_order(state)}"
+        )
         raise ValueError(
             f"the state of a chain of {length} is a tuple of {length} states, got {_outline(state)}. "
-            f"Make it with this chain's init(params).{_order(state)}"
+            f"{advice}"
         )
 
 
 def check_wrapper(state: Any, expected: Any) -> None:
     """Raises a ValueError unless the state is the NamedTuple of this wrapper."""
     if not isinstance(state, expected):
+        advice = _average_at_end(state) or (
+            f"Make it with this optimizer's init(params).{_order(state)}"
+        )
         raise ValueError(
             f"the state was made by another optimizer: expected {expected.__name__}"
-            f"({', '.join(expected._fields)}), got {_outline(state)}. Make it with this optimizer's "
-            f"init(params).{_order(state)}"
+            f"({', '.join(expected._fields)}), got {_outline(state)}. {advice}"
         )
+
+
+def _average_at_end(state: Any, expected: Sequence[str | None] = ()) -> str:
+    """What to do, where the state ends with that of an average which is not expected; else nothing."""
+    if not isinstance(state, (tuple, list)) or hasattr(state, "_fields") or len(state) < 2:
+        return ""
+    name = type(state[-1]).__name__
+    if not name.endswith("AverageState") or name in expected:
+        return ""
+    return (
+        "The state ends with that of an average of the parameters, as TrainState.create(…, average=…) "
+        "puts it there: the average belongs to the optimizer, and a new one needs it too, as the last of "
+        "its chain: state.replace(tx=aj.chain(aj.adam(1e-3), aj.average(0.9)))."
+    )
 
 
 def _order(state: Any) -> str:

@@ -13,6 +13,7 @@ import optax
 from jax.tree_util import Partial
 
 from . import closures, export
+from .arguments import is_number
 from .extra import ARRAYS_BEFORE, FIRST_GRADIENT
 from .placement import beside
 from .rule import Rule
@@ -148,6 +149,10 @@ def member(transformation: Any, what: str) -> Any:
         hint = " Rules are put together by aj.transform."
     elif inspect.isfunction(transformation):
         hint = f" Call it: {transformation.__name__}(…)."
+    elif is_number(transformation):
+        hint = (
+            f" If that is a learning rate, give an optimizer with it: aj.adamw({transformation})."
+        )
     elif what == "chain" and isinstance(transformation, (list, tuple)):
         hint = " Give the members one by one, with a star: aj.chain(*members)."
     kind, shown = type(transformation).__name__, repr(transformation)

@@ -236,18 +236,19 @@ class AxesByPath:
     """The axes of arrays by what is found in their paths, a/b/c: static data that hashes.
 
     patterns: what a user gives, each of which must be found somewhere.
-    usual: a function of the path for all others; None for the usual ones of the rule.
+    usual: a function of the path, and of the shapes of all arrays by their paths, for all others; None for
+      the usual ones of the rule.
     """
 
     patterns: tuple[tuple[Pattern, MatrixAxes], ...]
-    usual: Callable[[str], MatrixAxes] | None = None
+    usual: Callable[[str, Mapping[str, tuple[int, ...]]], MatrixAxes] | None = None
 
-    def at(self, path: str, usual: MatrixAxes) -> MatrixAxes:
+    def at(self, path: str, shapes: Mapping[str, tuple[int, ...]], usual: MatrixAxes) -> MatrixAxes:
         """Those of the first pattern that is found; the usual ones without any."""
         found = (axes for pattern, axes in self.patterns if pattern.is_in(path))
         own = next(found, None)
         if own is None:
-            return usual if self.usual is None else self.usual(path)
+            return usual if self.usual is None else self.usual(path, shapes)
         return own
 
     def __repr__(self) -> str:
@@ -288,12 +289,13 @@ def axes_of_arrays(rule: Any, what: str, tree: Any) -> list[MatrixAxes | None]:
     usual = rule.usual_axes
     field = getattr(rule, "axes", None) or usual
     found: list[MatrixAxes | None] = []
+    shapes = {path_name(path): np.shape(leaf) for path, leaf in leaves if leaf is not None}
     for path, leaf in leaves:
         if leaf is None or (rule.takes_vectors and np.ndim(leaf) < 2):
             found.append(None)
             continue
         name = path_name(path)
-        axes = field.at(name, usual) if isinstance(field, AxesByPath) else field
+        axes = field.at(name, shapes, usual) if isinstance(field, AxesByPath) else field
         _check(type(rule).__name__, f"{what}{keystr(path)}", name, leaf, axes)
         found.append(axes)
     return found

@@ -10,7 +10,7 @@ from .._core.mask import Selection
 from .._core.rule import Rule, replace
 from .._core.storage import named
 from .._core.transformation import Transformation, member
-from .._core.views import AxesByPath
+from .._core.views import AxesByPath, MatrixAxes
 from ..transforms.labels import Labels
 from ..transforms.matrices import REST, Hidden, OfMatrices, axes_of_model
 from ._descent import descend
@@ -61,7 +61,12 @@ def descend_matrices(
         factory, direction, learning_rate, weight_decay, mask, storage, decays=True, **options
     )
     named_axes = given.patterns if isinstance(given, AxesByPath) else ()
-    labels = Hidden(label, selection, tuple(pattern for pattern, _ in named_axes))
+    labels = Hidden(
+        label,
+        selection,
+        tuple(pattern for pattern, _ in named_axes),
+        by_path=not isinstance(given, MatrixAxes),
+    )
     transforms = dict(sorted({label: matrices, REST: rest}.items()))
     return Transformation.of(
         OfMatrices(transforms, Labels.of(labels, transforms), argument=argument)

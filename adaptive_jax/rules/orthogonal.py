@@ -285,9 +285,11 @@ def muon(
     gamma, beta; or where the last is "output". "LayerNorm_0" is two words, "ahead" is one.
 
     An array with more than two axes is many matrices, of its last two axes, such as the kernels of scanned
-    layers; one whose path has the word conv is a convolution, and one matrix, (…·in, out). `axes` says
-    otherwise: fused queries, keys and values, or heads, are matrices of their own by
-    {"qkv": aj.MatrixAxes(heads=3)}.
+    layers; one whose path has the word conv is a convolution, and one matrix, (…·in, out). The kernels of
+    an attention of Flax or Keras are one matrix too: query, key and value/kernel, (in, heads, d), as
+    (in, heads·d), and out or attention_output/kernel, (heads, d, out), as (heads·d, out), where both are
+    there and fit. `axes` says otherwise: fused queries, keys and values, or heads, are matrices of their
+    own by {"qkv": aj.MatrixAxes(heads=3)} or {"query/kernel": aj.MatrixAxes(rows=0, columns=2)}.
 
     Differs from `optax.contrib.muon`: embeddings and heads are not orthogonalized, arrays with more axes
     are; Nesterov's momentum is Jordan's, without bias corrections; weight decay and Adam's

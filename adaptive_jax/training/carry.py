@@ -10,6 +10,8 @@ import optax
 from .._core import pytrees
 from .._core.arguments import one_of
 from .._core.transformation import member
+from .._core.wrapper import evaluating
+from ..transforms.behind import average_of
 from ..transforms.shards import Axes
 from .arrays import is_used_up
 from .carried import Carried
@@ -24,7 +26,7 @@ def carry_state(
     *,
     old_tx: optax.GradientTransformation | None = None,
     mixed: str = "refuse",
-    average: optax.GradientTransformation | None = None,
+    average: optax.GradientTransformation | str | None = "keep",
     shard: Axes | None = None,
 ) -> tuple[Any, Carried]:
     """A state for another optimizer or other parameters, with all of the old one that still fits.
@@ -59,6 +61,8 @@ def carry_state(
       mixed: what to do where a rule has numbers for kept and for new arrays: "refuse"; "keep" them for
         both; "restart" the rule, all of its arrays new.
       average: of a `TrainState`: what to keep an average of the parameters by, as in `TrainState.create`.
+        "keep" is the average that the old optimizer ends with, if it does, unless tx has other parameters
+        to evaluate with than it trains itself. None leaves it out.
       shard: of a `TrainState`: axes to split what is new over, as there. What is kept lies where it was.
 
     Returns:
@@ -92,6 +96,15 @@ def carry_state(
         if old_tx is not None:
             raise TypeError("old_tx is for the state of an optimizer: a TrainState has its own.")
         params = old_state.params if params is None else params
+        if isinstance(average, str):
+            if average != "keep":
+                raise ValueError(
+                    f'average={average!r} is not known: it must be "keep", None, or an average such as '
+                    "aj.average(0.999)."
+                )
+            kept_average = None if evaluating(tx) else average_of(old_state.tx)
+        else:
+            kept_average = average
         kept = {
             name: getattr(old_state, name)
             for name in ("step", "model_state", "rng", "loss_scale", "skipped")
@@ -101,14 +114,14 @@ def carry_state(
             tx,
             model_state=kept["model_state"],
             rng=kept["rng"],
-            average=average,
+            average=kept_average,
             shard=shard,
         )
         old = OldState(old_state.opt_state, old_state.tx)
         opt_state, carried = carried_over(old, new.tx, new.params, new.opt_state, mixed)
         return new.replace(opt_state=opt_state, **kept), carried
     for name, value in (("average", average), ("shard", shard)):
-        if value is not None:
+        if value is not None and not (name == "average" and value == "keep"):
             raise TypeError(
                 f"{name}={value!r:.80} is for a TrainState, and old_state is that of an optimizer."
             )

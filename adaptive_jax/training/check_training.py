@@ -30,6 +30,12 @@ from .watch import Watch, seen_at_first
 LOWER, HIGHER, HIGHEST = 0.1, 10.0, 30.0
 """By what the learning rate is multiplied, to see whether it is too high or too low."""
 
+FAR = (100.0, *(10.0**i for i in range(3, 10)))
+"""By what it is multiplied besides, where thirty times as much does not show it."""
+
+SAME = 1e-3
+"""So much of the loss is no change of it: roundings, where a rate moves next to nothing."""
+
 CLEARLY = 0.1
 """So much of the loss is more than what a lucky batch makes of it."""
 
@@ -77,7 +83,8 @@ def check_training(
     It looks for numbers that are not finite; arrays that get no gradient, and such as nothing moves
     although they get one; parameters of 16 bits or less whose updates are rounded away; a learning rate
     that is 0; a mask that leaves nothing to decay; and a learning rate that is ten times too high or too
-    low, by runs with a tenth of it, ten times and thirty times as much, on the same batches.
+    low, by runs with a tenth of it, ten times and thirty times as much, on the same batches, and more
+    still where these hardly change the loss.
 
     The state is not used up. A copy of it is in memory for as long, and a float32 array for each of the
     parameters. What it knows of rates is what some steps show: it judges a new run, or one that still
@@ -400,15 +407,65 @@ def _of_rates(
             return
         levels[factor] = trial.level(to_peak * factor)
     losses |= {to_peak * factor: level for factor, level in levels.items()}
+    found = _first_far_better(levels, unmoved)
+    if found is None and run.rates:
+        found = _from_far(levels, unmoved, lambda factor: trial.level(to_peak * factor))
+    losses |= {to_peak * factor: level for factor, level in levels.items()}
+    if found is None:
+        return
+    peak = " at its peak" if to_peak != 1.0 else ""
     own, higher, highest = levels[1.0], levels[HIGHER], levels[HIGHEST]
-    if own > higher > highest and unmoved - higher > max(FURTHER * (unmoved - own), clearly):
-        peak = " at its peak" if to_peak != 1.0 else ""
+    if found == HIGHER:
         yield (
             f"The learning rate is too low{peak}: {rate} gets the loss in {steps} steps from "
             f"{unmoved:.3g} to {own:.3g}, ten times as much to {higher:.3g}, and thirty times to "
             f"{highest:.3g}. Take ten times as much: aj.find_learning_rate(state, step, batches) looks for "
             "one."
         )
+        return
+    hardly = "" if found == HIGHEST else f", and even thirty times as much to {highest:.3g}"
+    yield (
+        f"The learning rate is much too low{peak}: {rate} gets the loss in {steps} steps from "
+        f"{unmoved:.3g} to {own:.3g}{hardly}; {found:.0f} times as much gets it to {levels[found]:.3g}. "
+        "aj.find_learning_rate(state, step, batches) looks for one."
+    )
+
+
+def _first_far_better(levels: dict[float, float], unmoved: float) -> float | None:
+    """Ten times as much, if that gets much further than the given rate, and thirty times further still."""
+    own, higher, highest = levels[1.0], levels[HIGHER], levels[HIGHEST]
+    is_better = own > higher > highest and _is_far_better(higher, own, unmoved)
+    return HIGHER if is_better else None
+
+
+def _from_far(
+    levels: dict[float, float], unmoved: float, level: Callable[[float], float]
+) -> float | None:
+    """The smallest factor of thirty or more that gets much further, if all below get no less far.
+
+    A rate is followed upward as long as more of it is no worse. Ten times as much of one that is right is
+    worse, or not much better; and a run that has come to its end gets no further with any.
+    """
+    same = SAME * abs(unmoved)
+    place = HIGHER
+    if levels[HIGHER] > levels[1.0] + same:
+        return None
+    for factor in (HIGHEST, *FAR):
+        if factor not in levels:
+            levels[factor] = level(factor)
+        if not levels[factor] <= levels[place] + same:
+            return None
+        if place == HIGHEST and _is_far_better(levels[HIGHEST], levels[1.0], unmoved):
+            return HIGHEST  # More is better still: so it is not itself near the end.
+        if factor > HIGHEST and _is_far_better(levels[factor], levels[1.0], unmoved):
+            return factor
+        place = factor
+    return None
+
+
+def _is_far_better(level: float, own: float, unmoved: float) -> bool:
+    """Whether a loss is clearly lower, and several times as far from the unmoved one as the own."""
+    return unmoved - level > max(FURTHER * (unmoved - own), CLEARLY * abs(unmoved))
 
 
 def _to_peak(state: TrainState, run: _Run) -> float:

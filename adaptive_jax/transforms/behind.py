@@ -8,11 +8,12 @@ from typing import Any
 import optax
 
 from .._core.extra import FIRST_GRADIENT
+from .._core.lifted import Lifted
 from .._core.storage import named
 from .._core.transform import transform
 from .._core.transformation import Transformation, data_of, member
 from .._core.wrapper import Wrapper
-from ..rules.averaging import Lookahead
+from ..rules.averaging import Averaging, LatestAverage, Lookahead
 from ..rules.betting import Mechanic
 from ..rules.schedule_free import ScheduleFreeSteps
 from .chain import Chained, chain
@@ -177,6 +178,18 @@ def with_average(tx: Any, average: Any) -> Any:
         (inner,) = data.wrapped()
         return Transformation.of(data.with_wrapped([with_average(inner, average)]))
     return chain(member(tx, "TrainState.create"), average)
+
+
+def average_of(tx: Any) -> Any | None:
+    """The average that an optimizer ends with, where `with_average` puts it; None without one."""
+    data = data_of(tx)
+    if type(data) is Chained:
+        return average_of(data.members[-1])
+    if _is_around(data):
+        return average_of(data.wrapped()[0])
+    rules = data.rules if isinstance(data, Lifted) else ()
+    is_one = bool(rules) and all(isinstance(rule, (Averaging, LatestAverage)) for rule in rules)
+    return member(tx, "average_of") if is_one else None
 
 
 def _is_around(data: Any) -> bool:

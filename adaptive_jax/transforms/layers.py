@@ -32,7 +32,8 @@ def layerwise_decay(
       params: the parameters, as arrays or as shapes.
       rate: the learning rate η >= 0 of the top layer: a number, an array of shape (), or a schedule. Of a
         schedule come products of it.
-      factor: f >= 0, usually 0.65 to 0.95: a number or an array of shape ().
+      factor: f in [0, 1], usually 0.65 to 0.95: a number or an array of shape (). 1 is one rate for all; 0
+        leaves all layers but the top one as they are.
       layers: which array is in which layer, by its path a/b/c. Either regular expressions from the bottom
         layer to the top one, of which the first that is found in the path counts: one with a group such
         as "layer_(\d+)" stands for as many layers as there are numbers, in their order. Or a function
@@ -65,7 +66,8 @@ def layerwise_decay(
     for name, value in (("rate", rate), ("factor", factor)):
         if value is None or (name == "factor" and hyper.is_schedule(value)):
             raise TypeError(f"{name}={value!r:.80} in layerwise_decay must be a number.")
-        hyper.hyperparameter("layerwise_decay", name, value, hyper.Interval(0.0))
+        limits = hyper.Interval(0.0) if name == "rate" else hyper.Interval(0.0, 1.0)
+        hyper.hyperparameter("layerwise_decay", name, value, limits)
     paths = [path for path, _ in tree_flatten_with_path(params)[0]]
     if layers is None:
         numbers = _by_entries(params)

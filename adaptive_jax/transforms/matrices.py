@@ -33,6 +33,7 @@ _LAST_IN_A_NAME = {
     "a bias or a scale": {"bias", "biases", "scale", "scales", "gain", "gamma", "beta"},
 }
 """What an array is by the words in its path, anywhere in a name or as the last word of one."""
+_NAMED = "named in axes"
 _ATTENTION = {"attention", "attn", "multi", "mha"}
 
 
@@ -64,18 +65,58 @@ def _words(name: str) -> list[str]:
     return [each.lower() for each in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
 
 
-def convolutions_flat(path: str) -> views.MatrixAxes:
-    """The axes of an array by its path: of a convolution all but the last are the rows of one matrix."""
-    is_one = any({"conv", "convolution", "convs"} & {*_words(name)} for name in path.split("/"))
-    return views.MatrixAxes(..., -1) if is_one else views.MatrixAxes()
+def axes_by_path(path: str, shapes: Mapping[str, tuple[int, ...]]) -> views.MatrixAxes:
+    """The axes of an array by its path, a/b/c, where the user says nothing.
+
+    Of a convolution all but the last are the rows of one matrix. Of an attention, the heads of a matrix
+    are not matrices of their own.
+
+    shapes: those of all arrays, by their paths.
+    """
+    if any({"conv", "convolution", "convs"} & {*_words(name)} for name in path.split("/")):
+        return views.MatrixAxes(..., -1)
+    return _of_heads(path, shapes) or views.MatrixAxes()
+
+
+_TO_HEADS = ("query", "key", "value")
+_FROM_HEADS = ("out", "attention_output")
+
+
+def _of_heads(path: str, shapes: Mapping[str, tuple[int, ...]]) -> views.MatrixAxes | None:
+    """The axes of a kernel of an attention that has one for the heads, of Flax and Keras; None of others.
+
+    These are query, key and value/kernel of (…, in, heads, d), and out/kernel of (…, heads, d, out). The
+    kernels of scanned dense layers may have these names and as many axes, (layers, in, out): both of an
+    attention have to fit to each other.
+    """
+    names = path.split("/")
+    place = next((at for at in range(len(names) - 1, 0, -1) if names[at] == "kernel"), 0)
+    if not place or names[place - 1] not in (*_TO_HEADS, *_FROM_HEADS):
+        return None
+
+    def shape_of(name: str) -> tuple[int, ...]:
+        return shapes.get("/".join((*names[: place - 1], name, *names[place:])), ())
+
+    def fit(to_heads: tuple[int, ...], from_heads: tuple[int, ...]) -> bool:
+        if not len(to_heads) == len(from_heads) > 2:
+            return False
+        # Several heads of queries may share one of keys and values.
+        heads, shared = from_heads[-3], to_heads[-2]
+        return to_heads[-1] == from_heads[-2] and shared > 0 and heads % shared == 0
+
+    own = shapes.get(path, ())
+    if names[place - 1] in _TO_HEADS:
+        is_one = any(fit(own, shape_of(name)) for name in _FROM_HEADS)
+        return views.MatrixAxes(-3, (-2, -1)) if is_one else None
+    return views.MatrixAxes((-3, -2), -1) if fit(shape_of("query"), own) else None
 
 
 def axes_of_model(rule: str, axes: Any) -> Any:
-    """What a rule's field `axes` is to hold: what a user gives, and for all others `convolutions_flat`."""
+    """What a rule's field `axes` is to hold: what a user gives, and for all others `axes_by_path`."""
     if isinstance(axes, views.MatrixAxes):
         return axes
     given = views.axes_of_field(rule, {} if axes is None else axes)
-    return views.AxesByPath(given.patterns, convolutions_flat)  # type: ignore[union-attr]
+    return views.AxesByPath(given.patterns, axes_by_path)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)
@@ -85,11 +126,13 @@ class Hidden:
     label: that of these; of all others it is "rest".
     where: what the user selects in place of that.
     named: the patterns to which the user gives axes.
+    by_path: whether all others have those of `axes_by_path`.
     """
 
     label: str
     where: Selection | None
     named: tuple[Any, ...]
+    by_path: bool = True
 
     def __call__(self, params: Any) -> Any:
         """A tree of labels."""
@@ -103,7 +146,8 @@ class Hidden:
         """Why each array has its label, by its path as `keystr` has it."""
         if self.where is None:
             each = tree_leaves_with_path(params)
-            return {keystr(path): self._of(path_name(path), x)[1] for path, x in each}
+            shapes = {path_name(path): np.shape(x) for path, x in each}
+            return {keystr(path): self._reason(path_name(path), x, shapes) for path, x in each}
         texts = {True: "selected by where", False: "left out by where"}
         found = self._selected(params).items()
         return {path: texts[bool(is_one)] for path, is_one in found if is_one is not None}
@@ -114,6 +158,11 @@ class Hidden:
         found = arrays.broadcast("where", self.where.tree(params))  # type: ignore[union-attr]
         return dict(zip(arrays.paths(), found, strict=True))
 
+    def _reason(self, name: str, x: Any, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        label, why = self._of(name, x)
+        is_usual = label == self.label and why != _NAMED and self.by_path
+        return f"{why}, of all heads" if is_usual and _of_heads(name, shapes) else why
+
     def _of(self, name: str, x: Any) -> tuple[str, str]:
         """The label of an array, and why."""
         if np.ndim(x) < 2:
@@ -121,7 +170,7 @@ class Hidden:
         if jax.numpy.iscomplexobj(x):
             return REST, "complex"
         if any(pattern.is_in(name) for pattern in self.named):
-            return self.label, "named in axes"
+            return self.label, _NAMED
         other = role(name)
         return (self.label, "a matrix inside of the model") if other is None else (REST, other)
 

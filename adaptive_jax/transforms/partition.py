@@ -83,7 +83,7 @@ class Partition(Wrapper):
             raise ValueError(
                 f"the state was made by another optimizer: expected the groups "
                 f"{', '.join(map(repr, self.transforms))}, got {', '.join(map(repr, labels))}. Make it "
-                "with this optimizer's init(params)."
+                "with this optimizer's init(params), or with aj.carry_state, which keeps what fits."
             )
         for each in state.inner_states.values():
             states.check_wrapper(each, optax.MaskedState)

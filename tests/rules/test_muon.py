@@ -487,6 +487,7 @@ def test_what_is_no_matrix_is_refused_by_its_path(array, message):
         ({"weight_decay_mask": True}, "muon takes no argument 'weight_decay_mask': here it is mask"),
         ({"where": "kernel"}, "where is 'kernel'"),
         ({"rest": 0.1}, "rest of muon takes optax gradient transformations, got 0.1"),
+        ({"rest": 3e-4}, r"give an optimizer with it: aj\.adamw\(0\.0003\)"),
         ({"rest": aj.sgd(0.1), "adam_learning_rate": 0.1}, "got both rest=sgd.*give one of them"),
         ({"storage": {"trace": "int8"}}, r"storage names the slots \['trace'\]"),
         ({"storage": "factored"}, "the slot 'mu' has a sign"),

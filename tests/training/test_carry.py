@@ -242,7 +242,7 @@ def test_a_training_run_goes_on():
     state, _ = step(state, 1.0)
     new = aj.partition({"body": aj.adam(0.01), "head": aj.adam(0.1)}, LABELS)
     before = jax.tree.map(jnp.copy, state)
-    state, report = aj.carry_state(state, new, average=aj.average(0.9))
+    state, report = aj.carry_state(state, new)
     assert int(state.step) == 1
     for name in ("params", "rng", "loss_scale", "skipped"):
         assert_same(*(jax.tree.map(key_data, getattr(each, name)) for each in (state, before)))
@@ -251,6 +251,78 @@ def test_a_training_run_goes_on():
     state, metrics = step(state, 1.0)
     assert (int(state.step), np.isfinite(metrics["loss"])) == (2, True)
     assert float(state.params["body"][0, 0]) == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
+    ("average", "around"),
+    [
+        (aj.average(0.9), lambda tx: tx),
+        (aj.latest_average(2, 1), lambda tx: aj.skip_nonfinite(tx, max_consecutive=2)),
+    ],
+    ids=["average", "latest, in a wrapper"],
+)
+def test_an_average_of_the_parameters_is_kept_unless_it_is_left_out(average, around):
+    groups = aj.partition({"body": None, "head": aj.adam(0.1)}, LABELS)
+    old = aj.TrainState.create(PARAMS, around(groups), average=average)
+    step = aj.train_step(lambda params, batch: jnp.sum(params["head"] ** 2) * batch)
+    for _ in range(2):
+        old, _ = step(old, 1.0)
+    seen = old.params  # As which an average that begins anew begins.
+    assert float(old.eval_params()["head"][0]) != float(seen["head"][0])
+    tx = around(aj.adam(0.1))
+    state, report = aj.carry_state(old, tx, mixed="keep")
+    assert_same(state.eval_params(), old.eval_params())
+    assert not any("average" in path or "latest" in path for path in report.left_out)
+    # Left out, replaced, and given up for one that evaluates with something else.
+    without, report = aj.carry_state(old, tx, mixed="keep", average=None)
+    assert_same(without.eval_params(), seen)
+    assert report.left_out
+    other, _ = aj.carry_state(old, tx, mixed="keep", average=aj.tail_average(5))
+    assert_same(other.eval_params(), seen)
+    with pytest.raises(ValueError, match="average='drop' is not known: it must be \"keep\", None"):
+        aj.carry_state(old, tx, average="drop")
+    free, _ = aj.carry_state(old, aj.schedule_free(aj.sgd(0.1), 0.1), mixed="keep")
+    assert_same(free.eval_params(), seen)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        lambda rate: aj.adam(rate),
+        lambda rate: aj.sgd(rate),
+        lambda rate: aj.chain(aj.clip_by_global_norm(1.0), aj.adam(rate)),
+        lambda rate: aj.partition({"body": None, "head": aj.adam(rate)}, LABELS),
+    ],
+    ids=["adam", "sgd", "chain", "partition"],
+)
+def test_a_new_optimizer_without_the_average_is_told_to_take_it(tx):
+    step = aj.train_step(lambda params, batch: jnp.sum(params["head"] ** 2) * batch)
+    state = aj.TrainState.create(PARAMS, tx(0.1), average=aj.average(0.9))
+    with pytest.raises(ValueError, match="the average belongs to the optimizer") as caught:
+        step(state.replace(tx=tx(1e-3)), 1.0)
+    advised = "state.replace(tx=aj.chain(aj.adam(1e-3), aj.average(0.9)))"
+    assert str(caught.value).endswith(f"{advised}.")
+    if repr(tx(1e-3)) == repr(aj.adam(1e-3)):
+        state = eval(advised)
+    else:  # In one chain, "as the last of its chain".
+        new = tx(1e-3)
+        members = new.data.members if repr(new).startswith("chain") else [new]
+        state = state.replace(tx=aj.chain(*members, aj.average(0.9)))
+    for _ in range(2):
+        state, _ = step(state, 1.0)
+    assert float(state.eval_params()["head"][0]) != float(state.params["head"][0])
+
+
+def test_a_state_of_a_frozen_group_is_told_to_be_carried():
+    frozen = aj.partition({"body": None, "head": aj.adam(0.1)}, LABELS)
+    trained = aj.partition({"body": aj.adam(0.1), "head": aj.adam(0.1)}, LABELS)
+    others = aj.partition({"all": aj.adam(0.1)}, {"body": "all", "head": "all"})
+    state = frozen.init(PARAMS)
+    for tx in (trained, others):
+        with pytest.raises(ValueError, match=r"with aj\.carry_state, which keeps what fits"):
+            tx.update(PARAMS, state, PARAMS)
+    new, _ = aj.carry_state(state, trained, PARAMS, old_tx=frozen)
+    trained.update(PARAMS, new, PARAMS)
 
 
 def key_data(x):

@@ -101,6 +101,27 @@ def test_a_rate_that_is_far_too_high_or_too_low(factory):
         if factory is not optax.adam:
             assert f"the learning rate {rate:.3g}" in text
     assert found.losses[30.0] < found.losses[10.0] < found.losses[1.0] < found.losses[0.0]
+    for rate in (1e-5, 1e-8):  # Thirty times as much hardly changes the loss.
+        with jax.numpy_dtype_promotion("standard"):
+            found = check(factory(rate))
+        if factory is optax.adam:  # It might be a warm-up: a rate that is not known has no peak.
+            assert found.findings == ()
+        else:
+            text = only(found)
+            assert f"much too low: the learning rate {rate:.3g} gets the loss" in text
+            assert f"; {max(found.losses):.0f} times as much gets it to" in text
+            assert found.losses[0.0] - found.losses[30.0] < 0.2 * found.losses[0.0]
+            assert found.losses[max(found.losses)] < 0.9 * found.losses[0.0]
+
+
+def test_a_run_that_is_done_needs_no_higher_rate():
+    """However low its rate: nothing but noise is left to fit."""
+    best = network(PARAMS, BATCH["inputs"])
+    batches = [{"inputs": BATCH["inputs"], "targets": best + sign} for sign in (1.0, -1.0)]
+    for rate in (1e-3, 1e-7):
+        found = check(aj.sgd(rate), batches=batches)
+        assert found.findings == ()
+        assert found.losses[30.0] > 0.9
 
 
 @pytest.mark.slow
@@ -128,6 +149,10 @@ def test_rates_of_a_convolutional_network(factory, right):
 def test_a_warm_up_to_a_peak_that_is_too_low():
     low = SCHEDULES.warmup_cosine_decay_schedule(0.0, 0.0005, 300, 2000)
     assert "The learning rate is too low at its peak" in only(check(aj.adam(low)))
+    lower = SCHEDULES.warmup_cosine_decay_schedule(0.0, 1e-7, 300, 2000)
+    assert "The learning rate is much too low at its peak" in only(check(aj.adam(lower)))
+    right = SCHEDULES.warmup_cosine_decay_schedule(0.0, 0.02, 100_000, 200_000)
+    assert check(aj.adam(right), batches=list(noisy())).findings == ()
 
 
 @pytest.mark.slow

@@ -113,6 +113,8 @@ def test_rate_and_factor_are_data():
         ([LAYER], {"rate": {"a": 1.0}}, TypeError, "rate is a dict"),
         ([LAYER], {"factor": None}, TypeError, "factor=None in layerwise_decay must be a number"),
         ([LAYER], {"factor": lambda count: 0.5}, TypeError, "must be a number"),
+        ([LAYER], {"factor": 1.8}, ValueError, "factor=1.8"),
+        ([LAYER], {"factor": -0.5}, ValueError, "factor=-0.5"),
     ],
 )
 def test_bad_input(params, options, kind, message):

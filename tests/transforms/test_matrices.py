@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import keystr, tree_leaves_with_path
 
 import adaptive_jax as aj
+from adaptive_jax._core.paths import path_name
 from adaptive_jax.transforms.matrices import role
 
 INSIDE = [
@@ -132,3 +134,101 @@ def test_without_parameters_and_for_one_array():
     tx = aj.muon(0.1)
     updates, _ = tx.update(w, tx.init(w))
     assert np.all(np.diag(updates) < 0)
+
+
+def matrix_shapes(tx, params):
+    """The shapes of the matrices by the names of the arrays, and why they are for Muon."""
+    rows = [row for row in aj.describe(tx, params).rows if row.matrix_shape is not None]
+    names = {path_name(path): keystr(path) for path, _ in tree_leaves_with_path(params)}
+    by_path = {row.path: row for row in rows}
+    found = {name: by_path[path] for name, path in names.items() if path in by_path}
+    assert len(found) == len(by_path)
+    return {name: (row.matrix_shape, row.why[0]) for name, row in found.items()}
+
+
+WHOLE = "label 'muon': a matrix inside of the model, of all heads"
+
+
+def attention(library):
+    """The parameters of an attention of 4 heads of 8, from 24 to 20 numbers, and how they are named."""
+    x = jax.ShapeDtypeStruct((2, 5, 24), jnp.float32)
+    if library == "nnx":
+        nnx = pytest.importorskip("flax.nnx")
+
+        def made():
+            layer = nnx.MultiHeadAttention(
+                num_heads=4, in_features=24, qkv_features=32, out_features=20, decode=False,
+                rngs=nnx.Rngs(0),
+            )  # fmt: skip
+            return nnx.state(layer, nnx.Param)
+
+        return jax.eval_shape(made), "{}/kernel/value"
+    nn = pytest.importorskip("flax.linen")
+    options = {"num_heads": 4, "qkv_features": 32, "out_features": 20}
+    layer = nn.MultiHeadDotProductAttention(**options)
+    if library == "linen, scanned":
+
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                new = nn.MultiHeadDotProductAttention(**{**options, "out_features": 24})(x, x)
+                return new, None
+
+        layer = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+        start = jax.eval_shape(layer.init, jax.random.key(0), x, None)["params"]
+        return start, "MultiHeadDotProductAttention_0/{}/kernel"
+    start = jax.eval_shape(layer.init, jax.random.key(0), x, x)["params"]
+    return start, "{}/kernel"
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen", "linen, scanned"])
+def test_kernels_of_an_attention_are_one_matrix_for_all_heads(library):
+    with jax.numpy_dtype_promotion("standard"):
+        params, name = attention(library)
+    layers, out = ((3,), 24) if library == "linen, scanned" else ((), 20)
+    expected = {name.format(each): ((*layers, 24, 32), WHOLE) for each in ("query", "key", "value")}
+    expected[name.format("out")] = ((*layers, 32, out), WHOLE)
+    assert matrix_shapes(aj.muon(0.02), params) == expected
+    # The user has the last word.
+    by_head = aj.muon(0.02, axes={"query/kernel": aj.MatrixAxes(rows=-3, columns=-1)})
+    found = matrix_shapes(by_head, params)
+    assert found[name.format("query")] == ((*layers, 4, 24, 8), "label 'muon': named in axes")
+    assert found[name.format("key")] == expected[name.format("key")]
+    stacked = matrix_shapes(aj.muon(0.02, axes=aj.MatrixAxes()), params)
+    why = "label 'muon': a matrix inside of the model"
+    assert stacked[name.format("out")] == ((*layers, 4, 8, out), why)
+
+
+def test_steps_of_an_attention_are_those_of_its_matrices():
+    shapes = {"query": (6, 2, 3), "key": (6, 1, 3), "value": (6, 1, 3), "out": (2, 3, 6)}
+    keys = jax.random.split(jax.random.key(0), 4)
+    params = {
+        name: {"kernel": jax.random.normal(key, shape)}
+        for (name, shape), key in zip(shapes.items(), keys, strict=True)
+    }
+    flat = {
+        name: {"kernel": each["kernel"].reshape((6, -1) if name != "out" else (-1, 6))}
+        for name, each in params.items()
+    }
+    tx = aj.muon(0.02)
+    updates, one_by_one = (tx.update(each, tx.init(each), each)[0] for each in (params, flat))
+    for name, each in updates.items():
+        expected = one_by_one[name]["kernel"].reshape(shapes[name])
+        np.testing.assert_allclose(each["kernel"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_scanned_dense_layers_with_the_names_of_an_attention_are_many_matrices():
+    def kernels(**shapes):
+        return {
+            name: {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
+            for name, shape in shapes.items()
+        }
+
+    dense = kernels(query=(4, 24, 32), key=(4, 24, 32), value=(4, 24, 32), out=(4, 32, 24))
+    found = matrix_shapes(aj.muon(0.02), dense)
+    assert {name: shape for name, (shape, _) in found.items()} == {
+        "query/kernel": (4, 24, 32), "key/kernel": (4, 24, 32), "value/kernel": (4, 24, 32),
+        "out/kernel": (4, 32, 24),
+    }  # fmt: skip
+    alone = kernels(query=(24, 4, 8))  # Without the way back nothing says what its axes are.
+    assert matrix_shapes(aj.muon(0.02), alone)["query/kernel"][0] == (24, 4, 8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .intervals import mean_interval, median_interval, outward
+from .intervals import differ, mean_interval, median_interval, outward
 from .table import Table, counted, shown
 
 if TYPE_CHECKING:
@@ -23,10 +23,12 @@ class Confirmed(dict[str, Any]):
     selected: the mean that it was selected by.
     mean: the mean of the fresh seeds; NaN if one of them diverged.
     interval: the 95 % confidence interval of that mean by Student's t, (low, high); NaN where there is
-      no mean. Where outcomes are skewed it is too narrow: see `median_interval`.
+      no mean, and where all fresh seeds gave the same number, which says nothing of chance. Where outcomes
+      are skewed it is too narrow: see `median_interval`.
     median: the median of the fresh seeds. Those that diverged count as the worst.
     median_interval: the order statistics that hold the median with 95 % or more, of whatever
-      distribution; from -inf to inf for fewer than six seeds, which have none.
+      distribution; from -inf to inf for fewer than six seeds, which have none, and where seeds make no
+      difference.
     objective: what each fresh seed came to.
     sweep: the `Sweep` of the fresh seeds, with `.outputs` and `.seeds`.
     """
@@ -51,6 +53,9 @@ class Confirmed(dict[str, Any]):
         self.median = sign * float(np.median(as_losses))
         low, high = median_interval(as_losses)
         self.median_interval = (low, high) if sign == 1 else (-high, -low)
+        self._is_certain = not (differ(self.objective) or selection.seeds_differ)
+        if self._is_certain and np.isfinite(self.objective).all():
+            self.median_interval = (-math.inf, math.inf)
         self._tried = len(selection.objective)
         self._before = selection.objective[index]
 
@@ -74,7 +79,12 @@ class Confirmed(dict[str, Any]):
             f"{self.sweep.name} of {setting or 'the only setting'}. Median of the fresh seeds: "
             f"{shown(self.median)}{f' ({of_median})' if of_median else ''}."
         )
-        if self._tried > 1:
+        if not differ(self.objective) and np.isfinite(self.objective).all():
+            caption += (
+                " All fresh seeds gave the same number: there is no interval, and nothing is said of "
+                "chance."
+            )
+        if self._tried > 1 and not self._is_certain:
             caption += (
                 f" Selected: the best of {counted(self._tried, 'mean')}, which is on average better than "
                 "what comes of it again. Report what is confirmed."

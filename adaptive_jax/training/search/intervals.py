@@ -89,9 +89,17 @@ def paired(differences: np.ndarray, *, is_ratio: bool, least: float = 0.0) -> Es
     return Estimate(back(center), back(center - half), back(center + half), p, is_ratio)
 
 
+def differ(values: np.ndarray) -> bool:
+    """Whether the finite ones of some numbers are more than one, but for their rounding in float32."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if len(finite) < 2:
+        return False
+    return bool(np.ptp(finite) > 4 * np.finfo(np.float32).eps * np.abs(finite).max())
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """The ends for a mean by Student's t; NaN where a value is not finite, or there is one alone."""
-    if not np.isfinite(values).all() or len(values) < 2:
+    """The ends for a mean by Student's t; NaN where a value is not finite, or all are one and the same."""
+    if not np.isfinite(values).all() or not differ(values):
         return math.nan, math.nan
     center, half = _center_and_half(values)
     return center - half, center + half

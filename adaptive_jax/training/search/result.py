@@ -12,7 +12,7 @@ import numpy as np
 from ..._core import arguments
 from . import sweep_file
 from .confirmation import Confirmed
-from .intervals import half_width
+from .intervals import differ, half_width
 from .table import Table, counted, plain, shown, with_spread
 
 
@@ -60,6 +60,11 @@ class Sweep:
             return np.full(len(self.objective), np.nan)
         finite = np.where(np.isfinite(self.objective), self.objective, np.nan)
         return np.std(finite.astype(np.float64), axis=1, ddof=1)
+
+    @property
+    def seeds_differ(self) -> bool:
+        """Whether some setting gave other numbers with another seed: else nothing is known of chance."""
+        return any(map(differ, self.objective))
 
     def ranking(self) -> np.ndarray:
         """The settings by their number, the best mean first; those with a diverged seed last."""
@@ -132,10 +137,11 @@ class Sweep:
 
         Those whose difference from the best, paired by seed, has a 95 % confidence interval (Student's t)
         with 0 in it: intervals of the settings themselves may overlap where this one excludes 0. With a
-        single seed nothing is known of chance, and there are none; nor where each setting has diverged.
+        single seed, or seeds that make no difference, nothing is known of chance, and there are none; nor
+        where each setting has diverged.
         """
         order = self.ranking()
-        if len(self.seeds) < 2 or self.diverged[order[0]]:
+        if len(self.seeds) < 2 or self.diverged[order[0]] or not self.seeds_differ:
             return np.empty(0, int)
         others = order[1:][self.diverged[order[1:]] == 0]
         differences = self.objective[others].astype(float) - self.objective[order[0]][np.newaxis]
@@ -146,7 +152,8 @@ class Sweep:
     def table(self, rows: int | None = 10) -> Table:
         """The settings, best first, with the mean ± standard deviation over the seeds.
 
-        The caption says which cannot be told from the best, and what is best at the end of what was tried.
+        The caption says which cannot be told from the best, and what is best at the end of what was tried;
+        and of runs that returned a curve, that they are judged by its last value.
 
         rows: how many to show; None for all.
         """
@@ -167,7 +174,19 @@ class Sweep:
             caption += f"; {failed} with a seed that diverged"
         if len(order) < len(self.objective):
             caption += f"; the best {len(order)} are shown"
+        if self._length is not None:
+            caption += f"; {self.name} is the last of {counted(self._length, 'value')} of a run"
         return Table((*self.settings, heading), tuple(cells), caption + "." + self._notes())
+
+    @property
+    def _length(self) -> int | None:
+        """How many values the curve has that a run is judged by the last of; None for no curve."""
+        is_named = isinstance(self.outputs, Mapping)
+        judged = self.outputs.get(self.name) if is_named else self.outputs
+        is_curve = isinstance(judged, np.ndarray) and judged.ndim == 3 and judged.shape[2] > 1
+        if not is_curve or not np.array_equal(judged[..., -1], self.objective, equal_nan=True):
+            return None  # A function of what train returned may have the name of an entry.
+        return judged.shape[2]
 
     def _notes(self) -> str:
         """What to know of the setting that is best, for the caption of the table."""
@@ -175,7 +194,12 @@ class Sweep:
         if len(self.objective) < 2 or self.diverged[best]:
             return ""
         notes = ""
-        if len(self.seeds) > 1:
+        if len(self.seeds) > 1 and not self.seeds_differ:
+            notes += (
+                " The seeds make no difference: all runs of a setting gave the same number, and nothing is "
+                "said of chance."
+            )
+        elif len(self.seeds) > 1:
             how = ": best(confirm=10) runs it with fresh seeds" if self.again is not None else ""
             notes += (
                 " The first is selected by its mean, which, as the best of so many, is on average better "

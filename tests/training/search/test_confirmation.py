@@ -102,3 +102,49 @@ def test_what_cannot_be_confirmed_says_what_to_do(tmp_path):
     none = aj.sweep(diverging, learning_rate=[2.0, 3.0], seeds=3)
     with pytest.raises(ValueError, match="there is no best one"):
         none.best(confirm=10)
+
+
+def test_seeds_that_make_no_difference_say_nothing_of_chance():
+    def alike(learning_rate, seed):
+        del seed
+        return learning_rate * 1.0
+
+    result = aj.sweep(alike, learning_rate=[0.1, 0.2, 0.3], seeds=3)
+    shown = str(result)
+    assert "The seeds make no difference: all runs of a setting gave the same number" in shown
+    assert "more than chance" not in shown
+    assert "on average better" not in shown
+    assert len(result.ties()) == 0
+    best = result.best(confirm=8)
+    assert math.isnan(best.interval[0])
+    assert best.median_interval == (-math.inf, math.inf)
+    text = str(best)
+    assert "All fresh seeds gave the same number: there is no interval" in text
+    assert " to " not in text
+    assert "Selected: the best of" not in text
+    assert pickle.loads(pickle.dumps(best))._repr_html_() == best._repr_html_()
+
+    def saturated(
+        learning_rate, seed
+    ):  # A setting that always gets all right, beside one that varies.
+        return jnp.where(learning_rate > 0.5, 1.0, jnp.abs(noise(seed)) / 10)
+
+    result = aj.sweep(saturated, learning_rate=[0.1, 1.0], seeds=3, maximize=True)
+    assert "The seeds make no difference" not in str(result)
+    best = result.best(confirm=8)
+    assert math.isnan(best.interval[0])
+    assert best.median_interval == (1, 1)
+    assert "All fresh seeds gave the same number" in str(best)
+
+
+def test_a_curve_is_said_to_be_judged_by_its_last_value():
+    def curve(learning_rate, seed):
+        return {"loss": learning_rate + jnp.arange(5.0) * noise(seed), "norm": noise(seed)}
+
+    axes = {"learning_rate": [0.1, 0.2]}
+    result = aj.sweep(curve, seeds=2, **axes)
+    assert "; loss is the last of 5 values of a run." in str(result)
+    assert "the last of" not in str(aj.sweep(curve, seeds=2, objective="norm", **axes))
+    assert "the last of" not in str(
+        aj.sweep(curve, seeds=2, objective=lambda found: jnp.min(found["loss"]), **axes)
+    )
