@@ -94,7 +94,14 @@ def of_each_array(
         Pattern.of(each, f"exclude_layers[{index}] is {each!r}")
         for index, each in enumerate(excluded)
     ]
-    labels = ByPath(MATRICES, None, (), bool(given["exclude_embeddings"]), tuple(patterns))
+    labels = ByPath(
+        MATRICES,
+        None,
+        (),
+        by_path=False,
+        excludes_embeddings=bool(given["exclude_embeddings"]),
+        excluded=tuple(patterns),
+    )
     of_each = {MATRICES: (muon, step_of_muon), REST: (adam, step_of_adam)}
     storage = given["storage"]
     named.check_slot_names(storage, {name for pair in of_each.values() for name in pair[0].slots})
