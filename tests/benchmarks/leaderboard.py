@@ -319,6 +319,7 @@ def draw(results: dict[str, Any], among: list[str], on: list[str]) -> Any:
         )
     axes[2].set(xlabel="state, bytes per parameter", ylabel="mean rank", title="memory")
     axes[2].invert_yaxis()
+    axes[2].set_xlim(-1, 1.25 * max(map(bytes_of, found)))
     return figure
 
 
@@ -335,7 +336,8 @@ otherwise; there is no weight decay; all else is the default, with Muon's scale 
 Adam. The problems are small: what they say of large models is little. [How to
 compare](comparing.md) says what the intervals are worth: they are over the studies, each
 with other learning rates and other seeds. Ranks that are closer than their intervals are
-not told apart."""
+not told apart. What has no learning rate runs as it is, at a constant factor: Prodigy does better with
+a falling one, as [less to tune](less_to_tune.md) has it."""
     columns = """The final value, the median of the studies, and in brackets the steps till a run stays
 at or below the problem's own target. *Decades of rates*: how wide the range of learning
 rates is that end there, of the four decades that were drawn from, on average over the
