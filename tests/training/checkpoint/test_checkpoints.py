@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import adaptive_jax as aj
+from adaptive_jax.training.checkpoint import clock
 
 pytest.importorskip("orbax.checkpoint")
 
@@ -50,17 +51,18 @@ def test_every_so_many_steps_and_the_last(tmp_path):
     assert repr(checkpoints).endswith("parts', every=4, minutes=None, keep=None, background=True)")
 
 
-def test_every_so_many_minutes(tmp_path):
+def test_every_so_many_minutes(tmp_path, monkeypatch):
+    now = 0.0
+
     def slow_batches():
+        nonlocal now
         for batch in batches(count=8):
-            time.sleep(0.25)
+            now += 15.0
             yield batch
 
-    warm, _ = aj.fit(created(), STEP, batches(count=1))
-    del warm
-    checkpoints = aj.Checkpoints(tmp_path, minutes=0.7 / 60)
-    aj.fit(created(), STEP, slow_batches(), checkpoints=checkpoints)
-    assert 2 <= len(steps_in(tmp_path)) <= 3  # After 3 steps, or 4 on a busy machine, and the last.
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: now))
+    aj.fit(created(), STEP, slow_batches(), checkpoints=aj.Checkpoints(tmp_path, minutes=0.7))
+    assert steps_in(tmp_path) == [3, 6, 8]  # After 45 seconds, 90, and the last.
 
 
 def test_after_ctrl_c(tmp_path):
