@@ -17,7 +17,7 @@ def documented(meanings: Mapping[str, str]) -> Callable[[_Function], _Function]:
 
     def complete(function: _Function) -> _Function:
         lines = [f"{name}: {meanings[name]}" for name in inspect.signature(function).parameters]
-        body, _, example = inspect.cleandoc(function.__doc__ or "").partition("Example:\n")
+        body, _, example = _clean(function.__doc__ or "").partition("Example:\n")
         arguments = "\n".join(map(_filled, lines))
         raises = (
             "Raises:\n  TypeError, ValueError: for an argument of the wrong type or out of range, "
@@ -36,7 +36,7 @@ def _filled(line: str) -> str:
 
 def paragraphs(described: Any) -> list[str]:
     """The paragraphs of a docstring."""
-    return inspect.cleandoc(described.__doc__ or "").split("\n\n")
+    return _clean(described.__doc__ or "").split("\n\n")
 
 
 def equation_of(described: Any) -> str:
@@ -46,5 +46,14 @@ def equation_of(described: Any) -> str:
 
 def meanings_of(described: Any) -> dict[str, str]:
     """What a docstring says in lines `name: meaning`, which go on where they are indented by two."""
-    found = re.findall(r"^(\w+): (.*(?:\n  .*)*)", inspect.cleandoc(described.__doc__ or ""), re.M)
+    return dict(_meanings_in(described.__doc__ or ""))
+
+
+# At import many functions ask for the docstring of one rule.
+_clean = functools.cache(inspect.cleandoc)
+
+
+@functools.cache
+def _meanings_in(text: str) -> dict[str, str]:
+    found = re.findall(r"^(\w+): (.*(?:\n  .*)*)", _clean(text), re.M)
     return {name: " ".join(meaning.split()) for name, meaning in found if name != "Example"}

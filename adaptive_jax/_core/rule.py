@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import typing
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -331,7 +331,8 @@ def fields(cls: type[Rule]) -> Fields:
     """The fields of a rule's class."""
     names = nodes.field_names(cls)
     try:
-        hints = typing.get_type_hints(cls, include_extras=True)
+        # `typing.get_type_hints` evaluates the bases again for each: a sixth of the time of the import.
+        hints = {k: hint for base in reversed(cls.__mro__) for k, hint in _hints(base).items()}
     except NameError:  # Annotations that are strings, of names local to a function.
         hints = {
             name: _ANNOTATIONS.get(str(hint).rpartition(".")[2], hint)
@@ -347,6 +348,12 @@ def fields(cls: type[Rule]) -> Fields:
     static = tuple(name for name in names if name not in intervals)
     switches = tuple(name for name in static if hints.get(name) in (bool, "bool"))
     return Fields(tuple(intervals), intervals, static, switches, tuple(masks))
+
+
+@functools.cache
+def _hints(base: type) -> dict[str, Any]:
+    """The annotations that stand in a class itself."""
+    return inspect.get_annotations(base, eval_str=True)
 
 
 _ANNOTATIONS = {**hyper.ANNOTATIONS, "Mask": Mask}

@@ -84,12 +84,12 @@ class Algorithm:
         """When it was published: it is listed by that, and behind all others without a paper."""
         return self.papers[0].year if self.papers else 10_000
 
-    @property
+    @functools.cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """Its arguments."""
         return inspect.signature(self.factory).parameters
 
-    @property
+    @functools.cached_property
     def meanings(self) -> dict[str, str]:
         """What its arguments mean: by its own docstring, or its rules', or everywhere."""
         rules = [*self.also, *self.variants.values(), self.rule]

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import jaxpr_as_fun
 
 from .._core import hyper
 from .._core.lifted import Lifted
@@ -223,6 +222,8 @@ def _is_elementwise(trial: Trial) -> bool:
 
 def _updates_of_arrays(trial: Trial, shape: tuple[int, ...]) -> Iterator[Equations]:
     """What the rules do to an array of a shape, for each row of them."""
+    from jax.extend.core import jaxpr_as_fun  # It brings Pallas along, which takes time at import.
+
     param = jax.ShapeDtypeStruct(shape, np.float32)
     state = jax.eval_shape(trial.tx.init, param)
     for closed in _called(jax.make_jaxpr(trial.step)(param, state, param).jaxpr):

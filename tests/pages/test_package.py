@@ -33,6 +33,26 @@ def test_the_oldest_versions_that_are_tested_are_the_oldest_that_are_allowed():
     assert {name: shortened.get(name) for name in allowed} == allowed
 
 
+IMPORTED = """
+import sys
+import optax
+before = set(sys.modules)
+import adaptive_jax
+print(*set(sys.modules) - before)
+"""
+
+
+def test_the_import_brings_nothing_that_optax_does_not():
+    """No optional library, and not JAX's compilers of kernels, which a run without them never needs."""
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTED], check=True, capture_output=True, text=True
+    )
+    names = run.stdout.split()
+    packages = {name.partition(".")[0] for name in names} - {"jax", *sys.stdlib_module_names}
+    assert packages == {"adaptive_jax"}
+    assert not [name for name in names if "pallas" in name or name.startswith("jax.extend")]
+
+
 USER = """
 import adaptive_jax as aj
 import jax.numpy as jnp

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 
 _CALLS = {
     "jit": "jaxpr",
@@ -137,6 +136,8 @@ def _written_out(
     into: list[Operation],
 ) -> list[Any]:
     """Adds the operations of a jaxpr, with these arguments, to a list. Returns its results."""
+    from jax.extend.core import Literal  # It brings Pallas along, which takes time at import.
+
     jaxpr = closed.jaxpr if hasattr(closed, "jaxpr") else closed
     known: dict[Any, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
     consts = map(Constant, getattr(closed, "consts", ()))

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ... import maths
@@ -243,6 +242,8 @@ class Traced:
 
     def __call__(self, constants: Any, *arguments: Any) -> Any:
         """The outputs, of these constants and arguments."""
+        from jax.extend.core import ClosedJaxpr, jaxpr_as_fun  # It brings Pallas along.
+
         run = jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))
         return jax.tree.unflatten(self.treedef, run(*jax.tree.leaves(arguments)))
 
