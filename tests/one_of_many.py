@@ -100,21 +100,32 @@ def train(folder):
         for key, x in again.params.items():
             np.testing.assert_array_equal(on_host(x), results[f"{name}/{key}"], err_msg=name)
 
-    best, stopping = aj.KeepBest(), aj.EarlyStopping(patience=1, minimum_change=1e9)
-    early, history = aj.fit(
-        created("fsdp"),
-        step,
-        batches(),
-        evaluate=aj.Evaluation(held_out, [global_array(BATCHES[0], "data")]),
-        evaluate_every=2,
-        callback=[best, stopping],
-        progress=False,
-        log_every=2,
-        log_to=folder / "log.csv",
-    )
-    assert (int(early.step), history["eval_step"].tolist()) == (4, [2, 4])
-    assert history.stopped_by.startswith("EarlyStopping")
+    def stopped_early(state, best, **options):
+        stopping = aj.EarlyStopping(patience=1, minimum_change=1e9)
+        state, history = aj.fit(
+            state,
+            step,
+            batches(),
+            evaluate=aj.Evaluation(held_out, [global_array(BATCHES[0], "data")]),
+            evaluate_every=2,
+            callback=[best, stopping],
+            progress=False,
+            checkpoints=aj.Checkpoints(folder / "early", every=2),
+            **options,
+        )
+        assert int(state.step) == 4
+        assert history.stopped_by.startswith("EarlyStopping")
+        return history
+
+    best, again = aj.KeepBest(), aj.KeepBest()
+    history = stopped_early(created("fsdp"), best, log_every=2, log_to=folder / "log.csv")
+    assert history["eval_step"].tolist() == [2, 4]
     results |= {"evaluated": history["eval_loss"], "best": on_host(best.params["out"])}
+    # Restored, the callbacks remember it, and no step is taken.
+    assert not stopped_early(aj.restore_checkpoint(folder / "early", created("fsdp")), again)
+    assert again.params["out"].sharding == best.params["out"].sharding
+    np.testing.assert_array_equal(on_host(again.params["out"]), results["best"])
+    assert again.step == best.step
 
     told = message_of(
         ValueError, lambda: aj.fit(created("zero", scale=1.0 + index), step, batches())

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._core.arguments import number, whole
+from .._core.placement import is_key, put
 from ..maths import compute_dtype
+from .checkpoint.entries import entries_of, is_number, kind_of
+from .checkpoint.memories import named
+from .checkpoint.placement import as_in_state
 from .evaluation import PREFIX
 from .returned import outlined
 from .state import TrainState
@@ -24,11 +28,20 @@ from .state import TrainState
 class Callback:
     """What `aj.fit(…, callback=…)` calls. Subclass it for what looks at evaluations too.
 
+    What it remembers is in the checkpoints of `fit(…, checkpoints=…)` if it has `to_save` and `restore`. A
+    new one gets it back in a run that goes on from `aj.restore_checkpoint`: the one of the same class and,
+    if they have such an attribute, the same `name`.
+
     Example:
       >>> import adaptive_jax as aj
-      >>> class Printed(aj.Callback):
+      >>> class Highest(aj.Callback):
+      ...     value = -float("inf")
       ...     def after_evaluation(self, state, values):
-      ...         print(f"{values['eval_loss']:.2f}")
+      ...         self.value = max(self.value, float(values["eval_loss"]))
+      ...     def to_save(self):
+      ...         return {"value": self.value}
+      ...     def restore(self, saved, state):
+      ...         self.value = saved["value"]
     """
 
     def after_step(self, state: Any, metrics: dict[str, Any]) -> Any:
@@ -36,6 +49,13 @@ class Callback:
 
     def after_evaluation(self, state: Any, values: dict[str, Any]) -> Any:
         """After each evaluation, with its values by their names, "eval_loss". True stops the loop."""
+
+    def to_save(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: numbers, strings and arrays by names, in all processes alike."""
+        return {}
+
+    def restore(self, saved: dict[str, Any], state: Any) -> Any:
+        """Goes on from what `to_save` returned, with the state of then. True if the loop had stopped."""
 
 
 class _Watching(Callback):
@@ -71,6 +91,13 @@ class _Watching(Callback):
         self.check_name(values)
         return values[self.name]
 
+    def _starts_anew(self, why: str) -> None:
+        warnings.warn(
+            f"{self!r} starts anew, since what the checkpoint has of it is of another run: {why}. Take "
+            "what it had then, or give this run a folder of its own.",
+            stacklevel=2,
+        )
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}{', maximize=True' if self.maximize else ''})"
 
@@ -104,7 +131,9 @@ class EarlyStopping(_Watching):
     """Stops `aj.fit` where an evaluation gets no better.
 
     It waits for the value of each evaluation, and for no step. NaN is never better. In another `fit` it
-    goes on where it was; a new one starts anew, as in a script that goes on from a checkpoint.
+    goes on where it was, and a new one starts anew. Checkpoints of `fit` have the best value and the
+    evaluations since: a run that is restored stops where it would have, at once where it had, and with a
+    larger patience it goes on.
 
     Prechelt 1998, https://doi.org/10.1007/3-540-49430-8_3.
 
@@ -150,8 +179,23 @@ class EarlyStopping(_Watching):
         value = -value if self.maximize else value
         if value < self.best - (self.minimum_change if math.isfinite(self.best) else 0.0):
             self.best, self.waited = value, 0
-            return None
-        self.waited += 1
+        else:
+            self.waited += 1
+        return self._verdict()
+
+    def to_save(self) -> dict[str, Any]:
+        """The best value, and how many evaluations there were since."""
+        return {"maximize": self.maximize, "best": self.best, "waited": self.waited}
+
+    def restore(self, saved: dict[str, Any], state: Any) -> Any:
+        """Goes on from these, unless good was the opposite then."""
+        if saved["maximize"] != self.maximize:
+            return self._starts_anew(f"maximize was {saved['maximize']}")
+        self.best, self.waited = saved["best"], saved["waited"]
+        return self._verdict()
+
+    def _verdict(self) -> str | None:
+        """Why it stops; None where it does not."""
         if self.waited < self.patience:
             return None
         best = -self.best if self.maximize else self.best
@@ -165,8 +209,9 @@ class KeepBest(_Watching):
 
     A copy, since a step writes over its state: it costs the memory of the parameters once more (and that
     of the model state), and with whole_state that of the whole state too. What is better is decided on the
-    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was; a new
-    one starts anew, as in a script that goes on from a checkpoint: the best of what it saw itself.
+    device, and nothing is waited for. NaN is never better. In another `fit` it goes on where it was, and a
+    new one starts anew. What it keeps is in the checkpoints of `fit` too, which grow by as much: a run that
+    is restored has the best of before.
 
     After the loop it has `params`, the best parameters to evaluate with, None before the first evaluation
     that is finite; `model_state`, which belongs to them; `step`, after which they were, and `value`, what
@@ -207,21 +252,58 @@ class KeepBest(_Watching):
 
     def after_evaluation(self, state: Any, values: dict[str, Any]) -> None:
         """Keeps the parameters if they are better."""
-        is_run = isinstance(state, TrainState)
-        new = {"params": state.eval_params() if is_run else state}
-        if is_run:
-            new |= {"model_state": state.model_state, "step": state.step}
-            if self.whole_state:
-                # Its numbers are usually no arrays, and the same all the time.
-                new["state"] = dataclasses.replace(state, tx=None)
-                if not self._optimizers or self._optimizers[-1][1] is not state.tx:
-                    self._optimizers.append((self._count, state.tx, _copied(state.tx)))
+        new = self._of_state(state)
+        if "state" in new:
+            # Its numbers are usually no arrays, and the same all the time.
+            new["state"] = dataclasses.replace(state, tx=None)
+            if not self._optimizers or self._optimizers[-1][1] is not state.tx:
+                self._optimizers.append((self._count, state.tx, _copied(state.tx)))
         value = self._value(values)
         if self._kept is None:
             dtype = compute_dtype(jnp.result_type(value))
             self._kept = _copied(new), np.full((), np.inf, dtype), np.int32(-1)
         self._kept = _better(*self._kept, new, value, np.int32(self._count), self.maximize)
         self._count += 1
+
+    def to_save(self) -> dict[str, Any]:
+        """All that it keeps, each entry under its path; nothing before there is one."""
+        if self._number() < 0:
+            return {}
+        kept = {**self._kept[0]}
+        if "state" in kept:
+            kept["state"] = dataclasses.replace(kept["state"], tx=self._optimizer())
+        entries = {name: _plain(x) for name, x in entries_of(kept).items()}
+        return {"maximize": self.maximize, "value": np.asarray(self._kept[1])} | entries
+
+    def restore(self, saved: dict[str, Any], state: Any) -> None:
+        """Keeps what it kept then, if the state is of such arrays still."""
+        new = self._of_state(state)
+        entries = entries_of(new)
+        others = ("maximize", "value", *(() if self.whole_state else ("['state']",)))
+        kept = {name: x for name, x in saved.items() if not name.startswith(others)}
+        if saved["maximize"] != self.maximize:
+            return self._starts_anew(f"maximize was {saved['maximize']}")
+        for name in [*entries, *kept]:
+            then, now = _kind(kept.get(name)), _kind(entries.get(name))
+            if then != now and {then, now} != {"number[]", "float32[]"}:
+                return self._starts_anew(f"{name} was {then}, and is {now}")
+        leaves = [_placed(as_in_state(kept[name], x), x) for name, x in entries.items()]
+        tree = jax.tree.unflatten(jax.tree.structure(new), leaves)
+        if "state" in tree:
+            self._optimizers = [(0, None, tree["state"].tx)]
+            tree["state"] = dataclasses.replace(tree["state"], tx=None)
+        self._kept, self._count = (tree, saved["value"], np.int32(0)), 1
+
+    def _of_state(self, state: Any) -> dict[str, Any]:
+        """What is kept of a state."""
+        if not isinstance(state, TrainState):
+            return {"params": state}
+        kept = {"params": state.eval_params(), "model_state": state.model_state, "step": state.step}
+        return {**kept, "state": state} if self.whole_state else kept
+
+    def _optimizer(self) -> Any:
+        """The one of the state that is kept."""
+        return [copy for first, _, copy in self._optimizers if first <= self._number()][-1]
 
     def _of(self, name: str) -> Any:
         return self._kept[0].get(name) if self._number() >= 0 else None
@@ -246,8 +328,7 @@ class KeepBest(_Watching):
         state = self._of("state")
         if state is None:
             return None
-        used = [copy for first, _, copy in self._optimizers if first <= self._number()]
-        return _copied(dataclasses.replace(state, tx=used[-1]))
+        return _copied(dataclasses.replace(state, tx=self._optimizer()))
 
     @property
     def step(self) -> int | None:
@@ -266,6 +347,27 @@ class KeepBest(_Watching):
 
 def _copied(tree: Any) -> Any:
     return jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def _plain(x: Any) -> Any:
+    """An array, of a random key as well."""
+    return jax.random.key_data(x) if is_key(x) else x
+
+
+def _kind(x: Any) -> str:
+    """What an entry is, to compare."""
+    if x is None:
+        return "missing"
+    shape, dtype = kind_of(_plain(x))
+    return f"{dtype}{shape}"
+
+
+def _placed(value: Any, leaf: Any) -> Any:
+    """What was restored, on the devices of a leaf."""
+    if is_number(value) or not isinstance(leaf, jax.Array) or value.sharding == leaf.sharding:
+        return value
+    is_at_hand = value.is_fully_addressable or value.is_fully_replicated
+    return put(value, leaf.sharding) if is_at_hand else jax.device_put(value, leaf.sharding)
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnames="maximize")
@@ -333,6 +435,21 @@ class Callbacks:
         for each in self._every:
             if isinstance(each, _Watching):
                 each.check_name(names)
+
+    @property
+    def that_save(self) -> list[Callback]:
+        """Those whose memory a checkpoint keeps."""
+        return [each for each in self._every if isinstance(each, Callback)]
+
+    def restore(self, memories: Mapping[str, Any], state: Any) -> str:
+        """Gives back what a checkpoint kept. Who had stopped the loop by then, or nothing."""
+        return _stopped(
+            [
+                (each, each.restore(memories[name], state))
+                for name, each in named(self.that_save).items()
+                if name in memories
+            ]
+        )
 
     def after_step(self, state: Any, metrics: Any) -> str:
         """Who stops the loop, or nothing."""

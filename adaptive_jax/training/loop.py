@@ -17,6 +17,7 @@ from .arrays import has_arrived, is_lost, is_used_up
 from .callbacks import Callback, Callbacks
 from .checked_step import checked_step
 from .checkpoint import Checkpoints
+from .checkpoint.memories import named
 from .epochs import END, Epochs
 from .evaluation import Evaluations
 from .history import History, Record
@@ -107,7 +108,9 @@ def fit(
         'adaptive_jax[tensorboard]'`). It is opened before the first step, and what is there is kept: a run
         that goes on appends, and where steps are taken again their lines are there twice.
       checkpoints: where and how often to save, `aj.Checkpoints(directory, every=1000)`; None to save
-        nothing. The last state is saved as well, and is written when `fit` returns, or raises.
+        nothing. The last state is saved as well, and is written when `fit` returns, or raises. What
+        callbacks remember is saved beside it, and where the state is one that `restore_checkpoint` gave,
+        new ones go on from that; a loop that had been stopped takes no step.
 
     Returns:
       The last state; and the `History`, a dict of the metrics with a first axis for the steps, in NumPy
@@ -165,8 +168,9 @@ def fit(
             {**facts_of(state), "steps": f"{steps}", "epochs": f"{epochs}"} if are_together else {}
         )
         facts |= {"evaluate_every": f"{evaluate_every}", "checkpoints": f"{checkpoints}"}
+        facts |= {"callback": ", ".join(named(callbacks.that_save))}
         log = Log(log_every, log_to, is_first_process)
-    first = 0
+    first, stopped_by = 0, ""
     try:
         if are_together:
             check_alike("What is trained", facts)
@@ -174,6 +178,7 @@ def fit(
             first = _number_of_step(state, checkpoints is not None)
         if checkpoints is not None:
             checkpoints.start(first)
+            stopped_by = callbacks.restore(checkpoints.memories(first), state)
     except BaseException:
         log.close()
         raise
@@ -188,12 +193,16 @@ def fit(
         log.write()
         return callbacks.after_evaluation(state, values)
 
+    def save(checkpoints: Checkpoints) -> None:
+        stopped.after_last(state)  # To save is to wait.
+        checkpoints.save(state, callbacks=callbacks.that_save)
+
     with peers, log:
         try:
-            stopped_by = ""
+            is_to_save = False
             with progress_bar(progress, steps) as bar, interrupts:
                 log.print = bar.write
-                while (steps is None or done < steps) and not stops.after_step():
+                while not stopped_by and (steps is None or done < steps) and not stops.after_step():
                     peers.check()
                     batch = source.next()
                     if batch is END:
@@ -207,6 +216,9 @@ def fit(
                         if stopped_by or not source.go_on():
                             break
                         continue
+                    if checkpoints is not None and is_to_save:
+                        save(checkpoints)
+                        is_to_save = False
                     interrupts.in_step = True
                     peers.started = done + 1
                     state, metrics = step(state, batch)
@@ -226,10 +238,11 @@ def fit(
                     if evaluations.is_due(first + done):
                         stopped_by = "; ".join(filter(None, [stopped_by, evaluated()]))
                     if checkpoints is not None and checkpoints.is_due(first + done):
-                        stopped.after_last(state)  # To save is to wait.
-                        checkpoints.save(state)
-                    if stopped_by:
-                        break
+                        # Not before the evaluation at the end of an epoch, or of all: the next batch
+                        # shows whether there is one.
+                        is_to_save = evaluations.is_missing(first + done)
+                        if not is_to_save:
+                            save(checkpoints)
                 is_whole = done > 0 and not stopped_by and not stops.stopped
                 if is_whole and evaluations.is_missing(first + done):
                     stopped_by = evaluated()
@@ -239,7 +252,7 @@ def fit(
                     stopped.after_last(state)
                 if checkpoints is not None:
                     if not checkpoints.has(_number_of_step(state)):
-                        checkpoints.save(state)
+                        checkpoints.save(state, callbacks=callbacks.that_save)
                     checkpoints.close()
                 history = record.history()
                 evaluations.add_to(history)
@@ -256,6 +269,7 @@ def fit(
                 interrupts,
                 was_used_up,
                 checkpoints,
+                callbacks,
                 stopped,
             )
             if of_others is not None:
@@ -275,6 +289,7 @@ def _bring_along(
     interrupts: Interrupts,
     was_used_up: bool,
     checkpoints: Checkpoints | None,
+    callbacks: Callbacks,
     stopped: Stopped,
 ) -> None:
     """Gives an error the state that was reached after so many steps, if it is not lost, and the history.
@@ -296,7 +311,7 @@ def _bring_along(
     is_alone = jax.process_count() == 1 and isinstance(error, (Exception, SystemExit))
     if checkpoints is not None and is_alone:
         is_good = done > 0 and not lost and not stopped.is_so(state)
-        where = _saved(checkpoints, state if is_good else None)
+        where = _saved(checkpoints, state if is_good else None, callbacks)
     note = (
         _lost_note(done)
         if lost
@@ -308,13 +323,13 @@ def _bring_along(
             error.add_note(note)
 
 
-def _saved(checkpoints: Checkpoints, state: Any) -> str:
+def _saved(checkpoints: Checkpoints, state: Any, callbacks: Callbacks) -> str:
     """Writes what is on its way to the disk, and the state if there is one. Where that is, in words."""
     # The error that is there already says more than one of the disk would.
     with contextlib.suppress(Exception):
         is_new = state is not None and not checkpoints.has(_number_of_step(state))
         if is_new:
-            checkpoints.save(state)
+            checkpoints.save(state, callbacks=callbacks.that_save)
         checkpoints.close()
         return f", and in {saved.last()}" if is_new else ""
     return ""

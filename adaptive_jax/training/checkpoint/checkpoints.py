@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..agreement import together
 from ..origin import of
 from .clock import Clock
 from .entries import check_at_hand, entries_of, is_number, kind_of, plain
-from .folder import check_order, opened, orbax_checkpoint, remember
+from .folder import check_order, opened, orbax_checkpoint, remember, was_restored
+from .memories import ITEM, memories_of, restored
 
 
 class Checkpoints:
@@ -66,7 +68,7 @@ class Checkpoints:
     ) -> None:
         self._orbax = orbax_checkpoint()
         check_order("Checkpoints", directory)
-        self.directory = Path(directory)
+        self.directory = Path(directory).expanduser()
         self.every = None if every is None else arguments.whole("every", every, 1)
         if minutes is not None:
             arguments.number("minutes", minutes, 0)
@@ -87,7 +89,7 @@ class Checkpoints:
         given = f"every={self.every}, minutes={self.minutes}, keep={self.keep}"
         return f"Checkpoints({str(self.directory)!r}, {given}, background={self.background})"
 
-    def save(self, state: Any, *, step: int | None = None) -> None:
+    def save(self, state: Any, *, step: int | None = None, callbacks: Sequence[Any] = ()) -> None:
         """Saves a `TrainState`, or any other pytree of arrays and numbers.
 
         The arrays are copied before it returns; a step may write over them. What went wrong with the
@@ -96,15 +98,18 @@ class Checkpoints:
         Args:
           state: what to save.
           step: the number of the step; None for that of a `TrainState`.
+          callbacks: each an `aj.Callback`, whose `to_save()` is saved too.
 
         Raises:
           ValueError: for a step that is missing, or that has been saved already, and what is no number.
+          TypeError: for what a callback wants to be saved, and cannot be.
         """
         with together("save_checkpoint"):
             step = _step_of(state) if step is None else arguments.whole("step", step, 0)
             entries = entries_of(state)
             check_at_hand(entries)
             self._check_number(step)
+            memories, arrays_of_callbacks = memories_of(callbacks)
         manager = self._opened()
         self.wait()
         made_by = of(state)
@@ -114,14 +119,15 @@ class Checkpoints:
             "rules": [rule["rule"] for rule in made_by["rules"]],
             "origin": made_by,
             "version": versions.LAYOUT,
+            **({"callbacks": memories} if memories else {}),
         }
         # Orbax saves no arrays without elements, and needs none.
         arrays = {name: plain(leaf) for name, leaf in entries.items() if np.size(leaf)}
         args = self._orbax.args
-        manager.save(
-            step,
-            args=args.Composite(state=args.StandardSave(arrays), layout=args.JsonSave(layout)),
-        )
+        items = {"state": args.StandardSave(arrays), "layout": args.JsonSave(layout)}
+        if arrays_of_callbacks:
+            items[ITEM] = args.StandardSave(arrays_of_callbacks)
+        manager.save(step, args=args.Composite(**items))
         self._last = step
         if not self.background:
             self.wait()
@@ -165,6 +171,18 @@ class Checkpoints:
                     "of its own."
                 )
         self._clock.start()
+
+    def memories(self, step: int) -> Mapping[str, Any]:
+        """What the callbacks remembered at a step that the state was restored of, by their names.
+
+        Nothing where this process saved that step itself: its callbacks are as they are.
+        """
+        if not was_restored(self.directory / str(step)):
+            return {}
+        args = self._orbax.args
+        manager = self._opened()
+        layout = manager.restore(step, args=args.Composite(layout=args.JsonRestore()))["layout"]
+        return restored(self._orbax, manager, step, layout.get("callbacks", {}))
 
     def _opened(self) -> Any:
         if self._manager is None:

@@ -61,6 +61,7 @@ class Saved:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     origin: Any = None
     version: int = 1
+    callbacks: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, name: str, restored: Mapping[str, Any]) -> Any:
         """What was saved under a name, a Python number as one."""

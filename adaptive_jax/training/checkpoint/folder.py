@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .memories import ITEM
+
 _last: Path | None = None
+_restored: set[Path] = set()
 
 
 def last() -> Path | None:
@@ -14,10 +17,19 @@ def last() -> Path | None:
     return _last
 
 
-def remember(path: Path) -> None:
-    """Notes a checkpoint for `last`."""
+def remember(path: Path, is_restored: bool = False) -> None:
+    """Notes a checkpoint for `last`, and whether it was restored, or saved."""
     global _last
     _last = path.absolute()
+    if is_restored:
+        _restored.add(_last)
+    else:
+        _restored.discard(_last)
+
+
+def was_restored(path: Path) -> bool:
+    """Whether this process restored a checkpoint, and did not save it itself."""
+    return path.absolute() in _restored
 
 
 def orbax_checkpoint() -> Any:
@@ -44,6 +56,7 @@ def opened(orbax: Any, directory: str | Path, keep: int | None, in_background: b
     handlers = {
         "state": orbax.StandardCheckpointHandler(),
         "layout": orbax.JsonCheckpointHandler(),
+        ITEM: orbax.StandardCheckpointHandler(),
     }
     return Manager(Path(directory).absolute(), options=options, item_handlers=handlers)
 

@@ -59,12 +59,13 @@ def restore_checkpoint(
     """
     orbax = orbax_checkpoint()
     check_order("restore_checkpoint", directory)
+    directory = Path(directory).expanduser()
     if hyperparameters is not None:
         arguments.one_of("hyperparameters", hyperparameters, ("saved", "given"))
     step = None if step is None else arguments.whole("step", step, 0)
     are_together = spans_processes(state)
     with together("restore_checkpoint"):
-        chosen = _chosen(orbax, Path(directory), step)
+        chosen = _chosen(orbax, directory, step)
         facts = {
             "the newest step in the folder": f"{chosen}",
             **(facts_of(state, bits=False) if are_together else {}),
@@ -90,7 +91,7 @@ def restore_checkpoint(
         restored = manager.restore(
             chosen, args=orbax.args.Composite(state=orbax.args.StandardRestore(wanted))
         )["state"]
-    remember(Path(directory) / str(chosen))
+    remember(directory / str(chosen), is_restored=True)
     values = _values(plan, saved, entries, restored)
     changed = [
         name
