@@ -16,31 +16,14 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from .._core import arguments, hyper
 from .._core.lifted import Lifted
-from .._core.transformation import Transformation
 from .._core.wrapper import walk
 from ..transforms.describe import describe
-from ..transforms.parts import parts
 from .arrays import is_used_up
+from .check_rates import LOWER, of_rates, scales_by_rates
+from .check_trial import Run, Trial
 from .checked_step import checked_step
 from .epochs import iterator_of
-from .rates import learning_rates
 from .state import TrainState
-from .watch import Watch, seen_at_first
-
-LOWER, HIGHER, HIGHEST = 0.1, 10.0, 30.0
-"""By what the learning rate is multiplied, to see whether it is too high or too low."""
-
-FAR = (100.0, *(10.0**i for i in range(3, 10)))
-"""By what it is multiplied besides, where thirty times as much does not show it."""
-
-SAME = 1e-3
-"""So much of the loss is no change of it: roundings, where a rate moves next to nothing."""
-
-CLEARLY = 0.1
-"""So much of the loss is more than what a lucky batch makes of it."""
-
-FURTHER = 3.0
-"""How many times as far a rate ten times as high must get where the given one is too low."""
 
 FEW = 0.2
 """The share of the elements that should have changed below which an array does not move."""
@@ -133,7 +116,7 @@ def check_training(
     found = list(_of_what_is_given(state, given))
     if found:  # Nothing else can be told.
         return TrainingCheck(tuple(found), {}, 0)
-    trial = _Trial(state, step, list(itertools.islice(itertools.cycle(given), steps)))
+    trial = Trial(state, step, list(itertools.islice(itertools.cycle(given), steps)))
     run = trial.first_run()
     lost, stuck = list(_of_numbers(run)), list(_of_rounding(state, run))
     others = [*_of_arrays(state, run), *stuck, *_of_decay(state)]
@@ -145,93 +128,12 @@ def check_training(
             "schedule at its end already, or does it begin with a long stretch of 0? Print it, "
             f"[schedule(i) for i in range({steps})]."
         )
-    elif run.has_moved and not stuck and _scales_by_rates(state.tx):
-        rates += _of_rates(state, trial, run, losses)
+    elif run.has_moved and not stuck and scales_by_rates(state.tx):
+        rates += of_rates(state, trial, run, losses)
         if rates and math.isfinite(losses[LOWER]):
             lost = []  # The rate is why.
     found = [*lost, *rates, *others]
     return TrainingCheck(tuple(found), losses, steps)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the steps with the given rates came to.
-
-    rates: the learning rate of each step; empty where it is not known.
-    losses: the loss of each step.
-    seen: what the optimizer remembers of each array.
-    after: the parameters after the last step.
-    skipped: how many steps were skipped.
-    """
-
-    rates: list[float]
-    losses: np.ndarray
-    seen: Any
-    after: Any
-    skipped: int
-
-    @property
-    def has_moved(self) -> bool:
-        return bool(np.any(self.seen.has_update))
-
-
-class _Trial:
-    """Runs from copies of a state, with updates that are multiplied by a number: one program for all."""
-
-    def __init__(self, state: TrainState, step: Any, batches: list[Any]) -> None:
-        self._state, self._step, self._batches = state, step, batches
-
-    def first_run(self) -> _Run:
-        """With the rates as they are."""
-        state, rates = self._state, []
-
-        def look(now: TrainState) -> None:
-            inner = now.opt_state.inner_state
-            known, unknown = learning_rates(state.tx, inner, inner)
-            if unknown is None:
-                rates.append(known["learning_rate"])
-
-        last, losses = self._run(1.0, look)
-        seen = last.opt_state._replace(inner_state=None)
-        small = jax.device_get(seen._replace(total=None))
-        return _Run(
-            [float(rate) for rate in jax.device_get(rates)],
-            losses,
-            small._replace(total=seen.total),
-            last.params,
-            0 if state.skipped is None else int(last.skipped) - int(state.skipped),
-        )
-
-    def level(self, factor: float) -> float:
-        """What the loss comes to with rates that are multiplied by a number."""
-        return _level_of(self._run(factor, lambda state: None)[1])
-
-    def _run(
-        self, factor: float, look: Callable[[TrainState], Any]
-    ) -> tuple[TrainState, np.ndarray]:
-        """The last state, and the loss of each step."""
-        watched = self._state.replace(
-            tx=Transformation.of(Watch(self._state.tx, jnp.float32(factor))),
-            opt_state=seen_at_first(self._state.params, self._state.opt_state),
-        )
-        state = jax.tree.map(lambda x: jnp.copy(x) if isinstance(x, jax.Array) else x, watched)
-        losses = []
-        for batch in self._batches:
-            look(state)
-            state, metrics = self._step(state, batch)
-            if "loss" not in metrics:
-                raise ValueError(
-                    f"the step measures {', '.join(metrics) or 'nothing'}, and a training is judged by its "
-                    '"loss": make it with train_step(loss_fn, metrics=("loss",)).'
-                )
-            losses.append(metrics["loss"])
-        return state, np.array(jax.device_get(losses), np.float64)
-
-
-def _level_of(losses: np.ndarray) -> float:
-    """The mean of the last quarter; inf where a loss was lost."""
-    last = losses[-max(1, len(losses) // 4) :]
-    return float(last.mean()) if np.isfinite(losses).all() else math.inf
 
 
 def _of_what_is_given(state: TrainState, batches: Sequence[Any]) -> Iterator[str]:
@@ -252,7 +154,7 @@ def _of_what_is_given(state: TrainState, batches: Sequence[Any]) -> Iterator[str
             return
 
 
-def _of_numbers(run: _Run) -> Iterator[str]:
+def _of_numbers(run: Run) -> Iterator[str]:
     """Numbers that were lost on the way."""
     steps = len(run.losses)
     names = run.seen.nonfinite.paths.names
@@ -281,7 +183,7 @@ def _of_numbers(run: _Run) -> Iterator[str]:
         )
 
 
-def _of_arrays(state: TrainState, run: _Run) -> Iterator[str]:
+def _of_arrays(state: TrainState, run: Run) -> Iterator[str]:
     """Arrays without gradient, and such as nothing moves."""
     steps, names = len(run.losses), run.seen.nonfinite.paths.names
     if run.seen.nonfinite.kinds.any() or run.skipped > steps / 2:
@@ -319,7 +221,7 @@ def _of_arrays(state: TrainState, run: _Run) -> Iterator[str]:
         )
 
 
-def _of_rounding(state: TrainState, run: _Run) -> Iterator[str]:
+def _of_rounding(state: TrainState, run: Run) -> Iterator[str]:
     """Parameters of few bits that are rounded back to where they were."""
     stuck, dtypes = [], []
     news, totals = jax.tree.leaves(run.after), jax.tree.leaves(run.seen.total)
@@ -377,123 +279,6 @@ def _decays(rule: Any) -> bool:
     return any(hyper.is_schedule(x) or bool(np.any(np.asarray(x))) for x in each)
 
 
-def _of_rates(
-    state: TrainState, trial: _Trial, run: _Run, losses: dict[float, float]
-) -> Iterator[str]:
-    """A learning rate that is ten times too high, or too low."""
-    unmoved, lower = (trial.level(factor) for factor in (0.0, LOWER))
-    own = _level_of(run.losses)
-    losses |= {0.0: unmoved, LOWER: lower, 1.0: own}
-    if not math.isfinite(unmoved):
-        return
-    clearly = CLEARLY * abs(unmoved)
-    rate = f"the learning rate {max(run.rates):.3g}" if run.rates else "this learning rate"
-    steps = len(run.losses)
-    if own - min(lower, unmoved) > clearly:
-        if lower < unmoved:
-            found, advice = f"with a tenth of it {lower:.3g}", "a tenth of it"
-        else:
-            found, advice = f"with a tenth of it {_shown(lower)} too", "a much lower one"
-        yield (
-            f"The learning rate is too high: with {rate} the loss is {_shown(own)} after {steps} steps, "
-            f"{found}, and {unmoved:.3g} where nothing moves. Take {advice}: "
-            "aj.find_learning_rate(state, step, batches) looks for one."
-        )
-        return
-    to_peak = _to_peak(state, run)
-    levels = {1.0: own} if to_peak == 1.0 else {1.0: trial.level(to_peak)}
-    for factor in (HIGHER, HIGHEST):
-        if not math.isfinite(levels[max(levels)]):
-            return
-        levels[factor] = trial.level(to_peak * factor)
-    losses |= {to_peak * factor: level for factor, level in levels.items()}
-    found = _first_far_better(levels, unmoved)
-    if found is None and run.rates:
-        found = _from_far(levels, unmoved, lambda factor: trial.level(to_peak * factor))
-    losses |= {to_peak * factor: level for factor, level in levels.items()}
-    if found is None:
-        return
-    peak = " at its peak" if to_peak != 1.0 else ""
-    own, higher, highest = levels[1.0], levels[HIGHER], levels[HIGHEST]
-    if found == HIGHER:
-        yield (
-            f"The learning rate is too low{peak}: {rate} gets the loss in {steps} steps from "
-            f"{unmoved:.3g} to {own:.3g}, ten times as much to {higher:.3g}, and thirty times to "
-            f"{highest:.3g}. Take ten times as much: aj.find_learning_rate(state, step, batches) looks for "
-            "one."
-        )
-        return
-    hardly = "" if found == HIGHEST else f", and even thirty times as much to {highest:.3g}"
-    yield (
-        f"The learning rate is much too low{peak}: {rate} gets the loss in {steps} steps from "
-        f"{unmoved:.3g} to {own:.3g}{hardly}; {found:.0f} times as much gets it to {levels[found]:.3g}. "
-        "aj.find_learning_rate(state, step, batches) looks for one."
-    )
-
-
-def _first_far_better(levels: dict[float, float], unmoved: float) -> float | None:
-    """Ten times as much, if that gets much further than the given rate, and thirty times further still."""
-    own, higher, highest = levels[1.0], levels[HIGHER], levels[HIGHEST]
-    is_better = own > higher > highest and _is_far_better(higher, own, unmoved)
-    return HIGHER if is_better else None
-
-
-def _from_far(
-    levels: dict[float, float], unmoved: float, level: Callable[[float], float]
-) -> float | None:
-    """The smallest factor of thirty or more that gets much further, if all below get no less far.
-
-    A rate is followed upward as long as more of it is no worse. Ten times as much of one that is right is
-    worse, or not much better; and a run that has come to its end gets no further with any.
-    """
-    same = SAME * abs(unmoved)
-    place = HIGHER
-    if levels[HIGHER] > levels[1.0] + same:
-        return None
-    for factor in (HIGHEST, *FAR):
-        if factor not in levels:
-            levels[factor] = level(factor)
-        if not levels[factor] <= levels[place] + same:
-            return None
-        if place == HIGHEST and _is_far_better(levels[HIGHEST], levels[1.0], unmoved):
-            return HIGHEST  # More is better still: so it is not itself near the end.
-        if factor > HIGHEST and _is_far_better(levels[factor], levels[1.0], unmoved):
-            return factor
-        place = factor
-    return None
-
-
-def _is_far_better(level: float, own: float, unmoved: float) -> bool:
-    """Whether a loss is clearly lower, and several times as far from the unmoved one as the own."""
-    return unmoved - level > max(FURTHER * (unmoved - own), CLEARLY * abs(unmoved))
-
-
-def _to_peak(state: TrainState, run: _Run) -> float:
-    """By what the rates of the first steps are to be multiplied to come to the largest of later ones."""
-    largest = 1.0
-    for rule, _, _ in parts(state.tx, state.opt_state):
-        name = rule.learning_rate_field
-        value = None if name is None else getattr(rule, name, None)
-        each = [_largest(x) for x in hyper.each_of(value) if x is not None]
-        largest *= max(each, default=1.0)
-    now = max(run.rates, default=0.0)
-    # Rates that are known from elsewhere, such as a plateau's, have no later ones.
-    return largest / now if now > 0 and largest > 2 * now else 1.0
-
-
-def _largest(rate: Any) -> float:
-    if not hyper.is_schedule(rate):
-        return float(np.max(np.asarray(rate)))
-    counts = np.unique(np.geomspace(1, 1e6, 100).astype(np.int32))
-    return float(np.max(jax.vmap(lambda count: jnp.asarray(rate(count), jnp.float32))(counts)))
-
-
-def _scales_by_rates(tx: Any) -> bool:
-    """Whether updates that are ten times as large are those of a rate ten times as large."""
-    rules = [rule for (data,) in walk(tx) if isinstance(data, Lifted) for rule in data.rules]
-    return not any(rule.owns_rate for rule in rules)
-
-
 def _floats(tree: Any) -> list[tuple[Any, Any]]:
     """The floating and complex numbers, with their paths. A batch may have names in it, say."""
     return [
@@ -509,10 +294,6 @@ def _floats(tree: Any) -> list[tuple[Any, Any]]:
 
 def _is_finite(x: Any) -> bool:
     return bool(jnp.all(jnp.isfinite(x)))
-
-
-def _shown(loss: float) -> str:
-    return f"{loss:.3g}" if math.isfinite(loss) else "lost"
 
 
 def _arrays(names: Sequence[str]) -> str:

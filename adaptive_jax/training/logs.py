@@ -214,7 +214,7 @@ def _writer(to: Any) -> Callable[[], Any]:
     """What writes to a path, opened when it is called: an error before the first step."""
     if not isinstance(to, (str, os.PathLike)) or not os.fspath(to):
         raise TypeError(f"log_to={to!r:.200} must be a path, such as 'run/log.jsonl'.")
-    path = Path(to)
+    path = Path(to).expanduser()
     kind = _Board if path.is_dir() else _KINDS.get(path.suffix)
     if kind is None:
         raise ValueError(

@@ -79,6 +79,12 @@ def test_files_that_are_appended_to(kind, tmp_path):
     assert not list(path.parent.glob("*.new"))
 
 
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fit(create(), 2, log_to="~/run/log.csv")
+    assert (tmp_path / "run" / "log.csv").is_file()
+
+
 def test_metrics_of_all_kinds_and_numbers_that_are_none(tmp_path, capsys):
     def step(state, batch):
         inner = {"accuracy": jnp.float16(0.5), "rows": jnp.zeros(3), "deep": [1, None, "text"]}

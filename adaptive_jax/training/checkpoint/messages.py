@@ -24,7 +24,8 @@ def check(plan: Plan, entries: Mapping[str, Any], choice: str | None) -> None:
             f"the checkpoint is not one of such a state: {_some(another)}. Make the state as at the "
             "start of the run that was saved, and restore. Change it afterwards: to an optimizer that "
             "keeps the same with state.replace(tx=tx), to any other with state.replace(tx=tx, "
-            "opt_state=tx.init(state.params)), to another storage with aj.convert_storage."
+            "opt_state=tx.init(state.params)), or with state, carried = aj.carry_state(state, tx), which "
+            "keeps what both have and says what, to another storage with aj.convert_storage."
         )
     if (kinds := _texts(plan, Meaning.KIND)) and choice != "given":
         raise ValueError(

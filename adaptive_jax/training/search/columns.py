@@ -190,6 +190,8 @@ def _axis(name: str, values: Any, static: Sequence[str]) -> Any:
         )
     if isinstance(values, (str, Mapping)) or callable(values) or not np.iterable(values):
         values = [values]
+    if isinstance(values, (list, tuple)) and all(isinstance(each, tuple) for each in values):
+        return [plain(value) for value in values]  # Such as betas=[(0.9, 0.99), (0.9, 0.999)].
     try:
         array = np.asarray(values if hasattr(values, "dtype") else list(values))
     except ValueError:  # Lists of different lengths, say.

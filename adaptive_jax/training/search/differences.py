@@ -18,6 +18,7 @@ REACHED = (
 )
 ONE_RUN = "where two optimizers are one and the same run in all studies there is no luck, and no p"
 DIVERGED = "a run that diverged counts with the value that it began with"
+LOST = "where a run is not finite at its beginning nor at its end, final values cannot be compared"
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Differences:
                 *([row.problem] if several else []),
                 row.optimizer,
                 _text(row.steps),
-                _text(row.final, not of_ratios),
+                "-" if math.isnan(row.final.middle) else _text(row.final, not of_ratios),
                 f"{row.wins}, {row.ties}, {row.losses}",
                 *([p_text(row.p_holm)] if self.studies > 1 else []),
             )
@@ -113,6 +114,8 @@ def differences(
             said.append(REACHED)
         if any(np.isinf(each.finals).any() for each in every.values()):
             said.append(DIVERGED)
+        if any(math.isnan(row.final.middle) for row in rows if row.problem == problem):
+            said.append(LOST)
     together = holm(np.array([row.p for row in rows]))
     rows = [
         dataclasses.replace(row, p_holm=float(p)) for row, p in zip(rows, together, strict=True)
@@ -146,7 +149,9 @@ def _difference(
     steps, by_steps = steps_ratio(own.steps_to_target, other.steps_to_target, places)
     begun = own.curves[..., 0].astype(np.float64)
     finals = [np.where(np.isfinite(each.finals), each.finals, begun) for each in (own, other)]
-    final, by_final = final_difference(*finals)
+    final, by_final = Estimate(math.nan), np.full(len(own.finals), math.nan)
+    if all(np.isfinite(each).all() for each in finals):
+        final, by_final = final_difference(*finals)
     judged, by_study = (steps, by_steps) if tune_for == "steps" else (final, by_final)
     return Difference(
         problem,

@@ -26,7 +26,7 @@ def write(
     results: trees of arrays, by name.
     facts: what JSON can hold.
     """
-    place = Path(os.fspath(path))
+    place = Path(path).expanduser()
     if place.is_dir() or not place.parent.is_dir():
         why = "is a folder" if place.is_dir() else f"is in {place.parent}, which is no folder"
         raise ValueError(f"path={str(path)!r} {why}: give the name of a file, such as 'sweep.npz'.")
@@ -47,8 +47,11 @@ def write(
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """The settings, the results and the facts that were written."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        raise ValueError(f"path={str(path)!r} is a folder: give the file that Sweep.save wrote.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(place, allow_pickle=False) as file:
             arrays = dict(file) if _FACTS in file else {}
     except (zipfile.BadZipFile, ValueError, EOFError, AttributeError, TypeError) as error:
         # A file of one array alone is one for NumPy, and not what can be closed.

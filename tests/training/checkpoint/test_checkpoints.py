@@ -144,3 +144,10 @@ def test_what_is_refused(tmp_path):
     for wrong in ({"every": 0}, {"every": 1.5}, {"keep": 0}, {"minutes": -1}, {"minutes": "1"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.* must be"):
             aj.Checkpoints(tmp_path, **wrong)
+
+
+def test_a_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    state, _ = aj.fit(created(), STEP, batches(count=1), checkpoints=aj.Checkpoints("~/run"))
+    assert steps_in(tmp_path / "run") == [1]
+    assert bits(aj.restore_checkpoint("~/run", created())) == bits(state)

@@ -52,6 +52,8 @@ def test_another_optimizer_of_equal_arrays_is_refused_by_name(name, tmp_path):
     state = aj.restore_checkpoint(tmp_path, aj.TrainState.create(SMALL, old))
     assert "state.replace(tx=tx, opt_state=tx.init(state.params))" in str(refused.value)
     goes_on(state.replace(tx=new, opt_state=new.init(state.params)))
+    assert "state, carried = aj.carry_state(state, tx)" in str(refused.value)
+    goes_on(aj.carry_state(state, new)[0])
 
 
 FACTORIES = [

@@ -561,3 +561,17 @@ def test_optimizers_are_judged_at_their_parameters_to_evaluate_with():
         way.append(w)
     expected.append(np.sum(CURVATURE * np.mean(way, 0) ** 2) / 2)
     np.testing.assert_allclose(finalist.curves[0, 0], expected, rtol=1e-4)
+
+
+def test_a_fixed_value_may_be_a_tuple():
+    def adam(learning_rate, betas):
+        return aj.adam(learning_rate, b1=betas[0], b2=betas[1])
+
+    def finalist(factory, **fixed):
+        space = {"Adam": (factory, {**RATES, **fixed})}
+        result = aj.compare(space, make(), 2, seeds=1, tuning_seeds=1, studies=1)
+        return result.finalists["bowl"]["Adam"]
+
+    found = finalist(adam, betas=(0.8, 0.99))
+    assert found.settings[0]["betas"] == (0.8, 0.99)
+    np.testing.assert_allclose(found.curves, finalist(aj.adam, b1=0.8, b2=0.99).curves, rtol=1e-6)

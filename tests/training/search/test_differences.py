@@ -90,3 +90,18 @@ def test_the_same_run_again_is_no_evidence():
 )
 def test_p_never_looks_smaller_than_it_is(p, said):
     assert differences.p_text(p) == said
+
+
+def test_a_run_that_is_nowhere_finite_has_no_final_difference():
+    """Where it began is no number to count it with; the steps are compared all the same."""
+    lost = np.where(np.eye(3), np.inf, 1.0)
+    own = finalist(np.full((3, 3), 20), lost, begun=np.nan)
+    found = beside(own, finalist(np.full((3, 3), 40), ONES), "final")
+    (row,) = found.rows
+    assert np.isnan([row.final.middle, row.p, row.p_holm]).all()
+    assert (row.wins, row.ties, row.losses) == (0, 0, 0)
+    assert row.steps.middle == pytest.approx(1 / 2)
+    assert "is not finite at its beginning nor at its end, final values cannot be comp" in str(
+        found
+    )
+    assert found.table().rows[0][2] == "-"

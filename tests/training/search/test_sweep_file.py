@@ -81,6 +81,8 @@ def test_other_files_and_folders_are_refused(result, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             result.save(path)
+    with pytest.raises(ValueError, match=r"is a folder: give the file that Sweep\.save wrote"):
+        aj.Sweep.load(tmp_path)
     with pytest.raises(FileNotFoundError):
         aj.Sweep.load(tmp_path / "none.npz")
     text, single, arrays, other = (tmp_path / name for name in ("text", "a.npy", "a.npz", "b.npz"))
@@ -93,3 +95,10 @@ def test_other_files_and_folders_are_refused(result, tmp_path):
             aj.Sweep.load(path)
     with pytest.raises(ValueError, match="is of format 7, and this version reads format 1"):
         aj.Sweep.load(other)
+
+
+def test_a_tilde_is_the_home(result, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result.save("~/sweep.npz")
+    assert (tmp_path / "sweep.npz").is_file()
+    np.testing.assert_array_equal(aj.Sweep.load("~/sweep.npz").objective, result.objective)
