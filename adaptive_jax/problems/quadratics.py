@@ -230,9 +230,7 @@ def quadratic_deep() -> QuadraticDeep:
       >>> print(f"{problem.evaluate(params):.2f}")
       353.45
     """
-    random = np.random.RandomState(42)
-    eigenvalues = np.concatenate([random.uniform(0, 1, 90), random.uniform(30, 60, 10)])
-    rotation = _random_rotation(random, 100)
+    eigenvalues, rotation = drawn_as_in_deepobs(np.random.RandomState(42))
     data, test_data = (
         np.random.RandomState(seed).normal(0, 0.6, (1000, 100)).astype(np.float32)
         for seed in (42, 43)
@@ -269,6 +267,12 @@ def quadratic_deep() -> QuadraticDeep:
         data=data,
         test_data=test_data,
     )
+
+
+def drawn_as_in_deepobs(random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues and rotation of a `quadratic_deep`. DeepOBS's next one goes on with the generator."""
+    eigenvalues = np.concatenate([random.uniform(0, 1, 90), random.uniform(30, 60, 10)])
+    return eigenvalues, _random_rotation(random, 100)
 
 
 def _rotation(random: np.random.RandomState, dimension: int) -> np.ndarray:

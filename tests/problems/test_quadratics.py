@@ -125,10 +125,26 @@ def test_quadratic_deep_draws_its_batches_from_the_data():
     np.testing.assert_allclose(jax.grad(problem.evaluate)(lowest), 0, atol=1e-3)
 
 
+PUBLISHED_FINALS = [name for name, each in crowded_valley.PUBLISHED.items() if each.loss]
+
+
 def test_published_losses_are_reached():
-    for name, losses in crowded_valley.reproduce().items():
+    for name, losses in crowded_valley.reproduce(names=PUBLISHED_FINALS).items():
         published = crowded_valley.PUBLISHED[name]
         np.testing.assert_allclose(losses[:, 0], PUBLISHED_START, rtol=1e-6)
         np.testing.assert_allclose(losses[:, -1].mean(), published.loss, rtol=5e-3)
-        single = losses[crowded_valley.SEEDS.index(published.seed), list(crowded_valley.SHOWN)]
-        np.testing.assert_allclose(single, published.losses, rtol=5e-6)
+        _check_single_run(published, losses)
+
+
+@pytest.mark.slow  # A program each.
+def test_single_runs_that_are_published_are_met():
+    names = crowded_valley.PUBLISHED.keys() - set(PUBLISHED_FINALS)
+    for name, losses in crowded_valley.reproduce(names=names).items():
+        _check_single_run(crowded_valley.PUBLISHED[name], losses)
+
+
+def _check_single_run(published, losses):
+    of_seed = losses[crowded_valley.SEEDS.index(published.seed)]
+    for epoch, loss in zip(crowded_valley.SHOWN, published.losses, strict=True):
+        tolerance = 5e-6 if epoch <= published.until else 2e-3
+        np.testing.assert_allclose(of_seed[epoch], loss, rtol=tolerance)
