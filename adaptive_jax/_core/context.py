@@ -92,7 +92,8 @@ class Context:
         For what is dear and may lag behind: the roots of a matrix, its eigenvectors. It is a branch,
         which costs nothing where it is not due, under `vmap` too (there it is due for all where it is for
         one). Nothing is differentiated through it. Where an element of the new value is not finite, old
-        is kept as a whole.
+        is kept as a whole. A part of old that the functions return as it is, is not looked at: it says
+        that what is computed of it comes after, and may be written over it.
 
         k: a whole number, 1 or more; or an array of shape (), True in the steps where it is due, such as
           `advance` makes of numbers of its own.

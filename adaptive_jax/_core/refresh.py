@@ -72,9 +72,10 @@ def _whole_or_old(of: str, function: Callable[..., Any]) -> Callable[..., Any]:
             )
         new = jax.tree.map(_like, new, old)
         is_whole = jnp.array(True)
-        for leaf in jax.tree.leaves(new):
-            if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        for leaf, before in zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True):
+            if leaf is not before and jnp.issubdtype(leaf.dtype, jnp.inexact):
                 is_whole = is_whole & jnp.all(jnp.isfinite(leaf))
+        # Of what is handed on too: JAX takes what a branch does not touch past it, and nothing would wait.
         return jax.tree.map(lambda x, y: jnp.where(is_whole, x, y), new, old)
 
     return new_or_old

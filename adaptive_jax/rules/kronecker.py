@@ -256,10 +256,10 @@ class Soap(Rule):
         seen, is_first = bounded(grad), ctx.step == 1
         step = jnp.maximum(ctx.step - 1, 1) if self.skip_first else ctx.step
         before, bases = ([slots[f"{side}{end}"] for side in SIDES] for end in ("", "_basis"))
-        mu = slots["mu"]
+        mu, squared = slots["mu"], seen
         if not self.skip_first:
-            bases, mu = self.followed(bases, mu, before, seen, ctx)
-        factors = self.factors(before, bases, seen, ctx)
+            bases, mu, before, squared = self.followed(bases, mu, before, seen, ctx)
+        factors = self.factors(before, bases, squared, ctx)
         left, right = bases
         turned = between(transposed(left), seen, right)
         mu, nu = ema(turned, mu, self.b1), second_moment(turned, slots["nu"], self.b2)
@@ -271,7 +271,7 @@ class Soap(Rule):
             direction = jnp.where((step == 1) & is_rounding(turned), 0 * direction, direction)
         if self.skip_first:
             direction = jnp.where(is_first, 0 * seen, direction)
-            bases, mu = self.followed(bases, mu, factors, seen, ctx)
+            bases, mu, *_ = self.followed(bases, mu, factors, seen, ctx)
         new = dict(zip(_names("", "_basis"), [*factors, *bases], strict=True))
         return between(left, direction, transposed(right)), {"mu": mu, "nu": nu, **new}
 
@@ -307,27 +307,31 @@ class Soap(Rule):
         return basis * lax.rsqrt(raised(values, self.kl_eps, True))[..., None, :]
 
     def followed(self, bases, mu, factors, grad, ctx):
-        """The bases, which follow the factors when they are due, and μ in them; at first the gradient's."""
-        if any(x is not None for x in bases):
-            bases, mu = ctx.refresh(
-                self.refresh_every, _iterated, (bases, mu), factors, grad,
-                first=_eigenvectors, spread=self.spread_refresh,
-            )  # fmt: skip
-        return bases, mu
+        """The bases, which follow the factors when they are due, and μ in them; at first the gradient's.
+
+        Factors and gradient are handed on, so that what is made of these comes after the bases: new
+        factors are written over the old ones, of which there would be copies.
+        """
+        known = bases, mu, factors, grad
+        if all(x is None for x in bases):
+            return known
+        return ctx.refresh(
+            self.refresh_every, _iterated, known, first=_eigenvectors, spread=self.spread_refresh
+        )
 
 
-def _iterated(old: Any, factors: Any, grad: Any) -> tuple[Any, Any]:
-    del grad
-    (left, right), mu = old
-    new = [x if x is None else iterated(x, y) for x, y in zip(old[0], factors, strict=True)]
-    mu = between(left, mu, transposed(right))
-    return new, between(transposed(new[0]), mu, new[1])
+def _iterated(known: Any) -> Any:
+    bases, mu, factors, grad = known
+    new = [x if x is None else iterated(x, y) for x, y in zip(bases, factors, strict=True)]
+    mu = between(bases[0], mu, transposed(bases[1]))
+    return new, between(transposed(new[0]), mu, new[1]), factors, grad
 
 
-def _eigenvectors(old: Any, factors: Any, grad: Any) -> tuple[Any, Any]:
-    del factors
-    sides = zip(old[0], SIDES, strict=True)
-    return [x if x is None else eigenvectors(gram(grad, side)) for x, side in sides], old[1]
+def _eigenvectors(known: Any) -> Any:
+    bases, mu, factors, grad = known
+    sides = zip(bases, SIDES, strict=True)
+    new = [x if x is None else eigenvectors(gram(grad, side)) for x, side in sides]
+    return new, mu, factors, grad
 
 
 def _check_sizes(rule: Any) -> None:

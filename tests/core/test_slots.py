@@ -319,6 +319,28 @@ def refreshed(steps, **options):
     return found
 
 
+@dataclass(frozen=True)
+class HandingOn(aj.Rule):
+    """A count of refreshes, which the gradient waits for."""
+
+    slots = {"a": aj.Slot()}
+    counts_steps = True
+
+    def update(self, grad, slots, param, ctx):
+        a, grad = ctx.refresh(2, lambda old: (old[0] + 1, old[1]), (slots["a"], grad))
+        return grad, {"a": a}
+
+
+def test_what_a_refresh_hands_on_does_not_stop_it():
+    tx, found = aj.transform(HandingOn()), []
+    state = tx.init(jnp.ones(2))
+    for value in (1.0, jnp.nan, jnp.nan, 2.0):
+        updates, state = tx.update(jnp.full(2, value), state)
+        np.testing.assert_array_equal(updates, [value] * 2)
+        found.append(state.a[0])
+    assert found == [1, 1, 2, 2]
+
+
 def test_a_tree_is_refreshed_whole_or_not_at_all():
     assert [a[0] for a, _ in refreshed(4)] == [2, 2, 4, 4]
     assert [b for _, b in refreshed(4)] == [2, 2, 4, 4]

@@ -347,12 +347,20 @@ SHARDINGS = {
 }
 
 
+OFTEN = {
+    "soap": {"refresh_every": 2, "b2": 0.9},
+    "shampoo": {"refresh_every": 2, "b2": 0.9},
+    "psgd_kron": {"preconditioner_update_probability": 0.5},
+}
+"""Of each method, settings with which few steps see what is not done in each."""
+
+
 @slow
-@pytest.mark.parametrize("name", ["soap", "shampoo"])
+@pytest.mark.parametrize("name", OFTEN)
 def test_on_a_mesh(name, make_mesh, compiled):
     mesh = make_mesh(8)
     shardings = {where: NamedSharding(mesh, spec) for where, spec in SHARDINGS.items()}
-    tx = getattr(aj, name)(0.1, refresh_every=2, b2=0.9)
+    tx = getattr(aj, name)(0.1, **OFTEN[name])
     with jax.enable_x64(True):  # The eigenvectors of random matrices make much of rounding errors.
         params = {where: jnp.asarray(numbers(16, 16)) for where in SHARDINGS}
         params["vector"], shardings["vector"] = jnp.ones(16), shardings["rows"]
@@ -410,10 +418,13 @@ def test_factors_are_refused_in_factored_storage_by_name():
 
 
 @slow
-@pytest.mark.parametrize("name", ["soap", "shampoo"])
+@pytest.mark.parametrize("name", OFTEN)
 def test_a_run_goes_on_in_the_middle_of_a_refresh_period(name, tmp_path):
     storage = {key: x for key, x in STORAGE.items() if name == "soap" or "basis" not in key}
-    tx = getattr(aj, name)(0.1, refresh_every=4, storage=storage)
+    settings = {"refresh_every": 4, "storage": storage}
+    if name == "psgd_kron":
+        settings = {"preconditioner_update_probability": 0.25, "storage": {"mu": "bfloat16"}}
+    tx = getattr(aj, name)(0.1, **settings)
     params, gradients = jnp.ones((6, 5)), jnp.asarray(numbers(8, 6, 5), jnp.float32)
     whole = taken(tx, gradients, params)
     params = params + sum(updates for updates, _ in whole[:1])
@@ -428,7 +439,7 @@ def test_a_run_goes_on_in_the_middle_of_a_refresh_period(name, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("name", ["soap", "shampoo"])
+@pytest.mark.parametrize("name", OFTEN)
 def test_around_them_all_works(name):
     params = {"w": jnp.asarray(numbers(4, 3), jnp.float32), "b": jnp.zeros(3)}
     x, y = (jnp.asarray(numbers(16, n, seed=n), jnp.float32) for n in (4, 3))
@@ -436,12 +447,20 @@ def test_around_them_all_works(name):
     def loss(params, batch):
         return jnp.mean((batch[0] @ params["w"] + params["b"][None] - batch[1]) ** 2)
 
-    make = functools.partial(getattr(aj, name), refresh_every=2)
-    for tx in (make(0.05), aj.compensate(make(0.05)), aj.multi_steps(make(0.05), 2)):
-        state, step = aj.TrainState.create(params, tx), aj.train_step(loss)
+    make, step = functools.partial(getattr(aj, name), **OFTEN[name]), aj.train_step(loss)
+    around = (lambda tx: tx, aj.compensate, aj.diagnose, lambda tx: aj.multi_steps(tx, 2))
+    for each in around:
+        state = aj.TrainState.create(params, each(make(0.05)))
         for _ in range(20):
             state, metrics = step(state, (x, y))
         assert metrics["loss"] < loss(params, (x, y))
+    swept = aj.sweep(
+        lambda rate: aj.TrainState.create(params, make(rate)),
+        step=step, batches=[(x, y)] * 20, rate=jnp.array([0.0, 0.05]),
+    )  # fmt: skip
+    still, moved = np.asarray(swept.objective)
+    np.testing.assert_allclose(still, loss(params, (x, y)), rtol=1e-5)
+    assert moved < still
 
 
 def test_which_array_has_which_factors():
@@ -491,9 +510,17 @@ def test_options_that_exclude_each_other():
 
 @slow
 def test_temporaries_of_soap():
-    """Of two layers of a language model, of width 256."""
+    """Of two layers of a language model, of width 256: no copies of the factors among them."""
     shapes = {"qkv": (256, 768), "out": (256, 256), "up": (256, 1024), "down": (1024, 256)}
     layer = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     params, tx = {"first": layer, "second": layer}, aj.soap(1e-3)
-    program = jax.jit(tx.update).lower(params, jax.eval_shape(tx.init, params), params).compile()
+
+    def step(params, state, gradients):
+        updates, state = tx.update(gradients, state, params)
+        return aj.apply_updates(params, updates), state
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    program = jitted.lower(params, jax.eval_shape(tx.init, params), params).compile()
     assert program.memory_analysis().temp_size_in_bytes <= 35e6
+    entry = program.as_text().partition("\nENTRY ")[2]
+    assert not re.search(r"= f32\[(\d+),\1\]\S* copy\(", entry)
