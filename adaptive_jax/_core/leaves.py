@@ -31,7 +31,6 @@ class Leaf:
     own: of each rule, which of the hyperparameters in its trees are those of the array.
     axes: of each rule that sees matrices, those of the array; None of any other.
     index: the place of the array in the whole tree, or among the arrays of all groups.
-    keys: of each rule, those with which slots of the array are rounded at random.
     adding: how its update is added to the parameter; None where it is not.
     direction: the gradient, then what the last rule that saw it made of it.
     """
@@ -45,7 +44,6 @@ class Leaf:
     own: tuple[tuple[int, ...], ...]
     axes: tuple[MatrixAxes | None, ...]
     index: Any
-    keys: Sequence[Any] = field(init=False)
     adding: Any = field(init=False, default=None)
     direction: Any = field(init=False)
 

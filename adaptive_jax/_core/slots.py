@@ -50,7 +50,6 @@ def rules_in_a_row(
     index: Any,
     extra: Mapping[str, Any],
     first: jax.Array | None,
-    keys: Sequence[jax.Array | None] | None = None,
     part: Part | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Rules in a row on one array: the update, or what it is added to after that, and the new entries.
@@ -61,11 +60,9 @@ def rules_in_a_row(
     index: the place of the array in the tree.
     extra: what extra arguments that are trees have for it.
     first: the gradient that came at first, where a rule asks for it.
-    keys: of each rule, one for each slot; None where none is rounded at random, and for all to make
-      them here.
     part: which part of the array all these are, if they are not the whole.
     """
-    arguments = plan, gradient, entries, param, index, extra, first, keys
+    arguments = plan, gradient, entries, param, index, extra, first
     function = functools.partial(_updated, part)
     return _on_explicit_mesh(function, arguments, like=(gradient, entries))
 
@@ -79,21 +76,19 @@ def _updated(
     index: Any,
     extra: Mapping[str, Any],
     first: jax.Array | None,
-    keys: Sequence[jax.Array | None] | None,
 ) -> tuple[Any, list[dict[str, Any]]]:
     seen = param if plan.adding is None or param is None else plan.adding.seen(param)
     array, new = _Array(plan, gradient, seen, index, extra, first), []
-    keys = [None] * len(plan.stages) if keys is None else keys
-    for stage, stored, of_slots in zip(plan.stages, entries, keys, strict=True):
+    for stage, stored in zip(plan.stages, entries, strict=True):
         if stage is None:
             new.append(dict(stored))
             continue
         rule, after = stage.rule, {}
         scalars = stage.scalars
         if stage.advancing is not None:
-            after = _advanced(array, stage, stored, of_slots)
+            after = _advanced(array, stage, stored)
             scalars = in_precision(after, plan.dtype)
-        kept = _Slots(stage, stored, plan.dtype, gradient.shape, index, of_slots, part)
+        kept = _Slots(stage, stored, plan.dtype, gradient.shape, index, part)
         grad, slots, seen = kept.seen(array.direction), kept.read(), kept.seen(array.param)
         with contract.of_method(rule, "update", scalars, rule.extra_args, complex_of=plan.dtype):
             context = array.context(stage, "update", scalars, kept)
@@ -129,20 +124,18 @@ def measure_array(
     index: Any,
     extra: Mapping[str, Any],
     first: jax.Array | None,
-    keys: Sequence[jax.Array | None],
 ) -> dict[str, jax.Array]:
     """What the one rule of a plan measures of one array, of what `update_array` would get."""
-    arguments = plan, gradient, entries, param, index, extra, first, keys
+    arguments = plan, gradient, entries, param, index, extra, first
     return _on_explicit_mesh(_measured_alone, arguments)
 
 
 def _measured_alone(
     plan: Plan, gradient: jax.Array, entries: Sequence[dict[str, Any]], *rest: Any
 ) -> dict[str, jax.Array]:
-    *of_array, (of_slots,) = rest
-    array, (stage,), (stored,) = _Array(plan, gradient, *of_array), plan.stages, entries
+    array, (stage,), (stored,) = _Array(plan, gradient, *rest), plan.stages, entries
     assert stage is not None  # An array without elements is not measured.
-    return _measured(array, stage, stored, of_slots, stage.scalars)
+    return _measured(array, stage, stored, stage.scalars)
 
 
 def _on_explicit_mesh(
@@ -175,11 +168,10 @@ def _measured(
     array: _Array,
     stage: Stage,
     stored: dict[str, Any],
-    keys: jax.Array | None,
     scalars: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
     shape = array.direction.shape
-    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, shape, array.index, keys)
+    rule, kept = stage.rule, _Slots(stage, stored, array.dtype, shape, array.index)
     grad, param = kept.seen(array.direction), kept.seen(array.param)
     with contract.of_method(rule, "measure", scalars, rule.extra_args, complex_of=array.dtype):
         context = array.context(stage, "measure", scalars, kept)
@@ -187,9 +179,7 @@ def _measured(
     return {name: jnp.asarray(x) for name, x in contract.checked_numbers(rule, measured).items()}
 
 
-def _advanced(
-    array: _Array, stage: Stage, stored: dict[str, Any], keys: jax.Array | None
-) -> dict[str, jax.Array]:
+def _advanced(array: _Array, stage: Stage, stored: dict[str, Any]) -> dict[str, jax.Array]:
     """The scalars of one array after this step, of what is measured of it alone."""
     rule: Any = stage.advancing
     before = {name: stored[name] for name in rule.scalars}
@@ -197,7 +187,7 @@ def _advanced(
         return before
     dtype, measured = maths.compute_dtype(jnp.float32, array.dtype, *_dtypes(before)), {}
     if rule.measure is not None:
-        found = _measured(array, stage, stored, keys, in_precision(before, array.dtype))
+        found = _measured(array, stage, stored, in_precision(before, array.dtype))
         measured = {name: lax.expand_dims(cast(x, dtype), [0]) for name, x in found.items()}
     return advanced(rule, before, measured, stage.step, stage.extra, stage.learning_rate, dtype)
 
@@ -267,13 +257,11 @@ class _Slots:
         dtype: Any,
         shape: tuple[int, ...],
         index: Any = None,
-        keys: jax.Array | None = None,
         part: Part | None = None,
     ) -> None:
-        """keys: one for each slot. None to make them here of the index, or where none is needed."""
         self.view, self._count, self._rule = view(stage.axes, shape), stage.count, stage.rule
         self._stored = {name: stored[name] for name in stage.rule.slots}
-        self._keys, self._index, self._part = keys, index, part
+        self._index, self._part = index, part
         self._storages = dict(zip(stage.rule.slots, stage.storages, strict=True))
         real = jnp.finfo(dtype).dtype
         self._dtypes = {
@@ -325,9 +313,14 @@ class _Slots:
 
     def _key(self, name: str) -> jax.Array:
         """With what a slot is rounded at random."""
-        if self._keys is None:
-            return maths.random_key(self._count, self._index, zlib.crc32(name.encode()))
-        return lax.index_in_dim(self._keys, list(self._stored).index(name), keepdims=False)
+        salt = zlib.crc32(name.encode())
+        if self._part is not None:  # A kernel that is the same for all arrays has numbers come in.
+            return maths.random_key(self._count, self._index, salt)
+        # XLA writes a number that is known into a kernel, and so would compile one for each array. An
+        # array, here of two numbers, comes in: what is compiled is one kernel for all of one shape.
+        index = jnp.asarray(self._index, jnp.uint32)
+        keys = maths.random_key(self._count, jnp.stack([index, ~index]), salt)
+        return lax.index_in_dim(keys, 0, keepdims=False)
 
     def encoded(self, values: Any) -> dict[str, Any]:
         """What the state is to hold. A value that came from `store` is not encoded again."""

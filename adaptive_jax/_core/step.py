@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import operator
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .. import maths
 from . import contract, hyper, states
@@ -71,24 +69,6 @@ class RuleAtStep:
             entry = f"{name}_correction"
             self._corrections[entry] = self._corrected(name, getattr(old, entry), is_past)
         self.scalars = {} if rule.layerwise else {name: getattr(old, name) for name in rule.scalars}
-
-    def keys(self, indices: Sequence[Any]) -> list[Any]:
-        """For each array what its slots are rounded with, a key for each slot; None without rounding.
-
-        All at once: thousands of operations on single numbers take longer than those on arrays.
-
-        indices: the places of the arrays in the whole tree.
-        """
-        if not self.stochastic or self.count is None or not indices:
-            return [None] * len(indices)
-        salts = np.array([[zlib.crc32(name.encode()) for name in self.rule.slots]], np.uint32)
-        if all(isinstance(index, np.generic) for index in indices):
-            places: Any = np.stack(indices)
-        else:
-            places = jnp.stack([jnp.asarray(index, jnp.uint32) for index in indices])
-        assert self.count is not None  # What rounds at random counts its steps.
-        keys = maths.random_key(self.count, places[:, None], salts)
-        return [jax.lax.index_in_dim(keys, i, keepdims=False) for i in range(len(indices))]
 
     def advance(
         self,

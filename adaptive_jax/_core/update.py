@@ -54,9 +54,7 @@ def update_tree(
         from .tiles.lift import Tiling
 
         tiling = Tiling(backend)
-    every = zip(*(rule.keys([leaf.index for leaf in trees.leaves]) for rule in rules), strict=True)
-    for place, (leaf, keys) in enumerate(zip(trees.leaves, every, strict=True)):
-        leaf.keys = keys
+    for place, leaf in enumerate(trees.leaves):
         leaf.adding = None if adding is None else adding.of_array(place)
     for stretch in stretches(lifted.rules):
         _advance(rules, stretch, trees.leaves)
@@ -132,5 +130,5 @@ def _of(
     first = leaf.first if needs_first else None
     return (
         leaf.direction, leaf.entries[places], leaf.param if adds else leaf.seen, leaf.index,
-        leaf.extra, first, leaf.keys[places],
+        leaf.extra, first,
     )  # fmt: skip

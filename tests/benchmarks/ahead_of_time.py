@@ -10,7 +10,8 @@
 
 A target is a backend and a topology: `tpu:v5e:2x2`, `tpu:v5p:2x2x1`, `tpu:v6e:2x2`, `cuda:h100`, and
 `cuda:h100:4` for four of them. Nothing is run, so nothing is timed but the compiler. Prints a table per
-target, and writes the same figures as JSON where `--json` names a file.
+target. Where `--json` names a file, it writes the same figures into it, in the place of those of the same
+cases; `tests/benchmarks/ahead_of_time.json` is kept so.
 
 One step with donated parameters and state is compiled: `update` is `tx.update` and `apply_updates`,
 `train_step` is `aj.train_step` of a loss whose gradients are the batch, so that a model costs nothing.
@@ -372,6 +373,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+def written(path: Path, figures: list[dict[str, Any]]) -> None:
+    """Writes figures into a file, which keeps what it has of other cases.
+
+    Raises a ValueError for a file of other versions, whose figures could not stand beside these.
+    """
+    names = ("target", "optimizer", "tree", "storage", "step", "devices")
+    own, kept = versions(), {"versions": {}, "figures": []}
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    if other := {n: v for n, v in kept["versions"].items() if own.get(n, v) != v}:
+        raise ValueError(f"{path} is of other versions, {other}: give another file, or delete it.")
+    every = {tuple(each[name] for name in names): each for each in (*kept["figures"], *figures)}
+    text = json.dumps({"versions": kept["versions"] | own, "figures": [*every.values()]}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
@@ -414,8 +431,7 @@ def main() -> None:
                 # Compilers and traces of the one have no part in the next one's time.
                 jax.clear_caches()
     if arguments.json is not None:
-        text = json.dumps({"versions": versions(), "figures": found}, indent=1)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        written(arguments.json, found)
 
 
 if __name__ == "__main__":

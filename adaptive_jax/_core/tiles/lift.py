@@ -40,12 +40,11 @@ class Tiling:
 
     def update_array(self, *arguments: Any) -> tuple[jax.Array, list[dict[str, Any]]]:
         """`update_array` of whole arrays, in tiles where that can be."""
-        without_keys = arguments[:-1]  # A kernel makes its own.
-        if (reason := why_not(without_keys, self.backend)) is not None:
+        if (reason := why_not(arguments, self.backend)) is not None:
             self._reasons.append((arguments[1], reason))
             return whole_arrays.update_array(*arguments)
         self._uses = True
-        return update_array(without_keys, self.backend)
+        return update_array(arguments, self.backend)
 
     def tell(self, optimizer: Any) -> None:
         """Warns if not one array was for tiles."""
