@@ -100,6 +100,11 @@ class Foreign:
     def init(self, params: Any) -> Any:
         return self.transformation.init(params)
 
+    @property
+    def takes(self) -> Collection[str] | None:
+        """The names of the extra arguments that its `update` takes; None if it takes all."""
+        return _extra_args(self.transformation)
+
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> Any:
         transformation = self.transformation
         if extra_args:

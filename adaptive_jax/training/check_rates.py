@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from .._core import hyper
 from .._core.lifted import Lifted
@@ -64,7 +65,7 @@ def of_rates(
         levels[factor] = trial.level(to_peak * factor)
     losses |= {to_peak * factor: level for factor, level in levels.items()}
     found = _first_far_better(levels, unmoved)
-    if found is None and run.rates:
+    if found is None and (run.rates or _has_one_rate(state.opt_state)):
         found = _from_far(levels, unmoved, lambda factor: trial.level(to_peak * factor))
     losses |= {to_peak * factor: level for factor, level in levels.items()}
     if found is None:
@@ -142,6 +143,32 @@ def _largest(rate: Any) -> float:
         return float(np.max(np.asarray(rate)))
     counts = np.unique(np.geomspace(1, 1e6, 100).astype(np.int32))
     return float(np.max(jax.vmap(lambda count: jnp.asarray(rate(count), jnp.float32))(counts)))
+
+
+STEADY = (
+    optax.EmptyState,
+    optax.MaskedState,
+    optax.ScaleByAdamState,
+    optax.ScaleByAmsgradState,
+    optax.ScaleByBeliefState,
+    optax.ScaleByLionState,
+    optax.ScaleByRmsState,
+    optax.ScaleByRssState,
+    optax.ScaleByRStdDevState,
+    optax.TraceState,
+)
+"""States of optax's that belong to no schedule, and to nothing that finds a rate of its own."""
+
+
+def _has_one_rate(opt_state: Any) -> bool:
+    """Whether a rate that cannot be read is the same in all steps, by what optax's optimizer keeps."""
+    is_state = lambda x: isinstance(x, tuple) and hasattr(x, "_fields")  # noqa: E731
+    states = jax.tree.leaves(opt_state, is_leaf=is_state)
+    return all(
+        isinstance(each, STEADY)
+        and (not isinstance(each, optax.MaskedState) or _has_one_rate(each.inner_state))
+        for each in states
+    )
 
 
 def scales_by_rates(tx: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from .._core import errors, pytrees
+from .._core.lifted import Lifted
+from .._core.transformation import Foreign
+from .._core.wrapper import walk
 from .gradients import Evaluated, update_dtype, value_and_grad
 from .loss import check_one_number, check_same_shapes
 from .returned import outlined
@@ -81,11 +85,37 @@ def estimated(
             f"returned first, and extra_args a dict, which may be empty; it returned {outlined(result)}."
         )
     first, gradients, extra_args = result
+    extra_args = _checked_extra_args(name, extra_args)
+    _warn_of_dropped(settings, name, extra_args, state)
     return (
         _checked_first(name, first, state),
         _checked_gradients(name, gradients, state),
-        _checked_extra_args(name, extra_args),
+        extra_args,
     )
+
+
+def _warn_of_dropped(
+    settings: Settings, name: str, extra_args: Mapping[str, Any], state: TrainState
+) -> None:
+    """Says once which extra arguments no part of the optimizer takes."""
+    taken: set[str] = set()
+    for (data,) in walk(state.tx):
+        if isinstance(data, Lifted):
+            taken |= {each for rule in data.rules for each in rule.extra_args}
+        elif isinstance(data, Foreign) and (names := data.takes) is not None:
+            taken |= {*names}
+        else:  # It may take any.
+            return
+    dropped = [each for each in extra_args if each.removeprefix("has_") not in taken]
+    if dropped and "extra_args" not in settings.told:
+        settings.told.append("extra_args")
+        warnings.warn(
+            f"{name} makes {', '.join(dropped)} for the optimizer, and nothing in {state.tx!r:.200} takes "
+            f"{'it' if len(dropped) == 1 else 'them'}: leave out what is not needed, which costs time, or "
+            "take an optimizer with a rule that has it among its extra_args, such as aj.sophia and "
+            "aj.adahessian for hessian_diagonal.",
+            stacklevel=2,
+        )
 
 
 def numbers_of(extra_args: Mapping[str, Any]) -> list[jax.Array]:

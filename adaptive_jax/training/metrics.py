@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from .. import maths
 from ..transforms.diagnose import DiagnoseState
 from ..transforms.evaluate import eval_params
+from ..transforms.finite import all_finite, finite_after_by_path, finite_by_path
 from ..transforms.skip import skips_in
+from .estimator import numbers_of
 from .rates import learning_rates
 from .settings import Settings
 from .state import TrainState
@@ -28,6 +30,7 @@ METRICS = (
     "update_ratio",
     "loss_at_eval_params",
     "measured",
+    "nonfinite",
 )
 """What `train_step` can measure."""
 
@@ -41,8 +44,12 @@ def measured_metrics(
     gradients: Any,
     updates: Any,
     value_fn: Callable[[Any], Any],
+    extra_args: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """updated: the optimizer's state after the update, which may be skipped."""
+    """updated: the optimizer's state after the update, which may be skipped.
+
+    extra_args: those that an estimator made.
+    """
     update_norm = functools.cache(lambda: maths.global_norm(updates))
     parameter_norm = functools.cache(lambda: maths.global_norm(old.params))
     measures: dict[str, Callable[[], Any]] = {
@@ -54,6 +61,7 @@ def measured_metrics(
         "update_ratio": lambda: maths.ratio(update_norm(), parameter_norm()).astype(jnp.float32),
         "loss_at_eval_params": lambda: value_fn(eval_params(old.tx, old.params, old.opt_state)),
         "measured": lambda: _measured(updated),
+        "nonfinite": lambda: _nonfinite(old, loss, gradients, updates, extra_args),
     }
     values = {}
     for name in settings.metrics:
@@ -73,6 +81,18 @@ def _skipped(state: TrainState) -> Any:
     if not totals:
         return state.skipped
     return sum(totals, jnp.int32(0) if state.skipped is None else state.skipped)
+
+
+def _nonfinite(
+    old: TrainState, loss: Any, gradients: Any, updates: Any, extra_args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a step that skips looks at, by name, and whether it is not finite."""
+    of_gradients = finite_by_path(gradients)
+    of_updates = finite_after_by_path(old.params, updates)
+    others = {"loss": all_finite(loss)}
+    others |= {name: all_finite(numbers_of({name: x})) for name, x in extra_args.items()}
+    arrays = {f"params{path}": x & of_updates.get(path, True) for path, x in of_gradients.items()}
+    return {name: ~finite for name, finite in (others | arrays).items()}
 
 
 def _measured(opt_state: Any) -> Any:

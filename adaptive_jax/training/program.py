@@ -94,7 +94,9 @@ def one_step(
             state.params, updates
         )
         new = _chosen(finite, new, state)
-    measured = measured_metrics(settings, state, new, updated, loss, gradients, updates, value_fn)
+    measured = measured_metrics(
+        settings, state, new, updated, loss, gradients, updates, value_fn, extra_args
+    )
     if settings.loss.has_aux:
         measured["aux"] = aux
     return (

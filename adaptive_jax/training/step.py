@@ -68,7 +68,8 @@ def train_step(
         adapts is in the state: `TrainState.create(…, loss_scale=aj.LossScale())`.
       skip_nonfinite: True to leave parameters, optimizer and model state as they are, bit for bit,
         where the loss, a gradient, an update or a parameter after it is not finite. With a `LossScale`
-        it always is so.
+        it always is so. The metric "nonfinite" says in which steps which arrays; an `aj.skip_nonfinite`
+        around the optimizer also ends a run that skips too many in a row, and names them.
       compute_dtype: such as jnp.bfloat16: what floating-point parameters and batches are cast to for
         the loss. Gradients and updates have the parameters' dtype; float32 where that has 8 bits or
         less, so that an update is rounded once, in the parameters.
@@ -81,8 +82,10 @@ def train_step(
         also by an `aj.skip_nonfinite` in the optimizer),
         "gradient_norm", "update_norm", "parameter_norm" (before the step), "update_ratio", the
         quotient of the last two, 0 where the parameters are, "measured", what an `aj.diagnose` in the
-        optimizer measured, by measure and group, and "loss_at_eval_params", the loss of
-        this batch at `state.eval_params()` of before the step, beside "loss" at those that are trained.
+        optimizer measured, by measure and group, "nonfinite", a dict of bools by the names "loss" and,
+        of each array, "params['w']": whether that, its gradient, update or new value is not finite, and
+        "loss_at_eval_params", the loss of this batch at `state.eval_params()` of before the step, beside
+        "loss" at those that are trained.
         Norms read every array once more, and "loss_at_eval_params" runs the model once more. None for
         the first three, without a learning rate that cannot be known, as in most optimizers of optax.
       gradient: an estimator, a function that makes the gradients of the step out of those of the loss,

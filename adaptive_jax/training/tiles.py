@@ -76,7 +76,9 @@ def _why_not(settings: Settings, state: TrainState) -> str | None:
     if settings.skips(state):
         what = "skip_nonfinite=True" if settings.skip_nonfinite else "a LossScale"
         return f"with {what} all updates are looked at before any is added"
-    needed = [each for each in ("update_norm", "update_ratio") if each in settings.metrics]
+    needed = [
+        each for each in ("update_norm", "update_ratio", "nonfinite") if each in settings.metrics
+    ]
     if needed:
         return f"the metric {needed[0]!r} is one of all updates"
     last = data_of(state.tx)

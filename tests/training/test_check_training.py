@@ -104,14 +104,20 @@ def test_a_rate_that_is_far_too_high_or_too_low(factory):
     for rate in (1e-5, 1e-8):  # Thirty times as much hardly changes the loss.
         with jax.numpy_dtype_promotion("standard"):
             found = check(factory(rate))
-        if factory is optax.adam:  # It might be a warm-up: a rate that is not known has no peak.
-            assert found.findings == ()
-        else:
-            text = only(found)
-            assert f"much too low: the learning rate {rate:.3g} gets the loss" in text
-            assert f"; {max(found.losses):.0f} times as much gets it to" in text
-            assert found.losses[0.0] - found.losses[30.0] < 0.2 * found.losses[0.0]
-            assert found.losses[max(found.losses)] < 0.9 * found.losses[0.0]
+        text = only(found)
+        known = "this learning rate" if factory is optax.adam else f"the learning rate {rate:.3g}"
+        assert f"much too low: {known} gets the loss" in text
+        assert f"; {max(found.losses):.0f} times as much gets it to" in text
+        assert found.losses[0.0] - found.losses[30.0] < 0.2 * found.losses[0.0]
+        assert found.losses[max(found.losses)] < 0.9 * found.losses[0.0]
+
+
+@pytest.mark.filterwarnings("ignore:The metric 'learning_rate' is left out")
+def test_the_beginning_of_a_warm_up_that_cannot_be_read_is_not_too_low():
+    """A schedule of optax's, whose peak is not known."""
+    tx = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(lambda count: -1e-7 * count))
+    with jax.numpy_dtype_promotion("standard"):
+        assert check(tx).findings == ()
 
 
 def test_a_run_that_is_done_needs_no_higher_rate():

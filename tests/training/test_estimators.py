@@ -294,8 +294,15 @@ def test_a_step_whose_extra_arguments_are_not_finite_is_skipped():
         return first, gradients, {"hessian_diagonal": gradients / batch, "note": "not a number"}
 
     step = aj.train_step(lambda w, batch: jnp.sum(w**2), gradient=estimator, skip_nonfinite=True)
-    state, _ = run(step, aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), [1.0, 0.0, 1.0])
+    with pytest.warns(UserWarning, match=DROPPED) as told:
+        state, _ = run(step, aj.TrainState.create(jnp.ones(2), aj.sgd(0.1)), [1.0, 0.0, 1.0])
+    assert len(told) == 1
     assert (state.step, state.skipped) == (3, 1)
+
+
+DROPPED = (
+    r"gradient=estimator makes hessian_diagonal, note for the optimizer, and nothing in sgd.* takes"
+)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,33 @@ def test_the_learning_rate_of_a_step_that_is_skipped():
     np.testing.assert_allclose([m["learning_rate"] for m in metrics], [0.1, 0.05, 0.05])
 
 
+def test_what_was_not_finite_is_named_and_in_which_steps():
+    """A gradient, a loss, and a parameter that the update would make infinite; what an estimator adds."""
+
+    def loss(params, batch):
+        return batch["loss"] + jnp.sum(params["w"] * batch["w"]) + jnp.sum(params["big"])
+
+    def estimator(value_and_grad, params, batch, step, key):
+        return *value_and_grad(params), {"more": batch["more"]}
+
+    given = {"loss": 1.0, "w": jnp.ones(2), "more": jnp.ones(())}
+    batches = [given, given | {"w": jnp.array([1.0, jnp.nan])}, given, given | {"loss": jnp.inf}]
+    batches += [given | {"more": jnp.array(jnp.nan)}]
+    params = {"w": jnp.zeros(2), "big": jnp.full(1, -3.3e38)}
+    for rate, overflows in ((1.0, False), (3e38, True)):
+        step = aj.train_step(
+            loss, skip_nonfinite=True, metrics=("skipped", "nonfinite"), gradient=estimator
+        )
+        state = aj.TrainState.create(params, aj.sgd(rate))
+        state, history = aj.fit(state, step, batches)
+        found = {k: np.flatnonzero(x).tolist() for k, x in history["nonfinite"].items()}
+        assert found == {
+            "loss": [1, 3], "more": [4], "params['w']": [1],
+            "params['big']": [0, 1, 2, 3, 4] if overflows else [],
+        }  # fmt: skip
+        assert history["skipped"].tolist() == ([1, 2, 3, 4, 5] if overflows else [0, 1, 1, 2, 3])
+
+
 @pytest.mark.parametrize(
     "tx",
     [
