@@ -74,7 +74,7 @@ def test_on_a_gpu(tmp_path):
     figures = compiled_for("cuda:h100", tmp_path / "one.json", *options)
     most = {"float32": 1.01, "bfloat16": 1.01, "bfloat16+factored": 1.6}
     check(figures, {(tree, s): (most.get(s, 1.45), 0.15) for tree, s in figures})
-    # Keys of all arrays and slots at once: one kernel, beside that of the count and the corrections.
+    # The count and the corrections. Keys for random bits are made in the kernels that round with them.
     options = ["--trees", "some", "--storages", "bfloat16"]
     (each,) = compiled_for("cuda:h100", tmp_path / "some.json", *options).values()
     assert each["scalars"] <= 4

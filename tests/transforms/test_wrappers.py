@@ -608,6 +608,21 @@ def test_global_norm_of_any_size(size):
     assert not np.isfinite(aj.global_norm([jnp.array([size, INF])]))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_a_norm_of_any_size_in_one_pass(dtype):
+    """As GPUs and TPUs are told to add it up."""
+    in_one_pass = jax.jit(aj.maths._norm_of_three)
+    numbers = np.random.default_rng(0)
+    for least, most in [(-37, 37), (-37, -36), (-16, -14), (14, 16), (36, 37)]:
+        x = (10 ** numbers.uniform(least, most, 100) * numbers.choice([-1, 1], 100)).astype(dtype)
+        expected = np.linalg.norm(x.astype("complex128"))
+        np.testing.assert_allclose(float(in_one_pass(x)), expected, rtol=1e-6)
+    for special in (INF, -INF, NAN):
+        x = np.array([special, 1e-37, 1.0, 1e37], dtype)
+        np.testing.assert_array_equal(in_one_pass(x), abs(special))
+    assert in_one_pass(np.zeros(3, dtype)) == in_one_pass(np.zeros(0, dtype)) == 0
+
+
 @pytest.mark.slow
 @jax.numpy_rank_promotion("allow")  # The example adds a bias to every row.
 def test_a_network_in_bfloat16_ends_where_float32_does():
