@@ -7,6 +7,7 @@
     python tests/benchmarks/ahead_of_time.py cuda:h100:4 --split --storages int8 --json figures.json
     python tests/benchmarks/ahead_of_time.py cpu                    # the processor here, for comparison
     python tests/benchmarks/ahead_of_time.py cuda:h100 --trees layer --storages float32 --optimizers soap
+    python tests/benchmarks/ahead_of_time.py tpu:v5e:2x2 --alone 768   # what matrix methods are made of
 
 A target is a backend and a topology: `tpu:v5e:2x2`, `tpu:v5p:2x2x1`, `tpu:v6e:2x2`, `cuda:h100`, and
 `cuda:h100:4` for four of them. Nothing is run, so nothing is timed but the compiler. Prints a table per
@@ -334,6 +335,27 @@ def figures(
     }
 
 
+PIECES: dict[str, Callable[[Any], Any]] = {
+    "product": lambda x: jnp.matmul(x, x, precision="highest"),
+    "solve": lambda x: jax.scipy.linalg.solve_triangular(x, x),
+    "qr": lambda x: jnp.linalg.qr(x)[0],
+    "eigh": lambda x: jnp.linalg.eigh(x)[1],
+}
+"""What matrix methods are made of: compilers for TPUs make long programs of some of it."""
+
+
+def alone(device: Any, size: int) -> dict[str, float]:
+    """Seconds of all processors together to compile each piece, of one matrix (size, size)."""
+    x = jax.ShapeDtypeStruct((size, size), jnp.float32, sharding=SingleDeviceSharding(device))
+    found = {}
+    for name, function in PIECES.items():
+        start = time.process_time()
+        jax.jit(function).lower(x).compile()
+        found[name] = round(time.process_time() - start, 1)
+        print(f"{name}: compiled in {found[name]} s", flush=True)
+    return found
+
+
 TITLES = (
     "tree", "storage", "step", "B/param", "floor", "x floor", "temporaries", "kernels", "scalars",
     "collectives", "FLOP", "compile",
@@ -409,6 +431,7 @@ def main() -> None:
         help="names; for the storage optax, of optax as well",
     )
     add("--split", action="store_true", help="split arrays over all devices of the target")
+    add("--alone", type=int, metavar="SIZE", help="pieces of matrix methods in the place of steps")
     add("--json", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
     try:
@@ -418,6 +441,10 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     for target, devices in targets.items():
+        if arguments.alone is not None:
+            seconds = alone(devices[0], arguments.alone)
+            found.append({"target": target, "size": arguments.alone, "seconds": seconds})
+            continue
         for name in arguments.optimizers:
             print(f"\n{name} for {target} ({devices[0].device_kind}), compiled, not run\n")
             for line in (TITLES, ["---"] * len(TITLES)):

@@ -29,6 +29,8 @@ RESULTS = Path(__file__).with_suffix(".json")
 DOCS = Path(__file__).parents[2] / ".docs"
 PAGE, PICTURE = DOCS / "matrix_methods.md", DOCS / "_static" / "matrix_methods.png"
 COMPILED = Path(__file__).with_name("ahead_of_time_matrices.json")
+TIMED = Path(__file__).with_name("matrix_methods.json")
+BESIDE_OPTAX = Path(__file__).with_name("muon.json")
 BUDGET, SEEDS, TUNING_SEEDS, EVALUATIONS = 8, 10, 2, 50
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -99,6 +101,12 @@ def measured(problem: aj.problems.Problem, name: str) -> dict[str, Any]:
 def results() -> dict[str, Any]:
     """What is written already."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def figures() -> list[Any]:
+    """What other scripts have written: None where one has not."""
+    paths = COMPILED, TIMED, BESIDE_OPTAX
+    return [json.loads(path.read_text()) if path.exists() else None for path in paths]
 
 
 def finals(found: dict[str, Any]) -> np.ndarray:
@@ -175,7 +183,12 @@ def picture(every: dict[str, Any]) -> Any:
     return figure
 
 
-def page(every: dict[str, Any], compiled: dict[str, Any]) -> str:
+def page(
+    every: dict[str, Any],
+    compiled: dict[str, Any],
+    timed: dict[str, Any] | None,
+    beside_optax: dict[str, Any],
+) -> str:
     """The page, of what was measured alone."""
     lines = [
         "# Matrix methods",
@@ -246,6 +259,7 @@ def page(every: dict[str, Any], compiled: dict[str, Any]) -> str:
     ]
     if missing:
         lines += [f"Not measured yet: {'; '.join(missing)}.", ""]
+    lines += on_processors(timed, beside_optax)
     lines += on_accelerators(compiled)
     return "\n".join(lines)
 
@@ -289,6 +303,73 @@ def published(every: dict[str, Any]) -> list[str]:
     ]
 
 
+def busy(measured: dict[str, Any]) -> str:
+    """How busy the machine was."""
+    before, after = measured["load"]
+    return (
+        f"{measured['cores']} cores, which {before:g} processes wanted before and {after:g} after"
+    )
+
+
+def on_processors(timed: dict[str, Any] | None, beside_optax: dict[str, Any]) -> list[str]:
+    """What a step takes on a CPU, and what a refresh adds, as a section."""
+    beside = [
+        [title, f"{each['ours']:.3g} {unit}", f"{each['optax']:.3g} {unit}", f"{each['ratio']:.2f}"]
+        for title, each in beside_optax.items()
+        if isinstance(each, dict) and "ratio" in each
+        for unit in ("MB" if title == "temporaries" else "s",)
+    ]
+    lines = [
+        "## On a CPU",
+        "",
+        f"`aj.muon` and `optax.contrib.muon` on a GPT of {beside_optax['layers']} layers of width "
+        f"{beside_optax['width']}, of which both orthogonalize the same matrices: *build* is to trace, "
+        f"lower and compile a step. Medians, and the median of the rounds' ratios ({busy(beside_optax)}; "
+        f"with jax {beside_optax['versions']['jax']}, optax {beside_optax['versions']['optax']}).",
+        "",
+        *table(["", "aj.muon", "optax", "ratio"], beside),
+    ]
+    if timed is None:
+        return lines
+    rows = [
+        [
+            name, f"{each['temporaries'] / 1e6:.1f} MB", f"{each['state'] / 1e6:.1f} MB",
+            f"{1e3 * each['processor']['median']:.0f} ms",
+            *(
+                f"{each[clock][key] / each[clock]['median']:.2f}"
+                for clock in ("processor", "wall")
+                for key in ("mean", "max")
+            ),
+        ]
+        for name, each in timed["methods"].items()
+    ]  # fmt: skip
+    titles = [
+        "method", "temporaries", "state", "median", "mean", "maximum", "mean, wall", "maximum, wall",
+    ]  # fmt: skip
+    return [
+        *lines,
+        f"A step of {timed['layers']} layers of a GPT of width {timed['width']}, factors refreshed every "
+        f"{timed['period']} steps, over {timed['steps']} steps after the first {timed['period']}. Most "
+        "steps refresh nothing, and the median is one of these; mean and maximum, those with a refresh in "
+        "them, are multiples of it. *Spread* refreshes some arrays in each step. By processors' time and, "
+        f"in the last columns, by the clock on the wall ({busy(timed)}: the wall's are noisy).",
+        "",
+        *table(titles, rows),
+    ]
+
+
+def pieces(target: str, compiled: dict[str, Any]) -> str:
+    """Why it takes long to compile a matrix method for a target: what each piece of it takes alone."""
+    said = [
+        f"For one matrix of {each['size']} rows and columns alone, the compiler for it takes "
+        + ", ".join(f"{seconds:.0f} s for {name}" for name, seconds in each["seconds"].items())
+        + ", and a layer has eight such factors."
+        for each in compiled.get("alone", ())
+        if each["target"] == target
+    ]
+    return " ".join(said)
+
+
 def on_accelerators(compiled: dict[str, Any]) -> list[str]:
     """What compilers make of a step, as a section."""
     lines = [
@@ -297,7 +378,8 @@ def on_accelerators(compiled: dict[str, Any]) -> list[str]:
         "What compilers for accelerators make of an update of one layer of a GPT, of width 768: compiled "
         "ahead of time, not run. Bytes are per parameter, and the floor is to read and write everything "
         "once; FLOP are counted before optimization, those of eigenvalues and triangular solves left out, "
-        "and those of a refresh as if it were in each step. "
+        "and those of a refresh as if it were in each step. Of a branch, what goes in and comes out "
+        "counts as traffic, though most of it stays where it is, and what is moved inside does not. "
         f"{sum(each['float64'] for each in compiled['figures'])} arrays are of float64, and the host is "
         f"called {sum(each['host_calls'] for each in compiled['figures'])} times.",
         "",
@@ -321,7 +403,17 @@ def on_accelerators(compiled: dict[str, Any]) -> list[str]:
         "compiled in",
     ]
     said = ", ".join(f"{name} {version}" for name, version in compiled["versions"].items())
-    return [*lines, *table(titles, rows), f"With {said}.", ""]
+    lines += [*table(titles, rows), f"With {said}.", ""]
+    targets = {each["target"] for each in compiled["figures"]}
+    optimizers = {each["optimizer"] for each in compiled["figures"]}
+    known = {(each["optimizer"], each["target"]) for each in compiled["figures"]}
+    for target in sorted(targets):
+        if missing := sorted(name for name in optimizers if (name, target) not in known):
+            lines += [
+                f"Not compiled yet for {target}: {', '.join(missing)}. " + pieces(target, compiled),
+                "",
+            ]
+    return lines
 
 
 def main() -> None:
@@ -349,7 +441,7 @@ def main() -> None:
             final = np.mean([curve[-1] for curve in found["curves"]])
             print(f"{title}: {name}: {final:.5g}, {found['seconds']} s", flush=True)
     if arguments.page:
-        PAGE.write_text(page(results(), json.loads(COMPILED.read_text())), encoding="utf-8")
+        PAGE.write_text(page(results(), *figures()), encoding="utf-8")
         picture(results()).savefig(PICTURE, dpi=120)
 
 

@@ -4,6 +4,7 @@
     python tests/benchmarks/matrix_methods.py --width 64 --layers 1 --periods 1
     python tests/benchmarks/matrix_methods.py --clock processor      # on a busy machine
     python tests/benchmarks/matrix_methods.py --methods muon soap "soap, spread"
+    python tests/benchmarks/matrix_methods.py --json tests/benchmarks/matrix_methods.json   # for the page
 
 All get the same parameters and gradients, those of a small GPT's layers. A round takes one step of each
 method, and the next round begins with another one. Factors are refreshed every 10 steps, so that of
@@ -17,6 +18,9 @@ mean             of all steps, those with a refresh in them
 max              of all steps: one with a refresh. "spread" has a part of it in each step
 ratio            the median of the ratios of the rounds to the first method in the table
 
+The JSON has median, mean and maximum in seconds by both clocks, and the load: how many processes wanted a
+core, before and after. The page "Matrix methods" shows them.
+
 A method that this version does not have is left out, and said so.
 """
 
@@ -24,9 +28,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -39,6 +46,11 @@ from against_optax import gpt_shapes
 import adaptive_jax as aj
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+SUMMARIES: dict[str, Callable[[list[float]], float]] = {
+    "median": statistics.median,
+    "mean": statistics.mean,
+    "max": max,
+}
 PERIOD = 10
 RATE = 1e-3
 
@@ -77,7 +89,9 @@ class Measured:
     build: float
     temporaries: int
     state: int
-    seconds: list[float] = dataclasses.field(default_factory=list)
+    seconds: dict[str, list[float]] = dataclasses.field(
+        default_factory=lambda: {name: [] for name in CLOCKS}
+    )
 
     @classmethod
     def of(cls, tx: Any, params: Any, clock: Callable[[], float]) -> Measured:
@@ -97,11 +111,24 @@ class Measured:
             compiled, run, build, temporaries, sum(x.nbytes for x in jax.tree.leaves(run[1]))
         )
 
-    def take_step(self, gradients: Any, clock: Callable[[], float]) -> None:
-        """Takes one step, and notes how long it took."""
-        start = clock()
+    def take_step(self, gradients: Any) -> None:
+        """Takes one step, and notes how long it took by each clock."""
+        start = {name: clock() for name, clock in CLOCKS.items()}
         self.run = jax.block_until_ready(self.step(*self.run, gradients))
-        self.seconds.append(clock() - start)
+        for name, clock in CLOCKS.items():
+            self.seconds[name].append(clock() - start[name])
+
+    def figures(self) -> dict[str, Any]:
+        """What the JSON has of it: of the steps after the first period."""
+        return {
+            "build": round(self.build, 2),
+            "temporaries": self.temporaries,
+            "state": self.state,
+            **{
+                name: {key: float(f"{f(seconds[PERIOD:]):.4g}") for key, f in SUMMARIES.items()}
+                for name, seconds in self.seconds.items()
+            },
+        }
 
 
 def main() -> None:
@@ -111,8 +138,9 @@ def main() -> None:
     parser.add_argument("--periods", type=int, default=3, help="of ten steps, after the first")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args()
-    clock = CLOCKS[options.clock]
+    clock, load = CLOCKS[options.clock], os.getloadavg()[0]
 
     shapes = gpt_shapes(width=options.width, vocabulary=1, positions=1, layers=options.layers)
     random = np.random.default_rng(0)
@@ -135,7 +163,7 @@ def main() -> None:
         found = {name: Measured.of(METHODS[name][1](), params, clock) for name in names}
         for step in range(PERIOD * (1 + options.periods)):
             for name in names[step % len(names) :] + names[: step % len(names)]:
-                found[name].take_step(gradients[step % len(gradients)], clock)
+                found[name].take_step(gradients[step % len(gradients)])
 
     print(
         f"{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} M parameters in "
@@ -144,16 +172,28 @@ def main() -> None:
     titles = "method", "trace + compile", "temporaries", "state", "median", "mean", "max", "ratio"
     for line in (titles, ["---"] * len(titles)):
         print("| " + " | ".join(line) + " |")
-    first = found[names[0]].seconds[PERIOD:]
+    first = found[names[0]].seconds[options.clock][PERIOD:]
     for name, each in found.items():
-        seconds = each.seconds[PERIOD:]
+        seconds = each.seconds[options.clock][PERIOD:]
         ratio = statistics.median(x / y for x, y in zip(seconds, first, strict=True))
         cells = [
             name, f"{each.build:.1f} s", f"{each.temporaries / 1e6:.1f} MB", f"{each.state / 1e6:.1f} MB",
-            *(f"{1e3 * f(seconds):.1f} ms" for f in (statistics.median, statistics.mean, max)),
+            *(f"{1e3 * f(seconds):.1f} ms" for f in SUMMARIES.values()),
             f"{ratio:.2f}",
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
+    if options.json is not None:
+        told = {
+            "width": options.width,
+            "layers": options.layers,
+            "period": PERIOD,
+            "steps": PERIOD * options.periods,
+            "versions": {"jax": jax.__version__},
+            "cores": os.cpu_count(),
+            "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+            "methods": {name: each.figures() for name, each in found.items()},
+        }
+        options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

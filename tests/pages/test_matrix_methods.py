@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from benchmarks import compare_matrix_methods as script
 
 
 def recorded():
-    return script.results(), json.loads(script.COMPILED.read_text())
+    return script.results(), *script.figures()
 
 
 def test_the_page_is_made_of_what_was_measured():
@@ -30,7 +28,12 @@ def test_each_method_had_the_same_budget():
 def test_what_is_compiled_for_accelerators_stays_there_in_float32():
     figures = recorded()[1]["figures"]
     assert {"muon", "shampoo", "soap", "psgd_kron"} <= {each["optimizer"] for each in figures}
+    assert ("muon", "tpu:v5e:2x2") in {(each["optimizer"], each["target"]) for each in figures}
     assert not any(each["float64"] or each["host_calls"] or each["collectives"] for each in figures)
+
+
+def test_muon_needs_less_memory_than_optaxs():
+    assert recorded()[3]["temporaries"]["ratio"] <= 0.3
 
 
 @pytest.mark.parametrize(
