@@ -276,7 +276,7 @@ def norm(x: jax.Array, axes: int | tuple[int, ...] | None = None) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _norm(x: jax.Array, axes: tuple[int, ...] | None) -> jax.Array:
     in_two_passes = functools.partial(_relative_norm, axes=axes)
-    if axes is not None:
+    if axes is not None or jnp.finfo(x.dtype).maxexp < 128:  # float16 has no room for three units.
         return in_two_passes(x)
     # Memory is what it takes on a GPU and a TPU, and one pass is half of that. CPUs add up one sum faster.
     return lax.platform_dependent(x, cpu=in_two_passes, default=_norm_of_three)

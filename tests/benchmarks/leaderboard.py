@@ -6,8 +6,8 @@
     python tests/benchmarks/leaderboard.py --page             # writes the page from the JSON alone
 
 Every optimizer of the library runs on the cheap problems, and the twelve that people ask for on all. Each
-has the same number of learning rates, from four decades around those of its kind, in each of five studies
-(`aj.compare`); what has no learning rate runs as it is. Rates fall linearly to zero, but where the method
+has the same number of learning rates, from five decades around those of its kind, in each of five studies
+(`aj.compare`); what has no learning rate has one setting. Rates fall linearly to zero, but where the method
 says that they do not. The best are by the final value; steps are counted to the problem's own target.
 `leaderboard.json` is written after each optimizer on each problem.
 """
@@ -28,11 +28,13 @@ from scipy import stats
 
 import adaptive_jax as aj
 from adaptive_jax.rules._factory import CATALOGUE
+from adaptive_jax.training.search.intervals import holm
 
 RESULTS = Path(__file__).with_suffix(".json")
 DOCS = Path(__file__).parents[2] / ".docs"
 PAGE, PICTURE = DOCS / "which_optimizer.md", DOCS / "_static" / "leaderboard.png"
-FULL = {"studies": 5, "budget": 12, "tuning_seeds": 1, "seeds": 10}
+PICTURE_OF_RATES = DOCS / "_static" / "leaderboard_rates.png"
+FULL = {"studies": 5, "budget": 15, "tuning_seeds": 1, "seeds": 10}
 QUICK = {"studies": 2, "budget": 4, "tuning_seeds": 1, "seeds": 3}
 
 ASKED_FOR = (
@@ -46,26 +48,21 @@ LEFT_OUT = {
     "adahessian": "needs a diagonal of the Hessian, which `aj.compare` does not estimate",
 }
 
-# Four decades, in which a paper's own learning rate lies; (1e-4, 1) where nothing is said.
-RANGES = {
-    "sgd, momentum": (1e-3, 10), "sgd": (1e-3, 10), "optimistic_gradient_descent": (1e-3, 10),
-    "lars": (1e-2, 100), "ftrl": (1e-3, 10), "adagrad": (1e-3, 10), "fromage": (1e-4, 1),
-    "lion": (1e-5, 0.1), "sign_sgd": (1e-5, 0.1), "signum": (1e-5, 0.1), "rprop": (1e-5, 0.1),
-    "sm3": (1e-3, 10), "muon": (1e-4, 1), "schedule_free_sgd": (1e-2, 100),
+DECADES = 5
+LOWEST = {
+    "sgd, momentum": 1e-3, "sgd": 1e-3, "optimistic_gradient_descent": 1e-3, "ftrl": 1e-3, "adagrad": 1e-3,
+    "sm3": 1e-3, "lars": 1e-2, "schedule_free_sgd": 1e-2, "lion": 1e-5, "sign_sgd": 1e-5, "signum": 1e-5,
+    "rprop": 1e-5,
 }  # fmt: skip
+"""The learning rates are from here on over as many decades, with the paper's own inside; 1e-4 for the rest."""
+WITH_RATES = ("sgd, momentum", "adamw", "lion", "muon", "soap", "schedule_free_adamw")
+"""Whose learning rates the second picture shows."""
 FREE = (
-    "cocob",
-    "dog",
-    "l_dog",
-    "dowg",
-    "prodigy",
-    "dadapt_adamw",
-    "adadelta",
-    "polyak_sgd",
-    "sps",
-    "momo",
-)
-"""What runs as it is, its learning rate a factor of 1."""
+    "cocob", "dog", "l_dog", "dowg", "prodigy", "dadapt_adamw", "adadelta", "polyak_sgd", "sps", "momo",
+)  # fmt: skip
+"""What has no learning rate to set."""
+FALLING = ("prodigy", "dadapt_adamw")
+"""Those of them whose factor falls from 1 to 0, as their authors advise; that of the rest stays 1."""
 CONSTANT = ("rprop", "schedule_free_sgd", "schedule_free_adamw", "sgd_hd", "adam_hd", "momo_adam")
 """What has a learning rate that does not fall: the method has it so, or keeps it in its state."""
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -96,6 +93,8 @@ def entry(name: str, steps: int) -> tuple[Callable[..., Any], dict[str, Any]]:
             return aj.chain(function(**settings), aj.polynomial_average())
 
         return averaged, {}
+    if name in FALLING:
+        return lambda: function(aj.schedules.linear_schedule(1.0, 0.0, steps), **settings), {}
     if name in FREE:
         return lambda: function(**settings), {}
 
@@ -105,7 +104,8 @@ def entry(name: str, steps: int) -> tuple[Callable[..., Any], dict[str, Any]]:
             rate = aj.schedules.linear_schedule(rate, 0.0, steps)
         return function(rate, **settings)
 
-    return make, {"learning_rate": aj.LogUniform(*RANGES.get(name, (1e-4, 1.0)))}
+    lowest = LOWEST.get(name, 1e-4)
+    return make, {"learning_rate": aj.LogUniform(lowest, lowest * 10**DECADES)}
 
 
 def problems() -> dict[str, aj.problems.Problem]:
@@ -117,9 +117,9 @@ def problems() -> dict[str, aj.problems.Problem]:
         aj.problems.digits(),
         aj.problems.autoencoder(),
         aj.problems.policy_gradient(),
+        aj.problems.language_model(layers=1, width=32, length=32, batch=8),
         aj.problems.convolutional_network(),
         aj.problems.residual_network(),
-        aj.problems.language_model(layers=1, width=32, length=32, batch=8),
     ]
     return {each.name: each for each in every}
 
@@ -131,13 +131,13 @@ CHEAP = 4
 def pieces(chosen: list[str] | None = None) -> Iterator[tuple[str, str]]:
     """(problem, optimizer), in the order in which they are run: what tells most comes first."""
     every = [*problems()]
-    for problem in every[:CHEAP]:
-        yield from ((problem, name) for name in chosen or ASKED_FOR)
+    cheap, dear = every[:CHEAP], every[CHEAP:]
+    yield from ((problem, name) for problem in cheap for name in chosen or ASKED_FOR)
     if chosen is None:
-        for problem in every[CHEAP:]:
-            yield from ((problem, name) for name in ASKED_FOR)
-        for problem in every[:CHEAP]:
-            yield from ((problem, name) for name in names() if name not in ASKED_FOR)
+        rest = [name for name in names() if name not in ASKED_FOR]
+        yield from ((problem, name) for problem in dear[:2] for name in ASKED_FOR)
+        yield from ((problem, name) for problem in cheap for name in rest)
+        yield from ((problem, name) for problem in dear[2:] for name in ASKED_FOR)
 
 
 def numbers(values: Any) -> Any:
@@ -228,6 +228,16 @@ def standing(
     return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
+def as_good_as_the_first(results: dict[str, Any], among: list[str], on: list[str]) -> list[str]:
+    """Whose mean rank is not told apart from the lowest one: paired by study, at 5 % for all together."""
+    every = np.mean([ranks(results["problems"][name], among) for name in on], axis=0)
+    first = np.argmin(every.mean(1))
+    others = [place for place in range(len(among)) if place != first]
+    p = [stats.ttest_rel(every[place], every[first]).pvalue for place in others]
+    apart = holm(np.array(p)) < 0.05
+    return [among[place] for place, known in zip(others, apart, strict=True) if not known]
+
+
 def complete(results: dict[str, Any], among: list[str]) -> list[str]:
     """The problems on which all of these have been run."""
     return [
@@ -237,13 +247,12 @@ def complete(results: dict[str, Any], among: list[str]) -> list[str]:
     ]
 
 
-def decades(found: dict[str, Any], target: float, name: str) -> float | None:
-    """How many decades of learning rates end as low as the target: the share of those drawn, times four."""
+def decades(found: dict[str, Any], target: float) -> float | None:
+    """How many decades of learning rates end as low as the target: by the share of those drawn."""
     if not found["tried"][0]["rates"]:
         return None
     finals = as_array([each["finals"] for each in found["tried"]])
-    low, high = RANGES.get(name, (1e-4, 1.0))
-    return float(np.mean(finals <= target) * np.log10(high / low))
+    return float(np.mean(finals <= target) * DECADES)
 
 
 def worth_of_tuning(found: dict[str, Any]) -> np.ndarray:
@@ -278,7 +287,7 @@ def table(results: dict[str, Any], among: list[str], on: list[str]) -> list[str]
             final, steps = np.median(by_study(found)), np.median(by_study(found, "steps"))
             text = f"{final:.3g}" if np.isfinite(final) else "diverged"
             cells.append(f"{text} ({steps:.0f})" if np.isfinite(steps) else f"{text} (–)")
-            widths.append(decades(found, each["target"], name))
+            widths.append(decades(found, each["target"]))
         known = [width for width in widths if width is not None]
         cells.append(f"{np.mean(known):.1f}" if known else "none to set")
         cells.append(f"{bytes_of(name):.2g}")
@@ -323,6 +332,73 @@ def draw(results: dict[str, Any], among: list[str], on: list[str]) -> Any:
     return figure
 
 
+def by_rate(found: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """The learning rates that were drawn, over the best of them, and what the studies ended at with each.
+
+    The first is the geometric mean of the lowest of each study, and so on.
+    """
+    rates = np.array([each["rates"] for each in found["tried"]])
+    finals = as_array([each["finals"] for each in found["tried"]])
+    order = np.argsort(rates, axis=1)
+    rates = np.exp(np.log(np.take_along_axis(rates, order, 1)).mean(0))
+    finals = np.take_along_axis(finals, order, 1).T
+    return rates / rates[np.argmin(np.median(finals, axis=1))], finals
+
+
+def at_an_end(results: dict[str, Any], among: list[str], on: list[str]) -> list[str]:
+    """Where the best learning rate is the lowest or the highest of those drawn, in the middle study."""
+    return [
+        f"`{name}` ({problem})"
+        for problem in on
+        for name in among
+        if (found := results["problems"][problem]["runs"][name])["tried"][0]["rates"]
+        and 1.0 in by_rate(found)[0][[0, -1]]
+    ]
+
+
+def draw_rates(results: dict[str, Any], on: list[str]) -> Any:
+    """The final value against the learning rate over the best one, a panel for each problem."""
+    import matplotlib.pyplot as plt
+
+    columns = min(3, len(on))
+    shape = -(-len(on) // columns), columns
+    figure, axes = plt.subplots(
+        *shape, figsize=(5 * shape[1], 3.6 * shape[0]), layout="constrained", squeeze=False
+    )
+    for ax, problem in zip(axes.flat, on, strict=False):
+        best = np.inf
+        for name in WITH_RATES:
+            rates, finals = by_rate(results["problems"][problem]["runs"][name])
+            aj.plotting.sensitivity(rates, finals, label=name, ax=ax)
+            best = min(best, np.median(finals, axis=1).min())
+        measure = results["problems"][problem]["measure"]
+        ax.set(
+            title=problem, xlabel="learning rate over the best", ylabel=measure, xlim=(1e-3, 1e3)
+        )
+        if best > 0:
+            ax.set(yscale="log", ylim=(best / 1.2, 30 * best))
+        ax.get_legend().remove()
+    for ax in axes.flat[len(on) :]:
+        ax.axis("off")
+    handles, _ = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, WITH_RATES, loc="outside lower center", ncols=len(WITH_RATES))
+    return figure
+
+
+def the_first(results: dict[str, Any], among: list[str], on: list[str]) -> list[str]:
+    """What the ranks say and what they do not, as a paragraph."""
+    first = next(iter(standing(results, among, on)))
+    equal = as_good_as_the_first(results, among, on)
+    if not equal:
+        return [f"`{first}` is first by more than its noise.", ""]
+    named = ", ".join(f"`{name}`" for name in equal)
+    return [
+        f"`{first}` is not told apart from {named}: paired by study, by Student's t with Holm's "
+        "correction, at 5 %.",
+        "",
+    ]
+
+
 def page(results: dict[str, Any]) -> str:
     """The page, from the results alone."""
     asked = list(ASKED_FOR)
@@ -330,17 +406,17 @@ def page(results: dict[str, Any]) -> str:
     settings = results["settings"]
     every = list(problems())
     intro = f"""Optimizers at equal budgets: on each problem, in each of {settings["studies"]} studies,
-{settings["budget"]} learning rates drawn from four decades, and {settings["seeds"]} other
+{settings["budget"]} learning rates drawn from five decades, and {settings["seeds"]} other
 seeds of the best. Learning rates fall linearly to zero, but where a method has it
 otherwise; there is no weight decay; all else is the default, with Muon's scale that of
 Adam. The problems are small: what they say of large models is little. [How to
 compare](comparing.md) says what the intervals are worth: they are over the studies, each
 with other learning rates and other seeds. Ranks that are closer than their intervals are
-not told apart. What has no learning rate runs as it is, at a constant factor: Prodigy does better with
-a falling one, as [less to tune](less_to_tune.md) has it."""
+not told apart. What has no learning rate runs once, where the others choose the best of
+{settings["budget"]}: [less to tune](less_to_tune.md) says what that is worth."""
     columns = """The final value, the median of the studies, and in brackets the steps till a run stays
 at or below the problem's own target. *Decades of rates*: how wide the range of learning
-rates is that end there, of the four decades that were drawn from, on average over the
+rates is that end there, of the five decades that were drawn from, on average over the
 problems. Bytes of state are per parameter of a square matrix."""
     caption = """Left: mean ranks with their intervals. Middle: the final value of the best of so many
 learning rates, over that of the best of all, the mean of problems and studies. Right: mean
@@ -358,11 +434,23 @@ rank against memory."""
         "",
         *table(results, asked, on),
         "",
+        *the_first(results, asked, on),
         "![Ranks, tuning and memory](_static/leaderboard.png)",
         "",
         caption,
         "",
+        "![The final value by the learning rate](_static/leaderboard_rates.png)",
+        "",
+        """The final value against the learning rate, over the best one: medians of the studies, from the
+lowest to the highest. What is narrow has to be tuned well; a cross at the top diverged.""",
+        "",
     ]
+    if ends := at_an_end(results, asked, on):
+        lines += [
+            "The best learning rate is at an end of its range, so that more may be had beyond it, for "
+            f"{', '.join(ends)}.",
+            "",
+        ]
     cheap = every[:CHEAP]
     rest = [
         name
@@ -375,6 +463,7 @@ rank against memory."""
             "",
             *table(results, rest, cheap),
             "",
+            *the_first(results, rest, cheap),
         ]
     lines += [
         "Left out: " + "; ".join(f"`{name}`, which {why}" for name, why in LEFT_OUT.items()) + ".",
@@ -397,9 +486,10 @@ def results() -> dict[str, Any]:
 def write(results: dict[str, Any]) -> None:
     """Writes the page and its picture."""
     asked = list(ASKED_FOR)
+    on = complete(results, asked)
     PAGE.write_text(page(results))
-    figure = draw(results, asked, complete(results, asked))
-    figure.savefig(PICTURE, dpi=110)
+    draw(results, asked, on).savefig(PICTURE, dpi=110)
+    draw_rates(results, on).savefig(PICTURE_OF_RATES, dpi=90)
 
 
 def main() -> None:

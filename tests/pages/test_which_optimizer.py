@@ -52,8 +52,8 @@ def test_what_tuning_is_worth_and_how_wide_the_range_is():
     tried = (0.4, 0.2, 0.3, "inf"), (0.1, 0.2, 0.05, 0.3)
     found = run([[0.1]], tried, rates=((1,) * 4,) * 2)
     np.testing.assert_allclose(script.worth_of_tuning(found), [0.25, 0.15, 0.125, 0.125])
-    assert script.decades(found, 0.2, "adam") == 4 * 4 / 8
-    assert script.decades(run([[0.1]], rates=((),)), 0.2, "prodigy") is None
+    assert script.decades(found, 0.2) == script.DECADES * 4 / 8
+    assert script.decades(run([[0.1]], rates=((),)), 0.2) is None
 
 
 def test_every_optimizer_is_run_or_left_out_with_a_reason():
