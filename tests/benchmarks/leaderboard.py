@@ -16,10 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# A sweep has its own threads: those of OpenBLAS would wait for each other, busily.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # Read when SciPy is imported.
 
 import jax
 import jax.numpy as jnp

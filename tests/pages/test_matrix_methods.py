@@ -25,6 +25,12 @@ def test_each_method_had_the_same_budget():
             assert 1e-4 < found["learning_rate"] < 1
 
 
+def test_all_methods_of_a_problem_start_alike():
+    for of in script.results().values():
+        starts = [np.array(found["curves"])[:, 0] for found in of["methods"].values()]
+        np.testing.assert_allclose(starts, np.broadcast_to(starts[0], np.shape(starts)), rtol=1e-5)
+
+
 def test_what_is_compiled_for_accelerators_stays_there_in_float32():
     figures = recorded()[1]["figures"]
     assert {"muon", "shampoo", "soap", "psgd_kron"} <= {each["optimizer"] for each in figures}
