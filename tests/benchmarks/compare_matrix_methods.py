@@ -352,7 +352,8 @@ def on_processors(timed: dict[str, Any] | None, beside_optax: dict[str, Any]) ->
         f"{timed['period']} steps, over {timed['steps']} steps after the first {timed['period']}. Most "
         "steps refresh nothing, and the median is one of these; mean and maximum, those with a refresh in "
         "them, are multiples of it. *Spread* refreshes some arrays in each step. By processors' time and, "
-        f"in the last columns, by the clock on the wall ({busy(timed)}: the wall's are noisy).",
+        f"in the last columns, by the clock on the wall ({busy(timed)}). On a machine with so many "
+        "others, and with so few refreshes, these are orders of magnitude.",
         "",
         *table(titles, rows),
     ]
