@@ -2,7 +2,7 @@
 
     python tests/benchmarks/matrix_methods.py                        # two layers of width 256: some minutes
     python tests/benchmarks/matrix_methods.py --width 64 --layers 1 --periods 1
-    python tests/benchmarks/matrix_methods.py --clock processor      # on a busy machine
+    OPENBLAS_NUM_THREADS=1 python tests/benchmarks/matrix_methods.py --clock processor   # on a busy machine
     python tests/benchmarks/matrix_methods.py --methods muon soap "soap, spread"
     python tests/benchmarks/matrix_methods.py --json tests/benchmarks/matrix_methods.json   # for the page
 

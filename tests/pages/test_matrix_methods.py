@@ -38,6 +38,15 @@ def test_what_is_compiled_for_accelerators_stays_there_in_float32():
     assert not any(each["float64"] or each["host_calls"] or each["collectives"] for each in figures)
 
 
+def test_a_refresh_is_seen_in_the_mean_and_the_maximum():
+    methods = recorded()[2]["methods"]
+    for name in ("soap", "shampoo"):
+        of_all, spread = (methods[title]["processor"] for title in (name, f"{name}, spread"))
+        assert of_all["max"] > of_all["mean"] > of_all["median"]
+        assert spread["max"] / spread["mean"] < of_all["max"] / of_all["mean"]
+    assert methods["soap"]["temporaries"] <= 35e6
+
+
 def test_muon_needs_less_memory_than_optaxs():
     assert recorded()[3]["temporaries"]["ratio"] <= 0.3
 
