@@ -58,7 +58,7 @@ LOWEST = {
     "sm3": 1e-3, "lars": 1e-2, "schedule_free_sgd": 1e-2, "lion": 1e-5, "sign_sgd": 1e-5, "signum": 1e-5,
     "rprop": 1e-5,
 }  # fmt: skip
-"""The learning rates are from here on over as many decades, with the paper's own inside; 1e-4 for the rest."""
+"""The learning rates are as many decades from here on, with the paper's own inside; 1e-4 for the rest."""
 WITH_RATES = ("sgd, momentum", "adamw", "lion", "muon", "soap", "schedule_free_adamw")
 """Whose learning rates the second picture shows."""
 FREE = (
