@@ -51,7 +51,7 @@ class Callback:
         """After each evaluation, with its values by their names, "eval_loss". True stops the loop."""
 
     def to_save(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: numbers, strings and arrays by names, in all processes alike."""
+        """What a checkpoint keeps: numbers, strings, arrays of numbers by names, alike in all processes."""
         return {}
 
     def restore(self, saved: dict[str, Any], state: Any) -> Any:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..._core.placement import is_key
 from .entries import is_number
 from .placement import placing
 
@@ -37,7 +36,8 @@ def memories_of(callbacks: Iterable[Any]) -> tuple[dict[str, Any], dict[str, Any
     """What the callbacks want to be saved: what the layout says of it, and the arrays by their names.
 
     Raises:
-      TypeError: for what is no dict of numbers, strings and arrays.
+      TypeError: for what is no dict of numbers, strings and arrays of numbers.
+      ValueError: for an array that a step wrote over.
     """
     layout: dict[str, Any] = {}
     arrays: dict[str, Any] = {}
@@ -53,10 +53,15 @@ def memories_of(callbacks: Iterable[Any]) -> tuple[dict[str, Any], dict[str, Any
         layout[owner] = {"numbers": {}, "arrays": {}}
         for name, x in memory.items():
             x = x.item() if isinstance(x, np.generic) else x
+            if isinstance(x, jax.Array) and x.is_deleted():
+                raise ValueError(
+                    f"{owner}.to_save() returned an array that is deleted for {name!r:.80}: a step wrote "
+                    "over it. Keep a copy, jnp.copy(x), of what belongs to a state."
+                )
             if not isinstance(name, str) or not _can_be_saved(x):
                 raise TypeError(
                     f"{owner}.to_save() returned {x!r:.80} of type {type(x).__name__} for {name!r:.80}: a "
-                    "checkpoint keeps numbers, strings and arrays, each under a string."
+                    "checkpoint keeps numbers, strings and arrays of numbers, each under a string."
                 )
             if is_number(x) or isinstance(x, str):
                 layout[owner]["numbers"][name] = x
@@ -69,8 +74,9 @@ def memories_of(callbacks: Iterable[Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _can_be_saved(x: Any) -> bool:
-    is_array = isinstance(x, (jax.Array, np.ndarray)) and not is_key(x)
-    return is_number(x) or isinstance(x, str) or (is_array and x.dtype != object)
+    is_array = isinstance(x, (jax.Array, np.ndarray))
+    is_of_numbers = is_array and any(jnp.issubdtype(x.dtype, kind) for kind in (np.number, bool))
+    return is_number(x) or isinstance(x, str) or is_of_numbers
 
 
 def restored(orbax: Any, manager: Any, step: int, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -199,8 +199,12 @@ def test_callbacks_of_ones_own(tmp_path):
         ),
         ({3: 1}, "of type int for 3: .* each under a string"),
         ({"x": jax.random.key(0)}, "for 'x': a checkpoint keeps"),
+        (
+            {"x": np.array(["a"])},
+            "for 'x': a checkpoint keeps numbers, strings and arrays of numbers",
+        ),
     ],
-    ids=["no dict", "a list", "no name", "a key"],
+    ids=["no dict", "a list", "no name", "a key", "an array of strings"],
 )
 def test_a_memory_that_cannot_be_saved(memory, message, tmp_path):
     with pytest.raises(TypeError, match=message) as caught:
@@ -209,3 +213,17 @@ def test_a_memory_that_cannot_be_saved(memory, message, tmp_path):
             checkpoints=aj.Checkpoints(tmp_path),
         )  # fmt: skip
     assert caught.value.state.step == 2
+
+
+def test_an_array_that_a_step_wrote_over_is_no_memory(tmp_path):
+    class Keeping(aj.Callback):
+        def after_step(self, state, metrics):
+            self.first = getattr(self, "first", state.params["w"])
+
+        def to_save(self):
+            return {"first": self.first}
+
+    with pytest.raises(
+        ValueError, match=r"Keeping.to_save\(\) .* deleted for 'first': .* jnp.copy"
+    ):
+        aj.fit(created(), STEP, ROWS[:2], callback=Keeping(), checkpoints=aj.Checkpoints(tmp_path))
