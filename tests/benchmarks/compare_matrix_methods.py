@@ -210,8 +210,8 @@ def page(
         "",
         "Final values are means over the seeds with 95 % intervals. Seeds are the same for all, so the "
         "difference to the best is taken seed by seed: where its interval has 0 in it, both are *within "
-        "noise*. Steps are those till a run is as low as six of AdamW's ten seeds are at the end. This is one "
-        "study: other draws of learning rates move a method by more than its interval, and [which "
+        "noise*. Steps are those till a run is as low as six of AdamW's ten seeds are at the end. This is "
+        "one study: other draws of learning rates move a method by more than its interval, and [which "
         "optimizer](which_optimizer.md) has five.",
         "",
     ]

@@ -56,7 +56,7 @@ DECADES = 5
 LOWEST = {
     "sgd, momentum": 1e-3, "sgd": 1e-3, "optimistic_gradient_descent": 1e-3, "ftrl": 1e-3, "adagrad": 1e-3,
     "sm3": 1e-3, "lars": 1e-2, "schedule_free_sgd": 1e-2, "lion": 1e-5, "sign_sgd": 1e-5, "signum": 1e-5,
-    "rprop": 1e-5,
+    "rprop": 1e-5, "simplified_ademamix": 1e-7,
 }  # fmt: skip
 """The learning rates are as many decades from here on, with the paper's own inside; 1e-4 for the rest."""
 WITH_RATES = ("sgd, momentum", "adamw", "lion", "muon", "soap", "schedule_free_adamw")
@@ -404,6 +404,23 @@ def the_first(results: dict[str, Any], among: list[str], on: list[str]) -> list[
     ]
 
 
+def the_ends(ends: list[str]) -> list[str]:
+    """Where a range was not wide enough, as a paragraph."""
+    if not ends:
+        return []
+    text = (
+        "The best learning rate is at an end of its range, so that more may be had beyond it, for "
+    )
+    return [f"{text}{', '.join(ends)}.", ""]
+
+
+NOTES = [
+    "`fromage` divides the parameters by √(1 + η²) in each step, and the quadratic has its minimum at "
+    "0: there it shrinks what it starts with, whatever the gradient.",
+    "",
+]
+
+
 def page(results: dict[str, Any]) -> str:
     """The page, from the results alone."""
     asked = list(ASKED_FOR)
@@ -450,12 +467,7 @@ rank against memory."""
 lowest to the highest. What is narrow has to be tuned well; a cross at the top diverged.""",
         "",
     ]
-    if ends := at_an_end(results, asked, on):
-        lines += [
-            "The best learning rate is at an end of its range, so that more may be had beyond it, for "
-            f"{', '.join(ends)}.",
-            "",
-        ]
+    lines += the_ends(at_an_end(results, asked, on))
     cheap = every[:CHEAP]
     rest = [
         name
@@ -469,6 +481,8 @@ lowest to the highest. What is narrow has to be tuned well; a cross at the top d
             *table(results, rest, cheap),
             "",
             *the_first(results, rest, cheap),
+            *the_ends(at_an_end(results, [name for name in rest if name not in asked], cheap)),
+            *NOTES,
         ]
     lines += [
         "Left out: " + "; ".join(f"`{name}`, which {why}" for name, why in LEFT_OUT.items()) + ".",

@@ -15,6 +15,7 @@ NAMES = (
     "sweeps",
     "tour",
     "when_training_goes_wrong",
+    "which_optimizer",
     "write_your_own_optimizer",
 )
 
