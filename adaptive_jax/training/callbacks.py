@@ -30,7 +30,7 @@ class Callback:
 
     What it remembers is in the checkpoints of `fit(…, checkpoints=…)` if it has `to_save` and `restore`. A
     new one gets it back in a run that goes on from `aj.restore_checkpoint`: the one of the same class and,
-    if they have such an attribute, the same `name`.
+    if they have such an attribute, the same `name`; of several alike, the one at the same place.
 
     Example:
       >>> import adaptive_jax as aj

@@ -26,6 +26,7 @@ def test_metrics():
         loss, gradients = jax.value_and_grad(mean_squared_error)(params, BATCH)
         state, metrics = step(state, BATCH)
         assert set(metrics) == set(METRICS)
+        assert not any(metrics.pop("nonfinite").values())
         norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradients)))
         size = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(params)))
         rate = 0.1 * (1 - count / 10)
@@ -161,7 +162,8 @@ def test_what_was_not_finite_is_named_and_in_which_steps():
             loss, skip_nonfinite=True, metrics=("skipped", "nonfinite"), gradient=estimator
         )
         state = aj.TrainState.create(params, aj.sgd(rate))
-        state, history = aj.fit(state, step, batches)
+        with pytest.warns(UserWarning, match="estimator makes more for the optimizer"):
+            state, history = aj.fit(state, step, batches)
         found = {k: np.flatnonzero(x).tolist() for k, x in history["nonfinite"].items()}
         assert found == {
             "loss": [1, 3], "more": [4], "params['w']": [1],
