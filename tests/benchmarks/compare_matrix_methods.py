@@ -361,9 +361,9 @@ def on_processors(timed: dict[str, Any] | None, beside_optax: dict[str, Any]) ->
         f"{timed['period']} steps, over {timed['steps']} steps after the first {timed['period']}. Most "
         "steps refresh nothing, and the median is one of these; mean and maximum, those with a refresh in "
         "them, are multiples of it. *Spread* refreshes some arrays in each step. By processors' time and, "
-        f"in the last columns, by the clock on the wall ({busy(timed)}). On a machine with so many "
-        "others LAPACK's threads wait for each other, and work while they wait: a refresh takes a small "
-        "part of this where nothing else runs, and with OPENBLAS_NUM_THREADS=1.",
+        f"in the last columns, by the clock on the wall ({busy(timed)}), with "
+        f"OPENBLAS_NUM_THREADS={timed['openblas_threads']}. Where others want the cores, several threads "
+        "of LAPACK wait for each other, and work while they wait: a refresh then takes ten times as long.",
         "",
         *table(titles, rows),
     ]

@@ -18,8 +18,8 @@ mean             of all steps, those with a refresh in them
 max              of all steps: one with a refresh. "spread" has a part of it in each step
 ratio            the median of the ratios of the rounds to the first method in the table
 
-The JSON has median, mean and maximum in seconds by both clocks, and the load: how many processes wanted a
-core, before and after. The page "Matrix methods" shows them.
+The JSON has median, mean and maximum in seconds by both clocks, OPENBLAS_NUM_THREADS, and the load: how
+many processes wanted a core, before and after. The page "Matrix methods" shows them.
 
 A method that this version does not have is left out, and said so.
 """
@@ -191,6 +191,7 @@ def main() -> None:
             "versions": {"jax": jax.__version__},
             "cores": os.cpu_count(),
             "load": [round(load, 1), round(os.getloadavg()[0], 1)],
+            "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
             "methods": {name: each.figures() for name, each in found.items()},
         }
         options.json.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
