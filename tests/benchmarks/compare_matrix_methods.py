@@ -363,7 +363,7 @@ def on_processors(timed: dict[str, Any] | None, beside_optax: dict[str, Any]) ->
         "them, are multiples of it. *Spread* refreshes some arrays in each step. By processors' time and, "
         f"in the last columns, by the clock on the wall ({busy(timed)}), with "
         f"OPENBLAS_NUM_THREADS={timed['openblas_threads']}. Where others want the cores, several threads "
-        "of LAPACK wait for each other, and work while they wait: a refresh then takes ten times as long.",
+        "of LAPACK wait for each other, and work while they wait: a refresh then takes many times as long.",
         "",
         *table(titles, rows),
     ]
