@@ -14,7 +14,8 @@ from .._core.arguments import whole
 from . import checkpoint as saved
 from .agreement import check_alike, facts_of, spans_processes, together
 from .arrays import has_arrived, is_lost, is_used_up
-from .callbacks import Callback, Callbacks
+from .callbacks import Callback
+from .called import Callbacks
 from .checked_step import checked_step
 from .checkpoint import Checkpoints
 from .checkpoint.memories import named
