@@ -60,11 +60,17 @@ PAIRS = [
     for name in STORAGES
     if name != "factored" or any(nonnegative for nonnegative, _ in kinds(case))
 ]
+# Every kind of slots, and every storage, with some of the others.
+SOME_PAIRS = [
+    (case, name)
+    for place, case in enumerate(WITH_SLOTS)
+    for name in [name for one, name in PAIRS if one == case][place % 3 :: 3]
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "name"), PAIRS)
-def test_every_promise_holds_for_every_pair(case, name):
+@pytest.mark.parametrize(("case", "name"), SOME_PAIRS)
+def test_every_promise_holds_for_stored_slots(case, name):
     check_rule(stored(case, name))
 
 
@@ -73,18 +79,9 @@ def gradients(step, shapes=((3, 4), (300,), (), (2, 40))):
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-@pytest.mark.parametrize(
-    ("case", "name"),
-    [
-        pytest.param(
-            *pair,
-            marks=[] if pair[0].startswith(("adam(", "rmsprop(")) else [pytest.mark.slow],
-        )
-        for pair in PAIRS
-    ],
-)
-def test_a_restart_is_no_restart_and_compiles_nothing(case, name):
-    tx, params = stored(case, name), gradients(100)
+@pytest.mark.parametrize("name", STORAGES)
+def test_a_restart_is_no_restart_and_compiles_nothing(name):
+    tx, params = stored("adam(learning_rate=0.1)", name), gradients(100)
     step = jax.jit(tx.update)
     state = tx.init(params)
     for count in range(3):
@@ -132,8 +129,6 @@ def test_scan_and_vmap(name):
             for storage in (
                 STORAGES["bfloat16"],
                 STORAGES["int8"],
-                STORAGES["int16"],
-                aj.Blocks(min_size=0, bits=8),
                 aj.Blocks(min_size=0, bits=16, block=7),
                 aj.Blocks(min_size=0, bits=8, block=(2, 16)),
             )
@@ -155,11 +150,8 @@ def test_a_storage_keeps_its_promises(storage, monkeypatch):
         ((65, 768), (65, 1)),  # No tiles fit: a block is a row.
         ((768, 65), (52, 1)),
         ((300, 1301), (1, 1301)),  # Or a column.
-        ((20, 130), (20, 1)),
         ((1100, 1300), (138, 11)),
         ((5000,), (5,)),
-        ((5, 1000), (5, 1)),
-        ((700, 2), (2, 1)),
     ],
 )
 def test_blocks_of_a_tile(shape, scales):
@@ -323,11 +315,10 @@ def test_rounding_is_right_on_average():
         assert float(jnp.abs(mean / x - 1).max()) < 1e-2
 
 
-@pytest.mark.parametrize("name", ["int8", "int16"])
-def test_changes_far_below_a_step_arrive(name):
+def test_changes_far_below_a_step_arrive():
     """20,000 changes by 1e-4 of a code's step are two steps, up and down."""
     promise = "changes that are far smaller than its steps arrive on average"
-    STORAGE_PROMISES[promise](STORAGES[name])
+    STORAGE_PROMISES[promise](STORAGES["int8"])
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -368,6 +359,7 @@ def test_every_code_comes_back_whatever_the_noise(bits, nonnegative, noise, monk
     assert (top == np.iinfo(dtype).max).all()
 
 
+@pytest.mark.slow
 def test_a_small_second_moment_follows_its_gradients():
     """With b2 = 0.9999, beside others that are 1e4 to 1e6 times larger: no dead zone."""
 
@@ -449,15 +441,14 @@ def test_zero_gradients_of_half_a_block(name):
         assert not np.any(np.asarray(update)[:, :128])
 
 
-@pytest.mark.parametrize("spread", [1.0, 2.0])
 @pytest.mark.parametrize("storage", ["int8", "int16", "mixed"])
-def test_no_single_update_grows(storage, spread):
+def test_no_single_update_grows(storage):
     """Log-normal gradients, new ones in each step: the largest update is about that of float32."""
     chosen = STORAGES.get(storage, {"mu": STORAGES["int8"], "nu": STORAGES["int16"]})
 
     def largest(tx):
         def body(state, key):
-            size = jnp.exp(spread * jax.random.normal(key, (32, 256)))
+            size = jnp.exp(2.0 * jax.random.normal(key, (32, 256)))
             gradient = size * jax.random.normal(jax.random.fold_in(key, 1), (32, 256))
             update, state = tx.update(gradient, state)
             return state, jnp.abs(update).max()
@@ -610,7 +601,7 @@ def test_temporaries(storage):
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA made copies before jax 0.10")
-@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int16"])
+@pytest.mark.parametrize("storage", ["int8", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_temporaries_of_a_training_step(storage):
     """No more than those of the float32 optimizer."""
 

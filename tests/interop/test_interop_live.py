@@ -54,12 +54,17 @@ def test_arguments_have_their_names_order_and_defaults(library, name):
         assert actual[each].kind == parameter.kind, each
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("float64", marks=pytest.mark.slow),
+        pytest.param("float32", marks=pytest.mark.seldom),
+    ],
+)
 @pytest.mark.parametrize(("library", "name"), OPTIMIZERS)
 def test_random_settings_go_the_same_way(library, name, dtype):
     draw = trajectories.LIBRARIES[library][0]
-    every = 6 if name in trajectories.FEWER else 1
+    every = 6 if name in trajectories.FEWER else 2
     settings = [draw(name, index) for index in range(0, SETTINGS[dtype], every)]
     if library == "torch":
         expected = [trajectories.theirs_in_torch(name, each, dtype) for each in settings]

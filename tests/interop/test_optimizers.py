@@ -26,7 +26,7 @@ OPTIMIZERS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.seldom)])
 @pytest.mark.parametrize(("library", "name"), OPTIMIZERS)
 def test_replays_what_was_recorded(library, name, dtype):
     expected = RECORDED[f"{library} {name} {dtype}"]

@@ -19,6 +19,9 @@ NAMES = (
     "write_your_own_optimizer",
 )
 
+LONG = ("adaptive_methods_from_the_papers",)
+"""Some minutes."""
+
 
 def read(name):
     nbformat = pytest.importorskip("nbformat")
@@ -44,8 +47,13 @@ def test_what_it_shows_is_committed(name):
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 2_000_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.seldom if name in LONG else pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_it_runs(name):
     nbclient = pytest.importorskip("nbclient")
     if name == "from_pytorch":

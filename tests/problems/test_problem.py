@@ -158,7 +158,7 @@ def test_a_good_setting_reaches_the_target_about_halfway(name):
     assert 0.3 * problem.steps < step < 0.8 * problem.steps
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_good_setting_reaches_the_target_of_what_takes_longer(name):
     make, tx = FULL_SIZE[name]

@@ -80,14 +80,15 @@ EXPECTED = {
 """Promises that are not meant for some settings, with the reasons."""
 
 
+def how_often(case):
+    """Rules of each kind in the default run, every rule in the slow one, every variant seldom."""
+    if case in REPRESENTATIVES:
+        return ()
+    return pytest.mark.slow if case in FIRST else pytest.mark.seldom
+
+
 # Each is one test: what more than one promise looks at is compiled once.
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=[] if case in {*FIRST, *REPRESENTATIVES} else [pytest.mark.slow])
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=how_often(case)) for case in CASES])
 def test_promises(case):
     factory, settings = CASES[case]
     left_out = () if case in REPRESENTATIVES else OF_THE_LIFT
@@ -96,7 +97,7 @@ def test_promises(case):
     check_promises(tx, promises, Trial(tx), EXPECTED.get(case))
 
 
-@pytest.mark.slow
+@pytest.mark.seldom
 @pytest.mark.parametrize("case", [case for case in FIRST if case not in REPRESENTATIVES])
 def test_promises_of_the_lift(case):
     factory, settings = CASES[case]
@@ -114,7 +115,7 @@ def test_promises_of_a_port(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", REPRESENTATIVES)
+@pytest.mark.parametrize("case", [case for case in REPRESENTATIVES if "psgd_kron" not in case])
 def test_every_promise_as_users_compile(case):
     factory, settings = CASES[case]
     check_rule(bare(factory(**settings)))

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import adaptive_jax as aj
 
+KINDS_OF_MESHES = list(jax.sharding.AxisType)[:2]
 COMPARED = [
     ("sgd", {"momentum": 0.9}),
     ("adagrad", {}),
@@ -118,11 +119,17 @@ def test_a_second_trace_of_an_update_reuses_the_first():
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "make_mesh"),
     [
-        pytest.param(case, marks=[] if case in REPRESENTATIVES else [pytest.mark.slow])
-        for case in dict.fromkeys([*FIRST, *REPRESENTATIVES])
+        *itertools.product(REPRESENTATIVES, KINDS_OF_MESHES),
+        # Every rule on one of the two kinds.
+        *(
+            pytest.param(case, kind, marks=pytest.mark.slow)
+            for case, kind in zip(FIRST, itertools.cycle(KINDS_OF_MESHES))
+            if case not in REPRESENTATIVES
+        ),
     ],
+    indirect=["make_mesh"],
 )
 def test_the_state_is_sharded_like_its_parameters(case, make_mesh):
     factory, settings = CASES[case]

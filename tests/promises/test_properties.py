@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from catalogue import (
     CASES,
+    FIRST,
     ILL_CONDITIONED,
     PORTED,
     REPRESENTATIVES,
@@ -44,25 +45,39 @@ EVERYTHING = [*CASES, *PORTED, *WRAPPERS]
 DEFAULT = [*REPRESENTATIVES, *WRAPPERS]
 
 # In the default run and in the slow one, of all optimizers together: more of these take no longer.
-EXAMPLES = {"numbers": (1_000, 8_000), "trees": (300, 1_000)}
+EXAMPLES = {"numbers": (700, 6_000), "trees": (200, 700)}
+EXAMPLES_WITH_64_BITS = {"numbers": 2_000, "trees": 300}
 
 
 def parametrized(kind: str) -> Callable[[Any], Any]:
-    """Everything exported in the slow run; in the default run rules of each kind, with fewer examples.
+    """In the default run rules of each kind, with few examples; every rule in the slow one."""
+    default = math.ceil(EXAMPLES[kind][0] / len(DEFAULT))
+    in_default_run = [pytest.param(case, min(default, few(case)), id=case) for case in DEFAULT]
+    cases = in_default_run + everything(kind, EXAMPLES[kind][1], {*FIRST, *PORTED, *WRAPPERS})
+    return pytest.mark.parametrize(("case", "examples"), cases)
+
+
+def with_64_bits(kind: str) -> Callable[[Any], Any]:
+    """Rules of each kind in the slow run."""
+    cases = everything(kind, EXAMPLES_WITH_64_BITS[kind], {*DEFAULT})
+    return pytest.mark.parametrize(("case", "examples"), cases)
+
+
+def everything(kind: str, examples: int, in_slow_run: set[str]) -> list[Any]:
+    """Everything exported, in every variant, seldom where not in the slow run.
 
     Numbers of all sizes are not for a learning rate that grows as the square of a gradient.
     """
-    default = math.ceil(EXAMPLES[kind][0] / len(DEFAULT))
-    slow = math.ceil(EXAMPLES[kind][1] / len(EVERYTHING))
-    return pytest.mark.parametrize(
-        ("case", "examples"),
-        [pytest.param(case, min(default, few(case)), id=case) for case in DEFAULT]
-        + [
-            pytest.param(case, min(slow, few(case)), id=f"{case}-more", marks=pytest.mark.slow)
-            for case in EVERYTHING
-            if not (kind == "numbers" and "multiplicative=False" in case)
-        ],
-    )
+    each = math.ceil(examples / len(EVERYTHING))
+    return [
+        pytest.param(
+            *(case, min(each, few(case))),
+            id=f"{case}-more",
+            marks=pytest.mark.slow if case in in_slow_run else pytest.mark.seldom,
+        )
+        for case in EVERYTHING
+        if not (kind == "numbers" and "multiplicative=False" in case)
+    ]
 
 
 def few(case: str) -> int:
@@ -267,9 +282,13 @@ def check_numbers(case: str, examples: int, dtypes: tuple[Any, ...]) -> None:
 @parametrized("numbers")
 def test_numbers(case, examples):
     complex_too = (jnp.complex64,) if takes_complex(case) else ()
-    check_numbers(case, examples * 3 // 4, (jnp.float16, jnp.bfloat16, jnp.float32, *complex_too))
+    check_numbers(case, examples, (jnp.float16, jnp.bfloat16, jnp.float32, *complex_too))
+
+
+@with_64_bits("numbers")
+def test_numbers_of_64_bits(case, examples):
     with jax.enable_x64(True):
-        check_numbers(case, examples - examples * 3 // 4, (jnp.float64, jnp.float32))
+        check_numbers(case, examples, (jnp.float64, jnp.float32))
 
 
 # Trees
@@ -371,6 +390,10 @@ def check_trees(case: str, examples: int, dtypes: list[Any]) -> None:
 def test_trees(case, examples):
     dtypes = [jnp.float16, jnp.bfloat16, jnp.float32]
     complex_too = [jnp.complex64] if takes_complex(case) else []
-    check_trees(case, examples * 3 // 4, [*dtypes, *complex_too])
+    check_trees(case, examples, [*dtypes, *complex_too])
+
+
+@with_64_bits("trees")
+def test_trees_of_64_bits(case, examples):
     with jax.enable_x64(True):
-        check_trees(case, examples - examples * 3 // 4, [*dtypes, jnp.float64])
+        check_trees(case, examples, [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])

@@ -127,6 +127,9 @@ PARTS = {
     "accumulation": Part((ACCUMULATION,), at_least=5, calls=frozenset({"adam", "sgd"})),
 }
 
+MOST = ("optimizers", "sharding")
+"""The parts that call what is ours most; the others are run seldom."""
+
 
 def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, Any]:
     """Runs tests of the installed optax, and returns the plugin's report."""
@@ -160,8 +163,13 @@ def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, 
     return report
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in MOST else pytest.mark.seldom)
+        for name in PARTS
+    ],
+)
 def test_what_passes_with_optax_passes_with_ours(name, tmp_path):
     if name == "accumulation":
         pytest.importorskip("flax", reason="optax's tests of accumulation need flax")
