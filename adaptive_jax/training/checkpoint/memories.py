@@ -74,7 +74,8 @@ def memories_of(callbacks: Iterable[Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _can_be_saved(x: Any) -> bool:
-    is_array = isinstance(x, (jax.Array, np.ndarray))
+    # Of a masked array, the mask would be lost.
+    is_array = isinstance(x, (jax.Array, np.ndarray)) and not isinstance(x, np.ma.MaskedArray)
     is_of_numbers = is_array and any(jnp.issubdtype(x.dtype, kind) for kind in (np.number, bool))
     return is_number(x) or isinstance(x, str) or is_of_numbers
 

@@ -200,11 +200,15 @@ def test_callbacks_of_ones_own(tmp_path):
         ({3: 1}, "of type int for 3: .* each under a string"),
         ({"x": jax.random.key(0)}, "for 'x': a checkpoint keeps"),
         (
+            {"x": np.ma.array([1, 2], mask=[0, 1])},
+            "of type MaskedArray for 'x': a checkpoint keeps",
+        ),
+        (
             {"x": np.array(["a"])},
             "for 'x': a checkpoint keeps numbers, strings and arrays of numbers",
         ),
     ],
-    ids=["no dict", "a list", "no name", "a key", "an array of strings"],
+    ids=["no dict", "a list", "no name", "a key", "a masked array", "an array of strings"],
 )
 def test_a_memory_that_cannot_be_saved(memory, message, tmp_path):
     with pytest.raises(TypeError, match=message) as caught:
