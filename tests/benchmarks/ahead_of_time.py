@@ -8,6 +8,8 @@
     python tests/benchmarks/ahead_of_time.py cpu                    # the processor here, for comparison
     python tests/benchmarks/ahead_of_time.py cuda:h100 --trees layer --storages float32 --optimizers soap
     python tests/benchmarks/ahead_of_time.py tpu:v5e:2x2 --alone 768   # what matrix methods are made of
+    python tests/benchmarks/ahead_of_time.py tpu:v5e:2x2 --trees gpt \
+        --options xla_vf_vmem_max_outstanding_prefetches=0              # of the compiler
 
 A target is a backend and a topology: `tpu:v5e:2x2`, `tpu:v5p:2x2x1`, `tpu:v6e:2x2`, `cuda:h100`, and
 `cuda:h100:4` for four of them. Nothing is run, so nothing is timed but the compiler. Prints a table per
@@ -38,7 +40,7 @@ Storages are those of Adam's state: names of `storage=`, two of them joined by "
 
 Trees: square (4096, 4096), wide (4096, 4864), flat (4096 · 4864), deep (64, 512, 640), head (768, 50257),
 odd (4001, 5003), gpt (124 million parameters in 146 arrays), layer (12 arrays: a layer of it), many (1,000
-arrays of 3,500) and some (12 arrays of 4 shapes).
+arrays of 3,500), some (12 arrays of 4 shapes) and thin (a layer of width 256 in the place of 768).
 
 The JSON also says what is in the program of float64, and of calls of the host: neither should be.
 """
@@ -109,6 +111,7 @@ SHAPES: dict[str, Any] = {
     "layer": gpt_shapes(width=768, vocabulary=1, positions=1, layers=1)["layers"],
     "many": [(3_500,)] * 1_000,
     "some": [(1024, 4096), (4096, 1024), (1024, 1024), (40_000,)] * 3,
+    "thin": gpt_shapes(width=256, vocabulary=1, positions=1, layers=1)["layers"],
 }
 STORAGES = (
     "optax", "float32", "bfloat16", "int8", "int8+int16", "int8_tiles", "bfloat16+factored",
@@ -290,7 +293,14 @@ def operations(tx: Any, params: Any) -> float:
 
 
 def figures(
-    target: str, devices: list[Any], tree: str, storage: str, step: str, name: str, split: bool
+    target: str,
+    devices: list[Any],
+    tree: str,
+    storage: str,
+    step: str,
+    name: str,
+    split: bool,
+    options: dict[str, str],
 ) -> dict[str, Any]:
     """What the compiler makes of one step."""
     params, tx = params_of(tree, storage), make_optimizer(name, storage)
@@ -303,7 +313,7 @@ def figures(
     else:
         lowered = STEPS[step](tx, params, place)
     traced = clock()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=options)
     done = clock()
     text = compiled.as_text()
     found = traffic(text)
@@ -332,6 +342,7 @@ def figures(
         "host_calls": len(re.findall(HOST_CALL, text)),
         "trace_seconds": round(traced - start, 2),
         "compile_seconds": round(done - traced, 2),
+        **({"options": options} if options else {}),
     }
 
 
@@ -406,7 +417,10 @@ def written(path: Path, figures: list[dict[str, Any]]) -> None:
         kept = json.loads(path.read_text(encoding="utf-8"))
     if other := {n: v for n, v in kept["versions"].items() if own.get(n, v) != v}:
         raise ValueError(f"{path} is of other versions, {other}: give another file, or delete it.")
-    every = {tuple(each[name] for name in names): each for each in (*kept["figures"], *figures)}
+    every = {
+        (*(each[name] for name in names), *each.get("options", {}).items()): each
+        for each in (*kept["figures"], *figures)
+    }
     text = json.dumps({"versions": kept["versions"] | own, "figures": [*every.values()]}, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -416,7 +430,7 @@ def main() -> None:
     add = parser.add_argument
     add("targets", nargs="+", metavar="target", help="such as tpu:v5e:2x2, cuda:h100 and cpu")
     add("--storages", nargs="+", default=list(STORAGES), help="how Adam's state is kept")
-    add("--trees", nargs="+", choices=SHAPES, default=list(SHAPES)[:-1], help="the parameters")
+    add("--trees", nargs="+", choices=SHAPES, default=list(SHAPES)[:-2], help="the parameters")
     add(
         "--steps",
         nargs="+",
@@ -432,12 +446,14 @@ def main() -> None:
     )
     add("--split", action="store_true", help="split arrays over all devices of the target")
     add("--alone", type=int, metavar="SIZE", help="pieces of matrix methods in the place of steps")
+    add("--options", nargs="+", default=[], metavar="NAME=VALUE", help="of the compiler")
     add("--json", type=Path, help="a file for the figures")
     arguments = parser.parse_args()
     try:
         targets = {target: devices_of(target) for target in arguments.targets}
     except (ValueError, ImportError) as error:
         parser.error(str(error))
+    options = dict(each.split("=", 1) for each in arguments.options)
     found: list[dict[str, Any]] = []
     print(", ".join(f"{name} {version}" for name, version in versions().items()))
     for target, devices in targets.items():
@@ -452,7 +468,7 @@ def main() -> None:
             for tree, storage, step in itertools.product(
                 arguments.trees, arguments.storages, arguments.steps
             ):
-                one = figures(target, devices, tree, storage, step, name, arguments.split)
+                one = figures(target, devices, tree, storage, step, name, arguments.split, options)
                 found.append(one)
                 print("| " + " | ".join(row(one)) + " |", flush=True)
                 # Compilers and traces of the one have no part in the next one's time.
