@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 
 import adaptive_jax as aj
 from adaptive_jax import rules
@@ -287,6 +288,13 @@ FIRST = [
     if algorithm.whole or algorithm.rule not in {CATALOGUE[x].rule for x in WHOLE_OPTIMIZERS}
 ]
 """Every rule, once: the other preconditioners for chains are rules of a whole optimizer."""
+
+
+def how_often(case: str, in_default_run: Collection[str]) -> Any:
+    """The mark of a test that the default run has for some: every rule is slow, every variant seldom."""
+    if case in in_default_run:
+        return ()
+    return pytest.mark.slow if case in FIRST else pytest.mark.seldom
 
 
 def rules_of(tx: Any) -> list[aj.Rule]:

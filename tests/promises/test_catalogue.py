@@ -23,6 +23,7 @@ from catalogue import (
     exported_factories,
     exported_ports,
     extra_args_of,
+    how_often,
     kinds_of,
 )
 
@@ -80,15 +81,10 @@ EXPECTED = {
 """Promises that are not meant for some settings, with the reasons."""
 
 
-def how_often(case):
-    """Rules of each kind in the default run, every rule in the slow one, every variant seldom."""
-    if case in REPRESENTATIVES:
-        return ()
-    return pytest.mark.slow if case in FIRST else pytest.mark.seldom
-
-
 # Each is one test: what more than one promise looks at is compiled once.
-@pytest.mark.parametrize("case", [pytest.param(case, marks=how_often(case)) for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=how_often(case, REPRESENTATIVES)) for case in CASES]
+)
 def test_promises(case):
     factory, settings = CASES[case]
     left_out = () if case in REPRESENTATIVES else OF_THE_LIFT

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from catalogue import (
     CATALOGUE,
     FIRST,
     ILL_CONDITIONED,
+    how_often,
     label,
     required,
     rules_of,
@@ -43,17 +43,9 @@ DEFAULT = [
     for name in ("sgd", "adagrad", "rmsprop", "adam", "amsgrad", "radam", "clip_by_global_norm")
 ]
 
-
-def how_often(case: str) -> Any:
-    """Every rule in the slow run, every variant seldom."""
-    if case in DEFAULT:
-        return ()
-    return pytest.mark.slow if case in FIRST else pytest.mark.seldom
-
-
 each = pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=how_often(case)) for case in DIFFERENTIABLE],
+    [pytest.param(case, marks=how_often(case, DEFAULT)) for case in DIFFERENTIABLE],
 )
 
 
