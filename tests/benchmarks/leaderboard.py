@@ -1,6 +1,6 @@
 """Which optimizer to take: all of them at equal budgets, the page "Which optimizer" of the site.
 
-    python tests/benchmarks/leaderboard.py                    # some 3 hours; goes on where it was stopped
+    python tests/benchmarks/leaderboard.py                    # some 3 hours of a core; goes on where it was stopped
     python tests/benchmarks/leaderboard.py --minutes 20       # a piece of it
     python tests/benchmarks/leaderboard.py --quick            # 10 minutes: a small table, written nowhere
     python tests/benchmarks/leaderboard.py --page             # writes the page from the JSON alone
@@ -130,6 +130,8 @@ def problems() -> dict[str, aj.problems.Problem]:
 
 CHEAP = 4
 """How many of these are for all optimizers."""
+EVALUATIONS = {"residual network": 20}
+"""How often it is evaluated, where 100 times would take longer than the training."""
 
 
 def pieces(chosen: list[str] | None = None) -> Iterator[tuple[str, str]]:
@@ -154,7 +156,8 @@ def numbers(values: Any) -> Any:
 def measured(problem: aj.problems.Problem, name: str, settings: dict[str, int]) -> dict[str, Any]:
     """One optimizer on one problem: what was tried, and the runs of the best."""
     start = time.process_time()
-    options = {"tune_for": "final", "progress": False}
+    evaluations = EVALUATIONS.get(problem.name, 100)
+    options = {"tune_for": "final", "evaluations": evaluations, "progress": False}
     found = aj.compare({name: entry(name, problem.steps)}, problem, **options, **settings)
     finalist = found.finalists[problem.name][name]
     tried = [
