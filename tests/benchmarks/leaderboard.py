@@ -1,6 +1,6 @@
 """Which optimizer to take: all of them at equal budgets, the page "Which optimizer" of the site.
 
-    python tests/benchmarks/leaderboard.py                    # some 3 hours of a core; goes on where it was stopped
+    python tests/benchmarks/leaderboard.py                    # 3 hours of a core; goes on where it stopped
     python tests/benchmarks/leaderboard.py --minutes 20       # a piece of it
     python tests/benchmarks/leaderboard.py --quick            # 10 minutes: a small table, written nowhere
     python tests/benchmarks/leaderboard.py --page             # writes the page from the JSON alone
