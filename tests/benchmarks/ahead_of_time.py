@@ -453,6 +453,8 @@ def main() -> None:
         targets = {target: devices_of(target) for target in arguments.targets}
     except (ValueError, ImportError) as error:
         parser.error(str(error))
+    if wrong := [each for each in arguments.options if "=" not in each]:
+        parser.error(f"--options {wrong[0]}: give it a value, {wrong[0]}=…")
     options = dict(each.split("=", 1) for each in arguments.options)
     found: list[dict[str, Any]] = []
     print(", ".join(f"{name} {version}" for name, version in versions().items()))

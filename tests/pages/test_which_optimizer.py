@@ -56,6 +56,17 @@ def test_what_tuning_is_worth_and_how_wide_the_range_is():
     assert script.decades(run([[0.1]], rates=((),)), 0.2) is None
 
 
+def test_rates_are_counted_where_any_gets_to_the_target():
+    tried = ((0.3, 0.1),)
+    near, far = run([[0.1]], tried), run([[0.1]], tried) | {"steps": [["inf"]]}
+    problems = {
+        name: {"runs": {"sgd": found}, "target": target}
+        for name, found, target in (("near", near, 0.2), ("far", far, 0.01))
+    }
+    row = script.table({"problems": problems}, ["sgd"], ["near", "far"])[-1]
+    assert row == f"| `sgd` | 1.0 | 0.1 (10) | 0.1 (–) | {script.DECADES / 2} | 3.8e-06 |"
+
+
 def test_every_optimizer_is_run_or_left_out_with_a_reason():
     every = list(script.names())
     assert set(script.ASKED_FOR) <= set(every)

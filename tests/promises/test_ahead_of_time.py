@@ -137,10 +137,11 @@ def test_sums_over_all_arrays_are_exchanged_at_once(target, tmp_path):
             r"the topology 'h99' of the target 'cuda:h99' is not known: it is one of h100",
         ),
         ("npu", r"the target 'npu' begins with 'npu': it must be cpu, or begin with tpu: or cuda:"),
+        ("cpu --options fast", "--options fast: give it a value, fast=…"),
     ],
 )
 def test_targets_that_are_not_known(target, message):
-    done = run(target)
+    done = run(*target.split())
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
 

@@ -110,6 +110,7 @@ def test_promises_of_a_port(case):
     check_promises(tx, promises, Trial(tx))
 
 
+# PSGD-Kron alone would take as long as the others together.
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in REPRESENTATIVES if "psgd_kron" not in case])
 def test_every_promise_as_users_compile(case):

@@ -128,7 +128,7 @@ PARTS = {
 }
 
 MOST = ("optimizers", "sharding")
-"""The parts that call what is ours most; the others are run seldom."""
+"""The parts that call all that is ours; the others call a few of it, and are run seldom."""
 
 
 def run_tests(tests: Iterable[str], *options: str, outcomes: Path) -> dict[str, Any]:
